@@ -1,0 +1,45 @@
+/**
+ * One line per event to stderr, filtered by level, and by flag below that. A line has a stable shape:
+ * `2026-11-21T10:00:00.000Z WARNING nvmf: what happened and what it means`.
+ */
+export const LogLevel = { ERROR: 0, WARNING: 1, NOTICE: 2, INFO: 3, DEBUG: 4 } as const
+export type LogLevelName = keyof typeof LogLevel
+
+/** Components that may be made to speak at DEBUG level one by one (`-L`, `log_set_flag`). */
+export const LOG_FLAGS = ['app', 'bdev', 'nbd', 'nvme', 'nvmf', 'nvmf_tcp', 'reactor', 'rpc'] as const
+export type LogFlag = (typeof LOG_FLAGS)[number]
+
+/** What the operator may change while the daemon runs. Each thread has its own copy, kept equal by message. */
+export const logSettings = {
+  printLevel: 'NOTICE' as LogLevelName,
+  timestamps: true,
+  flags: new Set<LogFlag>(),
+  /** Where lines go; tests replace it. */
+  write: (line: string): void => void process.stderr.write(line),
+}
+
+export interface Logger {
+  error(message: string): void
+  warning(message: string): void
+  notice(message: string): void
+  info(message: string): void
+  debug(message: string): void
+}
+
+export function logger(flag: LogFlag): Logger {
+  const print = (level: LogLevelName, message: string): void => {
+    const wanted =
+      LogLevel[level] <= LogLevel[logSettings.printLevel] ||
+      (LogLevel[level] >= LogLevel.INFO && logSettings.flags.has(flag))
+    if (!wanted) return
+    const time = logSettings.timestamps ? `${new Date().toISOString()} ` : ''
+    logSettings.write(`${time}${level} ${flag}: ${message}\n`)
+  }
+  return {
+    error: message => print('ERROR', message),
+    warning: message => print('WARNING', message),
+    notice: message => print('NOTICE', message),
+    info: message => print('INFO', message),
+    debug: message => print('DEBUG', message),
+  }
+}

@@ -1,0 +1,27 @@
+import { defineConfig } from 'vitest/config'
+
+/** The two halves of the suite: `unit` needs no root and no peers, `integration` starts real programs. */
+export default defineConfig({
+  test: {
+    reporters: ['default'],
+    projects: [
+      {
+        test: {
+          name: 'unit',
+          include: ['test/**/*.test.ts'],
+          exclude: ['test/integration/**'],
+        },
+      },
+      {
+        test: {
+          name: 'integration',
+          include: ['test/integration/**/*.test.ts'],
+          testTimeout: 300_000,
+          hookTimeout: 300_000,
+          // Real guests and daemons compete for the same few cores: more files at once only makes all of them late.
+          maxWorkers: 2,
+        },
+      },
+    ],
+  },
+})
