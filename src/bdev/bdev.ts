@@ -1,0 +1,97 @@
+/**
+ * The contract that everything implements (drivers), wraps (filters) or serves (NVMe-oF, NBD, vhost).
+ *
+ * A device has two sides. The control thread holds a `BdevInfo`: plain data, cloned to every reactor. Each reactor opens
+ * a channel of its own to it, so the data path shares nothing and needs no lock. A driver is one object with a function
+ * for each side:
+ *
+ *   control thread                            reactor n
+ *   create(name, params) -> BdevInfo  ---->   openChannel(info, reactor) -> DriverChannel
+ *   destroy(info)                             submit(io) … io.complete(status) … close()
+ */
+import type { z } from 'zod'
+import type { Reactor } from '../reactor/reactor.ts'
+import type { Channel } from './channel.ts'
+import type { BdevIo, IoType } from './io.ts'
+
+/** A block device as plain data. What changes (size) is changed in place, by the registry only. */
+export interface BdevInfo {
+  readonly name: string
+  readonly aliases: readonly string[]
+  /** The driver's name: `null`, `aio`, `nvme` … */
+  readonly driver: string
+  /** As `product_name` in `bdev_get_bdevs`: `Null disk`, `Malloc disk`, `AIO disk` … */
+  readonly product: string
+  readonly uuid: string
+  /** In bytes: a power of two, 512 to 65536. */
+  readonly blockSize: number
+  /** In bytes: what the medium writes as one, at least `blockSize`. */
+  readonly physicalBlockSize: number
+  blockCount: number
+  /** What the driver does itself. The channel emulates compare, compare-and-write and write zeroes with the rest. */
+  readonly supports: ReadonlySet<IoType>
+  /** True when a completed write may be lost on power failure until a flush: hosts are told of a volatile cache. */
+  readonly writeCache: boolean
+  readonly readOnly: boolean
+  /** Names of the devices underneath: a filter's base. They are claimed, and their removal removes this device. */
+  readonly bases: readonly string[]
+  /** The driver's own: whatever its channels need (a file descriptor, an address). Cloned to the reactors. */
+  readonly device: unknown
+  /** As `driver_specific` in `bdev_get_bdevs`. */
+  readonly driverSpecific: Readonly<Record<string, unknown>>
+}
+
+/** A driver's end of a channel. All calls come from the reactor's own thread. */
+export interface DriverChannel {
+  /**
+   * Starts an I/O whose range is already checked and whose type the device supports, and completes it exactly once.
+   * Never completes it inside this call in a way that the owner could see: `complete` queues.
+   */
+  submit(io: BdevIo): void
+  /**
+   * Asks for the early end of an outstanding I/O, or of all when `io` is null. What can be stopped is completed with
+   * `COMMAND_ABORT_REQUESTED`; what cannot completes in its own time. A device whose I/O could be outstanding for ever
+   * (delay, a lost path) must end it here.
+   */
+  abort(io: BdevIo | null): void
+  /**
+   * True when a READ may be submitted with an empty segment list: the device then points the list at its own memory, and
+   * the data stays there until `Channel.release`. This is how memory reaches a socket without a copy.
+   */
+  readonly lends: boolean
+  /** Nothing is outstanding any more. */
+  close(): void
+}
+
+/** What a driver or a filter may use on the reactor. */
+export interface ChannelContext {
+  readonly reactor: Reactor
+  /** Opens a channel to another device (a filter's base). Throws `RpcError` ENODEV when there is none of that name. */
+  open(name: string): Channel
+  close(channel: Channel): void
+}
+
+export interface Driver<Params = unknown> {
+  /** Names the methods `bdev_<name>_create` and `bdev_<name>_delete`. */
+  readonly name: string
+  /** One sentence, for help and reference. */
+  readonly summary: string
+  readonly params: z.ZodType<Params>
+  /** On the control thread. Throws `RpcError` with the object, both values and the remedy. */
+  create(name: string, params: Params, control: DriverControl): Promise<BdevInfo> | BdevInfo
+  /** On the reactor that is to use the device. */
+  openChannel(info: BdevInfo, context: ChannelContext): DriverChannel
+  /** On the control thread, after every channel is closed. */
+  destroy?(info: BdevInfo): Promise<void> | void
+}
+
+/** What a driver's control side may use. */
+export interface DriverControl {
+  /** The device of that name; throws `RpcError` ENODEV naming the ones there are. */
+  get(name: string): BdevInfo
+}
+
+/** Declares a driver; only here so that its parameters' type is inferred. */
+export function defineDriver<Params>(driver: Driver<Params>): Driver<Params> {
+  return driver
+}

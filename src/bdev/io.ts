@@ -1,0 +1,120 @@
+/** One I/O to a block device: what is asked, where the data is, and who hears of the end. */
+import { assert } from '../core/assert.ts'
+import type { Channel } from './channel.ts'
+
+export const IoType = {
+  READ: 0,
+  WRITE: 1,
+  FLUSH: 2,
+  /** Zeroes a range; reads of it return zeroes afterwards. */
+  WRITE_ZEROES: 3,
+  /** Gives a range back; what it reads as afterwards is up to the device. */
+  UNMAP: 4,
+  /** Compares the data with the device: `COMPARE_FAILURE` when they differ. */
+  COMPARE: 5,
+  /**
+   * Compares the first half of the data with the device and, if equal, writes the second half, as one. The segments
+   * hold both halves: `2 * blockCount` blocks.
+   */
+  COMPARE_AND_WRITE: 6,
+  /** Ends everything outstanding on the channel and leaves the device usable. */
+  RESET: 7,
+} as const
+export type IoType = (typeof IoType)[keyof typeof IoType]
+
+/** In the order of the numbers, as they appear in `bdev_get_bdevs`. */
+export const IO_TYPE_NAMES = [
+  'read',
+  'write',
+  'flush',
+  'write_zeroes',
+  'unmap',
+  'compare',
+  'compare_and_write',
+  'reset',
+] as const
+
+/** Where data lies: a list of (address, length in bytes) in this process's address space. */
+export class Segments {
+  count = 0
+  readonly addresses: Float64Array
+  readonly lengths: Float64Array
+
+  constructor(capacity: number) {
+    this.addresses = new Float64Array(capacity)
+    this.lengths = new Float64Array(capacity)
+  }
+
+  get capacity(): number {
+    return this.addresses.length
+  }
+
+  /** Makes the list one segment. */
+  set(address: number, length: number): void {
+    this.addresses[0] = address
+    this.lengths[0] = length
+    this.count = 1
+  }
+
+  push(address: number, length: number): void {
+    assert(this.count < this.addresses.length, `no more than ${this.addresses.length} segments`)
+    this.addresses[this.count] = address
+    this.lengths[this.count] = length
+    this.count++
+  }
+
+  get totalBytes(): number {
+    let total = 0
+    for (let i = 0; i < this.count; i++) total += this.lengths[i]!
+    return total
+  }
+}
+
+/** Hears of the end of I/Os that it submitted. */
+export interface IoOwner {
+  /** Called once for each I/O, in the reactor's round, never from inside `submit`. The owner has the I/O back. */
+  ioDone(io: BdevIo): void
+}
+
+/**
+ * A pooled request. The owner fills it and submits it to a channel; from then until `ioDone` it belongs to the device,
+ * which may touch its data until it calls `complete` and no longer.
+ */
+export class BdevIo {
+  type: IoType = IoType.READ
+  /** A write must be on stable storage when it completes (FUA). */
+  fua = false
+  firstBlock = 0
+  blockCount = 0
+  /** The data. A filter may let its own request point to its parent's list. */
+  segments: Segments
+  /** The NVMe status it ended with: status code type * 256 + status code. Valid in `ioDone`. */
+  status = 0
+  /** For the owner: which of its requests this is. */
+  tag = 0
+  /** For the device while the I/O is its own: a slot number, a parent, a place in a queue. */
+  deviceTag = 0
+  context: unknown = null
+
+  owner: IoOwner
+  /** Set by `Channel.submit`. */
+  channel: Channel | null = null
+  /** When it was submitted, in the reactor's microseconds. */
+  submittedUs = 0
+  /** Intrusive list of the reactor's completion queue, and of whoever holds the I/O in between. */
+  next: BdevIo | null = null
+
+  constructor(owner: IoOwner, segmentCapacity = 1) {
+    this.owner = owner
+    this.segments = new Segments(segmentCapacity)
+  }
+
+  /**
+   * Ends the I/O with an NVMe status (`Status` in `spec/nvme.ts`). Queued: the owner hears in the reactor's next round.
+   * Called exactly once for each submit.
+   */
+  complete(status: number): void {
+    this.status = status
+    this.channel!.completed(this)
+  }
+}

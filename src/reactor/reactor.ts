@@ -1,0 +1,135 @@
+/**
+ * A reactor: one thread's polling loop. One round is the whole unit of progress:
+ *
+ *   reap completions of the ring -> pollers -> completions queued by devices -> flush what became dirty -> enter the ring
+ *
+ * Production calls `poll` in a loop (`worker.ts`), tests call it by hand, the simulation calls it from a seed.
+ */
+import type { TimerHeap } from '../core/clock.ts'
+import type { Arena, BufferPool } from '../sys/memory.ts'
+import type { Uring } from '../sys/uring.ts'
+import type { Network } from './network.ts'
+import type { Port } from './port.ts'
+
+/** Does a bounded amount of work without waiting, and says how many events it handled. */
+export type Poller = () => number
+
+/** Something that gathers work during a round and hands it on at the end, once. */
+export interface Flushable {
+  flush(): void
+}
+
+/** What was completed and waits for its owner to hear: linked by `next`. */
+export interface Deliverable {
+  next: Deliverable | null
+  deliver(): void
+}
+
+export interface ReactorParts {
+  /** From 0; `reactor_0` is also its name in statistics. */
+  readonly index: number
+  readonly clock: TimerHeap
+  readonly network: Network
+  readonly arena: Arena
+  readonly buffers: BufferPool
+  /** To the control thread. */
+  readonly control: Port
+  /** The kernel's ring; a simulated reactor has none, and devices that need it say so. */
+  readonly ring: Uring | null
+}
+
+export class Reactor {
+  readonly index: number
+  readonly clock: TimerHeap
+  readonly network: Network
+  readonly arena: Arena
+  readonly buffers: BufferPool
+  readonly control: Port
+  readonly ring: Uring | null
+
+  /**
+   * How many requests wait for something that becomes readable on no descriptor (a promise of user code): while there
+   * are any, the reactor sleeps for at most a millisecond at a time.
+   */
+  awaited = 0
+  /** Rounds that did something, and rounds that found nothing. */
+  busyRounds = 0
+  idleRounds = 0
+
+  readonly #pollers: Poller[] = []
+  #dirty: Flushable[] = []
+  #flushing: Flushable[] = []
+  #firstDone: Deliverable | null = null
+  #lastDone: Deliverable | null = null
+
+  constructor(parts: ReactorParts) {
+    this.index = parts.index
+    this.clock = parts.clock
+    this.network = parts.network
+    this.arena = parts.arena
+    this.buffers = parts.buffers
+    this.control = parts.control
+    this.ring = parts.ring
+  }
+
+  addPoller(poller: Poller): void {
+    this.#pollers.push(poller)
+  }
+
+  removePoller(poller: Poller): void {
+    const index = this.#pollers.indexOf(poller)
+    if (index >= 0) this.#pollers.splice(index, 1)
+  }
+
+  /** Has `flushable.flush()` called at the end of this round. The caller sees to it that it registers once a round. */
+  flushLater(flushable: Flushable): void {
+    this.#dirty.push(flushable)
+  }
+
+  /** Queues a completion: its owner hears in this round or the next, never from inside this call. */
+  deliverLater(done: Deliverable): void {
+    done.next = null
+    if (this.#lastDone === null) this.#firstDone = done
+    else this.#lastDone.next = done
+    this.#lastDone = done
+  }
+
+  /** One round. Returns the number of events handled. */
+  poll(): number {
+    let events = this.ring === null ? 0 : this.ring.reap()
+    const pollers = this.#pollers
+    for (let i = 0; i < pollers.length; i++) events += pollers[i]!()
+    events += this.#deliver()
+    if (this.#dirty.length > 0) this.#flush()
+    if (this.ring !== null) this.ring.enter()
+    if (events > 0) this.busyRounds++
+    else this.idleRounds++
+    return events
+  }
+
+  /** True when nothing is queued within the reactor itself, so that it may sleep. */
+  get isQuiet(): boolean {
+    return this.#firstDone === null && this.#dirty.length === 0
+  }
+
+  /** Delivers what was completed so far; what completes meanwhile waits behind it, up to a bound. */
+  #deliver(): number {
+    let delivered = 0
+    for (let done = this.#firstDone; done !== null && delivered < 4096; done = this.#firstDone) {
+      this.#firstDone = done.next
+      if (this.#firstDone === null) this.#lastDone = null
+      done.next = null
+      delivered++
+      done.deliver()
+    }
+    return delivered
+  }
+
+  #flush(): void {
+    const dirty = this.#dirty
+    this.#dirty = this.#flushing
+    this.#flushing = dirty
+    for (let i = 0; i < dirty.length; i++) dirty[i]!.flush()
+    dirty.length = 0
+  }
+}

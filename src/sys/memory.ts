@@ -1,0 +1,145 @@
+/**
+ * Memory by address. All threads of the process share one address space: memory mapped in one is viewed in another by
+ * its address alone, so an (address, length) pair is what layers hand to each other.
+ */
+import { assert } from '../core/assert.ts'
+import { SysError } from '../core/errors.ts'
+import { memcmp, memcpy, memset, mmap, munmap, viewMemory } from './libc.ts'
+
+export { memcmp, memcpy, memset }
+
+const PROT_READ_WRITE = 3
+const MAP_PRIVATE_ANONYMOUS_NORESERVE = 0x02 | 0x20 | 0x4000
+const GIB = 2 ** 30
+const WINDOW_ALIGNMENT = 2 ** 32
+
+/**
+ * One GiB of address space around each address that was asked for, viewed on first use and kept. Views over more are
+ * slow (indexes beyond 2^31) or abort the process (Node 20 over 4 GiB). A view of what is not mapped is harmless until
+ * it is touched.
+ */
+const windows = new Map<number, Uint8Array<ArrayBuffer>>()
+
+function windowOf(address: number): Uint8Array<ArrayBuffer> {
+  const number = Math.floor(address / GIB)
+  let window = windows.get(number)
+  if (window === undefined) {
+    window = new Uint8Array(viewMemory(number * GIB, GIB))
+    windows.set(number, window)
+  }
+  return window
+}
+
+/**
+ * The bytes at `address` as a view, valid for as long as the memory is mapped. Allocates a small object: on the
+ * innermost paths use `memcpy` and friends, or a view of an arena made at start.
+ */
+export function bytesAt(address: number, size: number): Uint8Array<ArrayBuffer> {
+  const offset = address % GIB
+  if (offset + size > GIB) return new Uint8Array(viewMemory(address, size))
+  return windowOf(address).subarray(offset, offset + size)
+}
+
+/** As `bytesAt`, as a `DataView` for field objects. */
+export function viewAt(address: number, size: number): DataView<ArrayBuffer> {
+  const { buffer, byteOffset } = bytesAt(address, size)
+  return new DataView(buffer, byteOffset, size)
+}
+
+/** Private zeroed memory, not backed until it is touched. Returns its address. */
+export function mapAnonymous(sizeBytes: number): number {
+  const address = mmap(0, sizeBytes, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS_NORESERVE, -1, 0)
+  if (address < 0) throw new SysError('mmap', -address, `of ${sizeBytes} bytes`)
+  return address
+}
+
+export function unmap(address: number, sizeBytes: number): void {
+  const result = munmap(address, sizeBytes)
+  assert(result === 0, `munmap of our own mapping succeeds, not ${result}`)
+}
+
+/**
+ * A window of at most 1 GiB at an address that is a multiple of 4 GiB: an offset into its typed arrays is the low half
+ * of the address, and the high half is a constant. Space is handed out once and never taken back.
+ */
+export class Arena {
+  readonly base: number
+  readonly sizeBytes: number
+  readonly view: DataView<ArrayBuffer>
+  readonly u8: Uint8Array<ArrayBuffer>
+  readonly i32: Int32Array<ArrayBuffer>
+  readonly f64: Float64Array<ArrayBuffer>
+  #used = 0
+
+  constructor(sizeBytes: number) {
+    assert(sizeBytes % 4096 === 0 && sizeBytes <= GIB, `${sizeBytes} bytes are whole pages, at most 1 GiB`)
+    // Reserve enough to find an aligned address inside, then give the rest back.
+    const reserved = sizeBytes + WINDOW_ALIGNMENT
+    const start = mapAnonymous(reserved)
+    this.base = Math.ceil(start / WINDOW_ALIGNMENT) * WINDOW_ALIGNMENT
+    if (this.base > start) unmap(start, this.base - start)
+    const end = this.base + sizeBytes
+    if (start + reserved > end) unmap(end, start + reserved - end)
+    this.sizeBytes = sizeBytes
+    const buffer = viewMemory(this.base, sizeBytes)
+    this.view = new DataView(buffer)
+    this.u8 = new Uint8Array(buffer)
+    this.i32 = new Int32Array(buffer)
+    this.f64 = new Float64Array(buffer)
+  }
+
+  /** The address of `sizeBytes` zeroed bytes, or 0 when the arena is used up. */
+  allocate(sizeBytes: number, alignment = 64): number {
+    const offset = Math.ceil(this.#used / alignment) * alignment
+    if (offset + sizeBytes > this.sizeBytes) return 0
+    this.#used = offset + sizeBytes
+    return this.base + offset
+  }
+
+  /** The offset of one of the arena's own addresses within its views. */
+  offsetOf(address: number): number {
+    return address - this.base
+  }
+
+  close(): void {
+    unmap(this.base, this.sizeBytes)
+  }
+}
+
+/**
+ * Data buffers of one reactor, in a few sizes, carved from its arena as they are first needed and kept for ever.
+ * Exhaustion returns 0: the caller keeps the request waiting, which is back-pressure.
+ */
+export class BufferPool {
+  /** The largest buffer there is, in bytes. */
+  static readonly MAX_SIZE = 1 << 20
+
+  readonly #arena: Arena
+  readonly #classes = [4096, 16384, 65536, 131072, 1 << 18, BufferPool.MAX_SIZE].map(size => ({
+    size,
+    free: [] as number[],
+  }))
+
+  constructor(arena: Arena) {
+    this.#arena = arena
+  }
+
+  /** The address of a page-aligned buffer of at least `sizeBytes` (at most `MAX_SIZE`), or 0 when there is none. */
+  acquire(sizeBytes: number): number {
+    const { size, free } = this.#classOf(sizeBytes)
+    return free.pop() ?? this.#arena.allocate(size, 4096)
+  }
+
+  /** `sizeBytes` as given to `acquire`. */
+  release(address: number, sizeBytes: number): void {
+    this.#classOf(sizeBytes).free.push(address)
+  }
+
+  #classOf(sizeBytes: number): { readonly size: number; readonly free: number[] } {
+    const classes = this.#classes
+    for (let i = 0; i < classes.length; i++) {
+      if (sizeBytes <= classes[i]!.size) return classes[i]!
+    }
+    throw new RangeError(`${sizeBytes} bytes fit into the largest buffer, ${BufferPool.MAX_SIZE}`)
+  }
+}
