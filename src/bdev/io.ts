@@ -1,5 +1,6 @@
 /** One I/O to a block device: what is asked, where the data is, and who hears of the end. */
 import { assert } from '../core/assert.ts'
+import type { Deliverable } from '../reactor/reactor.ts'
 import type { Channel } from './channel.ts'
 
 export const IoType = {
@@ -22,7 +23,7 @@ export const IoType = {
 } as const
 export type IoType = (typeof IoType)[keyof typeof IoType]
 
-/** In the order of the numbers, as they appear in `bdev_get_bdevs`. */
+/** In the order of the numbers, named as in `bdev_get_bdevs`. */
 export const IO_TYPE_NAMES = [
   'read',
   'write',
@@ -80,12 +81,17 @@ export interface IoOwner {
  * A pooled request. The owner fills it and submits it to a channel; from then until `ioDone` it belongs to the device,
  * which may touch its data until it calls `complete` and no longer.
  */
-export class BdevIo {
+export class BdevIo implements Deliverable {
   type: IoType = IoType.READ
   /** A write must be on stable storage when it completes (FUA). */
   fua = false
   firstBlock = 0
   blockCount = 0
+  /**
+   * A READ on a lending channel that comes with no segments: the device points the list at its own memory. Set by the
+   * owner; after success it owes the channel a `release`.
+   */
+  lent = false
   /** The data. A filter may let its own request point to its parent's list. */
   segments: Segments
   /** The NVMe status it ended with: status code type * 256 + status code. Valid in `ioDone`. */
@@ -102,7 +108,7 @@ export class BdevIo {
   /** When it was submitted, in the reactor's microseconds. */
   submittedUs = 0
   /** Intrusive list of the reactor's completion queue, and of whoever holds the I/O in between. */
-  next: BdevIo | null = null
+  next: Deliverable | null = null
 
   constructor(owner: IoOwner, segmentCapacity = 1) {
     this.owner = owner
@@ -116,5 +122,10 @@ export class BdevIo {
   complete(status: number): void {
     this.status = status
     this.channel!.completed(this)
+  }
+
+  /** For the reactor only. */
+  deliver(): void {
+    this.owner.ioDone(this)
   }
 }

@@ -67,7 +67,8 @@ export const madvise = (address: number, size: number, advice: number): number =
 export const eventfd = (): number => failing(raw.eventfd(0, 0o2000000 | 0o4000))
 
 export const close = (fd: number): number => failing(raw.close(fd))
-export const read = (fd: number, address: number, size: number): number => failing(raw.read(fd, address, size))
+export const read = (fd: number, address: number, size: number): number =>
+  failing(raw.read(fd, address, size))
 export const write = (fd: number, address: number, size: number): number =>
   failing(raw.write(fd, address, size))
 export const preadv = (fd: number, iovecs: number, count: number, offset: number): number =>
@@ -89,7 +90,8 @@ export const ioctl = (fd: number, request: number, argument: number): number =>
 
 export const socket = (domain: number, type: number, protocol: number): number =>
   failing(raw.socket(domain, type, protocol))
-export const bind = (fd: number, address: number, size: number): number => failing(raw.bind(fd, address, size))
+export const bind = (fd: number, address: number, size: number): number =>
+  failing(raw.bind(fd, address, size))
 export const listen = (fd: number, backlog: number): number => failing(raw.listen(fd, backlog))
 export const shutdown = (fd: number, how: number): number => failing(raw.shutdown(fd, how))
 export const setsockopt = (fd: number, level: number, name: number, value: number, size: number): number =>
