@@ -1,0 +1,21 @@
+/** Exclusive locks on files, by flock(2): the kernel drops them when the process dies, however it dies. */
+import { closeSync, openSync } from 'node:fs'
+import { constants } from 'node:os'
+import { SysError } from '../core/errors.ts'
+import { flock } from './libc.ts'
+
+const LOCK_EX = 2
+const LOCK_NB = 4
+
+/**
+ * Locks the file, creating it when it is absent, and returns how to release it; undefined when another holder has it.
+ * The file stays: removing it would let two processes lock two files of one name.
+ */
+export function lockFile(path: string): (() => void) | undefined {
+  const fd = openSync(path, 'a', 0o600)
+  const result = flock(fd, LOCK_EX | LOCK_NB)
+  if (result === 0) return () => closeSync(fd)
+  closeSync(fd)
+  if (result === -constants.errno.EWOULDBLOCK) return undefined
+  throw new SysError('flock', -result, path)
+}
