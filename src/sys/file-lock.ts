@@ -1,5 +1,5 @@
 /** Exclusive locks on files, by flock(2): the kernel drops them when the process dies, however it dies. */
-import { closeSync, openSync } from 'node:fs'
+import { closeSync, constants as files, openSync } from 'node:fs'
 import { constants } from 'node:os'
 import { SysError } from '../core/errors.ts'
 import { flock } from './libc.ts'
@@ -12,7 +12,8 @@ const LOCK_NB = 4
  * The file stays: removing it would let two processes lock two files of one name.
  */
 export function lockFile(path: string): (() => void) | undefined {
-  const fd = openSync(path, 'a', 0o600)
+  // Locks lie beside sockets in directories that everybody may write to: never follow a link that somebody left there.
+  const fd = openSync(path, files.O_WRONLY | files.O_CREAT | files.O_NOFOLLOW, 0o600)
   const result = flock(fd, LOCK_EX | LOCK_NB)
   if (result === 0) return () => closeSync(fd)
   closeSync(fd)

@@ -1,0 +1,36 @@
+/** The name that somebody probably meant: the one with the fewest edits, or undefined when none is near. */
+export function closest(typed: string, names: Iterable<string>): string | undefined {
+  let best: string | undefined
+  // A third of the letters may be wrong; more and the guess would be noise.
+  let bestDistance = Math.max(1, Math.floor(typed.length / 3)) + 1
+  for (const name of names) {
+    const distance = editDistance(typed, name)
+    if (distance < bestDistance) {
+      best = name
+      bestDistance = distance
+    }
+  }
+  return best
+}
+
+/** Ready to be put behind a message: `; did you mean X?`, or nothing. */
+export function didYouMean(typed: string, names: Iterable<string>): string {
+  const name = closest(typed, names)
+  return name === undefined ? '' : `; did you mean ${name}?`
+}
+
+/** Levenshtein's distance, one row at a time. */
+function editDistance(a: string, b: string): number {
+  // Names longer than this come from nobody's keyboard, and the work is the product of both lengths.
+  if (a.length > 128 || b.length > 128) return Number.POSITIVE_INFINITY
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j)
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i]
+    for (let j = 1; j <= b.length; j++) {
+      const change = a[i - 1] === b[j - 1] ? 0 : 1
+      next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + change))
+    }
+    row = next
+  }
+  return row[b.length]!
+}
