@@ -15,7 +15,14 @@ export function lockFile(path: string): (() => void) | undefined {
   // Locks lie beside sockets in directories that everybody may write to: never follow a link that somebody left there.
   const fd = openSync(path, files.O_WRONLY | files.O_CREAT | files.O_NOFOLLOW, 0o600)
   const result = flock(fd, LOCK_EX | LOCK_NB)
-  if (result === 0) return () => closeSync(fd)
+  if (result === 0) {
+    let held = true
+    return () => {
+      // Closing twice could close somebody else's file, which has got the same number since.
+      if (held) closeSync(fd)
+      held = false
+    }
+  }
   closeSync(fd)
   if (result === -constants.errno.EWOULDBLOCK) return undefined
   throw new SysError('flock', -result, path)

@@ -1,5 +1,5 @@
 import { mkdtempSync, rmSync } from 'node:fs'
-import { createConnection, type Socket } from 'node:net'
+import { createConnection, type Socket, type TcpNetConnectOpts } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { onTestFinished } from 'vitest'
@@ -141,8 +141,8 @@ export class RawClient {
   received = ''
   readonly closed: Promise<void>
 
-  constructor(path: string) {
-    this.socket = createConnection(path)
+  constructor(address: string | TcpNetConnectOpts) {
+    this.socket = createConnection(typeof address === 'string' ? { path: address } : address)
     this.socket.on('data', chunk => {
       this.received += chunk.toString('latin1')
     })
