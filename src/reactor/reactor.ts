@@ -1,7 +1,7 @@
 /**
  * A reactor: one thread's polling loop. One round is the whole unit of progress:
  *
- *   reap completions of the ring -> pollers -> completions queued by devices -> flush what became dirty -> enter the ring
+ *   reap completions of the ring -> timers -> pollers -> completions queued by devices -> flush what became dirty -> enter the ring
  *
  * Production calls `poll` in a loop (`worker.ts`), tests call it by hand, the simulation calls it from a seed.
  */
@@ -100,6 +100,7 @@ export class Reactor {
   poll(): number {
     this.nowUs = this.clock.nowUs()
     let events = this.ring === null ? 0 : this.ring.reap()
+    if (this.clock.nextDueUs() <= this.nowUs) events += this.clock.fireDue()
     const pollers = this.#pollers
     for (let i = 0; i < pollers.length; i++) events += pollers[i]!()
     events += this.#deliver()

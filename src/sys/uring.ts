@@ -164,7 +164,10 @@ export class Uring {
     token: number,
     priority = 0,
   ): void {
-    if (((this.#tail - Atomics.load(this.#ring, this.#sqHeadAt)) | 0) >= this.#entries) this.#submit(0)
+    if (this.#pending() >= this.#entries) {
+      this.#submit(0)
+      assert(this.#pending() < this.#entries, 'the kernel takes entries from a full queue')
+    }
     const sqes = this.#sqes
     const at = (this.#tail & this.#sqMask) * SQE_WORDS
     sqes[at] = opcode | (priority << 16)
@@ -214,7 +217,7 @@ export class Uring {
 
   /** Gives what was prepared to the kernel and lets it post what is due. No system call when there is neither. */
   enter(): void {
-    const pending = (this.#tail - Atomics.load(this.#ring, this.#sqHeadAt)) | 0
+    const pending = this.#pending()
     const due = Atomics.load(this.#ring, this.#sqFlagsAt) & (SqFlag.TASKRUN | SqFlag.CQ_OVERFLOW)
     if (pending > 0 || due !== 0) this.#submit(Enter.GETEVENTS)
   }
@@ -225,7 +228,7 @@ export class Uring {
     Timespec.seconds.set(this.#waitTime, 0, Math.floor(timeoutUs / 1e6))
     Timespec.nanoseconds.set(this.#waitTime, 0, Math.floor(timeoutUs % 1e6) * 1000)
     Atomics.store(this.#ring, this.#sqTailAt, this.#tail)
-    const pending = (this.#tail - Atomics.load(this.#ring, this.#sqHeadAt)) | 0
+    const pending = this.#pending()
     const flags = this.#enterFlags | Enter.GETEVENTS | Enter.EXT_ARG
     const result = syscall(
       SYS_IO_URING_ENTER,
@@ -242,15 +245,25 @@ export class Uring {
     )
   }
 
+  /** Lets the ring's kernel workers run on the processors in the bit mask at `mask`. Best effort. */
+  setWorkerAffinity(mask: number, sizeBytes: number): void {
+    syscall(SYS_IO_URING_REGISTER, this.#fd, Register.IOWQ_AFF, mask, sizeBytes, 0, 0)
+  }
+
   /** Ends the ring and everything outstanding in it. */
   close(): void {
     close(this.#fd)
     for (const { address, size } of this.#mappings) munmap(address, size)
   }
 
+  /** Entries that the kernel has not taken yet. */
+  #pending(): number {
+    return (this.#tail - Atomics.load(this.#ring, this.#sqHeadAt)) | 0
+  }
+
   #submit(flags: number): void {
     Atomics.store(this.#ring, this.#sqTailAt, this.#tail)
-    const pending = (this.#tail - Atomics.load(this.#ring, this.#sqHeadAt)) | 0
+    const pending = this.#pending()
     const result = syscall(SYS_IO_URING_ENTER, this.#registered, pending, 0, this.#enterFlags | flags, 0, 0)
     // What is not taken now (a full completion queue, a signal, no memory) stays in the queue for the next round.
     assert(

@@ -1,0 +1,123 @@
+/**
+ * A reactor as a thread: spins while there is work, sleeps in its ring when there is none.
+ *
+ *   turn: 256 rounds  --setImmediate-->  turn  --setImmediate-->  turn …
+ *     nothing found for `spinUs`: block in the ring until something completes, a timer is due or the doorbell rings
+ *
+ * Between turns Node's own loop runs: messages of the control thread, promises, user code.
+ */
+import { cpus } from 'node:os'
+import { parentPort, workerData } from 'node:worker_threads'
+import { assert } from '../core/assert.ts'
+import { TimerHeap } from '../core/clock.ts'
+import { errnoName, SysError } from '../core/errors.ts'
+import { LOG_FLAGS, type LogLevelName, logger, logSettings } from '../core/log.ts'
+import { CqeFlag } from '../spec/io-uring.ts'
+import { setAffinity } from '../sys/libc.ts'
+import { Arena, BufferPool, viewAt } from '../sys/memory.ts'
+import { Uring } from '../sys/uring.ts'
+import { ChannelPort } from './message-port.ts'
+import { Reactor } from './reactor.ts'
+import type { ReactorOptions } from './thread.ts'
+import { UringNetwork } from './uring-network.ts'
+
+const ROUNDS_PER_TURN = 256
+/** After a wake-up Node's loop gets this many turns before the thread may block again: messages need two. */
+const TURNS_AFTER_WAKE = 3
+const SLEEP_US_MAX = 250_000
+/** While a promise of user code is awaited, Node's own timers and sockets must be looked at this often. */
+const AWAITED_SLEEP_US_MAX = 1000
+const RING = { entries: 4096, completions: 16384 }
+
+/** Builds a reactor from what the thread was started with, lets `build` put services on it, and runs it for ever. */
+export function runReactor(build: (reactor: Reactor, application: unknown) => void): void {
+  const options = workerData as ReactorOptions
+  assert(parentPort, 'a reactor runs in a worker thread')
+  logSettings.printLevel = options.log.printLevel as LogLevelName
+  logSettings.timestamps = options.log.timestamps
+  logSettings.flags = new Set(LOG_FLAGS.filter(flag => options.log.flags.includes(flag)))
+
+  const arena = new Arena(options.arenaBytes)
+  const scratch = arena.allocate(128)
+  if (options.cpu >= 0) stayOn(options.cpu, scratch)
+  const ring = new Uring(arena, RING)
+  if (options.cpu >= 0) freeRingWorkers(ring, scratch)
+  const clock = new TimerHeap(() => performance.now() * 1000)
+  const network = new UringNetwork(ring, arena)
+  const control = new ChannelPort(parentPort)
+  const reactor = new Reactor({
+    index: options.index,
+    clock,
+    network,
+    arena,
+    buffers: new BufferPool(arena),
+    control,
+    ring,
+  })
+  network.attach(reactor)
+  ringDoorbell(ring, options.doorbell)
+  control.on('reactor.ready', () => true)
+  control.on<ReactorOptions['log']>('reactor.log', log => {
+    logSettings.printLevel = log.printLevel as LogLevelName
+    logSettings.timestamps = log.timestamps
+    logSettings.flags = new Set(LOG_FLAGS.filter(flag => log.flags.includes(flag)))
+  })
+  build(reactor, options.application)
+  spin(reactor, ring, options.spinUs)
+}
+
+function spin(reactor: Reactor, ring: Uring, spinUs: number): void {
+  const { clock } = reactor
+  let lastEventUs = clock.nowUs()
+  let turnsAwake = 0
+  const turn = (): void => {
+    if (mayBlock()) {
+      const sleepUsMax = reactor.awaited > 0 ? AWAITED_SLEEP_US_MAX : SLEEP_US_MAX
+      const sleepUs = Math.min(clock.nextDueUs() - clock.nowUs(), sleepUsMax)
+      if (sleepUs > 0) ring.wait(sleepUs)
+      turnsAwake = 0
+    }
+    turnsAwake++
+    for (let round = 0; round < ROUNDS_PER_TURN; round++) {
+      if (reactor.poll() > 0) lastEventUs = reactor.nowUs
+      else if (reactor.nowUs - lastEventUs > spinUs) break
+    }
+    setImmediate(turn)
+  }
+  const mayBlock = (): boolean =>
+    turnsAwake >= TURNS_AFTER_WAKE && reactor.isQuiet && clock.nowUs() - lastEventUs > spinUs
+  turn()
+}
+
+/** Keeps a poll on the doorbell armed: its event only has to end the sleep. */
+function ringDoorbell(ring: Uring, doorbell: number): void {
+  const token = ring.register({
+    complete(result, flags) {
+      assert(result >= 0, `the doorbell can be polled, instead of ${errnoName(-result)}`)
+      if ((flags & CqeFlag.MORE) === 0) arm()
+    },
+  })
+  const arm = (): void => ring.pollReadable(doorbell, token)
+  arm()
+}
+
+function stayOn(cpu: number, scratch: number): void {
+  const view = viewAt(scratch, 128)
+  view.setUint8(cpu >> 3, 1 << (cpu & 7))
+  const result = setAffinity(128, scratch)
+  if (result < 0) {
+    logger('reactor').warning(
+      `cannot stay on processor ${cpu} (${new SysError('sched_setaffinity', -result).code}): running on any. ` +
+        'Name processors that this process may use in the core mask (-m).',
+    )
+  }
+}
+
+/** The ring's worker threads inherit the reactor's processor: let them use the others. */
+function freeRingWorkers(ring: Uring, scratch: number): void {
+  const view = viewAt(scratch, 128)
+  for (let cpu = 0; cpu < Math.min(cpus().length, 1024); cpu++) {
+    view.setUint8(cpu >> 3, view.getUint8(cpu >> 3) | (1 << (cpu & 7)))
+  }
+  ring.setWorkerAffinity(scratch, 128)
+}
