@@ -28,12 +28,22 @@ export type ParamPath<Params extends z.ZodObject> =
 /** A column of the table that a terminal shows: a dotted path into a row, or a title and how to get its value. */
 export type Column<Row> = string | { readonly title: string; readonly value: (row: Row) => unknown }
 
+/** A word that SPDK's `rpc.py` takes in place of a parameter: `total_size` in MiB, where the method wants blocks. */
+export interface ComputedWord<Path extends string> {
+  readonly summary: string
+  /** The parameter that is sent instead. */
+  readonly param: Path
+  /** Its value, from the word and from the parameters that were given beside it. */
+  readonly compute: (word: number, params: Readonly<Record<string, unknown>>) => unknown
+}
+
 /** The command line of a method. Whatever is not said here follows from the parameters: `--max-queue-depth`. */
-export interface CliOptions<Path extends string, Row> {
+export interface CliOptions<Path extends string, Row, Word extends string = never> {
   /** Parameters that are also taken by position, in this order. */
-  readonly positional?: readonly Path[]
+  readonly positional?: readonly (Path | NoInfer<Word>)[]
   /** The letters that SPDK's `rpc.py` has, and its long spellings where they are not the parameter's name. */
   readonly flags?: { readonly [path in Path]?: FlagSpelling }
+  readonly computed?: { readonly [word in Word]: ComputedWord<Path> }
   /** What to show on a terminal instead of JSON. */
   readonly columns?: readonly Column<Row>[]
   /** Shorter commands beside the derived one: `bdev list` for `bdev_get_bdevs`. */
@@ -50,6 +60,7 @@ export interface MethodOptions<
   Params extends z.ZodObject,
   Result extends z.ZodType,
   Context,
+  Word extends string = never,
 > {
   readonly name: Name
   /** One sentence for help, reference and discovery. */
@@ -78,7 +89,7 @@ export interface MethodOptions<
   readonly concurrent?: boolean
   /** Older names of the method. */
   readonly aliases?: readonly string[]
-  readonly cli?: CliOptions<ParamPath<Params>, RowOf<Result>>
+  readonly cli?: CliOptions<ParamPath<Params>, RowOf<Result>, Word>
   /** Names in the type of `context` what it needs, and no more; throws `RpcError` to refuse. */
   readonly run: (params: z.output<Params>, context: Context) => z.input<Result> | Promise<z.input<Result>>
 }
@@ -105,7 +116,7 @@ export interface AnyMethod<Context> {
   readonly saves: boolean
   readonly concurrent: boolean
   readonly aliases: readonly string[]
-  readonly cli: CliOptions<string, never>
+  readonly cli: CliOptions<string, never, string>
   /** `never` is what makes every method assignable here: only a caller that has parsed `params` may call it. */
   readonly run: (params: never, context: Context) => unknown
 }
@@ -121,12 +132,14 @@ export function method<
   Params extends z.ZodObject,
   Result extends z.ZodType,
   Context,
->(options: MethodOptions<Name, Params, Result, Context>): Method<Name, Params, Result, Context> {
+  const Word extends string = never,
+>(options: MethodOptions<Name, Params, Result, Context, Word>): Method<Name, Params, Result, Context> {
   const { name, params, cli = {}, ignored = [] } = options
   const has = (path: string): boolean => Object.hasOwn(params.shape, path.split('.', 1)[0]!)
   assert(/^[a-z][a-z0-9_]*(\.[a-z]+)?$/.test(name), `${name} is a method name`)
+  const words = Object.keys(cli.computed ?? {})
   for (const path of [...(cli.positional ?? []), ...Object.keys(cli.flags ?? {})]) {
-    assert(has(path), `${name} has the parameter ${path} that its command line names`)
+    assert(has(path) || words.includes(path), `${name} has the parameter ${path} that its command line names`)
   }
   for (const param of ignored) assert(!has(param), `${name} does not both take and ignore ${param}`)
   return {
@@ -142,7 +155,7 @@ export function method<
     concurrent: options.concurrent ?? /(^|_)(get|list|wait)(_|$)/.test(name),
     aliases: options.aliases ?? [],
     // Widening: whoever shows a table got its rows from this very method.
-    cli: cli as CliOptions<string, never>,
+    cli: cli as CliOptions<string, never, string>,
     run: options.run,
   }
 }

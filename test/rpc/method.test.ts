@@ -69,3 +69,22 @@ describe('method', () => {
     expect(declare).toThrow()
   })
 })
+
+describe('a computed word', () => {
+  it('may be positional, and names a parameter that exists', () => {
+    const create = method({
+      name: 'disk_create',
+      summary: '',
+      params: z.object({ num_blocks: z.int(), block_size: z.int() }),
+      result: z.literal(true),
+      cli: {
+        positional: ['total_size', 'block_size'],
+        computed: {
+          total_size: { summary: 'MiB', param: 'num_blocks', compute: mib => mib * 2048 },
+        },
+      },
+      run: () => true as const,
+    })
+    expect(create.cli.computed?.['total_size']?.compute(1, {})).toBe(2048)
+  })
+})
