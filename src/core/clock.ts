@@ -45,6 +45,11 @@ export class TimerHeap implements Clock {
     return fired
   }
 
+  /** Timers that are set, those cancelled but not yet forgotten included. */
+  get pending(): number {
+    return this.#heap.length
+  }
+
   /** When the next timer is due, or `Infinity`. */
   nextDueUs(): number {
     while (this.#heap[0] !== undefined && this.#heap[0].fire === undefined) this.#pop()

@@ -12,11 +12,19 @@ export type LogFlag = (typeof LOG_FLAGS)[number]
 /** What the operator may change while the daemon runs. Each thread has its own copy, kept equal by message. */
 export const logSettings = {
   printLevel: 'NOTICE' as LogLevelName,
+  /** Applies instead of `printLevel` when stderr is the system journal. */
+  level: 'NOTICE' as LogLevelName,
   timestamps: true,
   flags: new Set<LogFlag>(),
   /** Where lines go; tests replace it. */
   write: (line: string): void => void process.stderr.write(line),
 }
+
+/** systemd sets this when it reads stderr; lines then carry their priority (sd-daemon(3)) and the journal has the time. */
+const isJournal = process.env['JOURNAL_STREAM'] !== undefined
+
+/** syslog's numbers, by `LogLevel`. */
+const PRIORITIES = [3, 4, 5, 6, 7] as const
 
 export interface Logger {
   error(message: string): void
@@ -26,12 +34,33 @@ export interface Logger {
   debug(message: string): void
 }
 
+/** The settings as plain data, for other threads. */
+export interface LogSettings {
+  readonly printLevel: LogLevelName
+  readonly level: LogLevelName
+  readonly timestamps: boolean
+  readonly flags: readonly LogFlag[]
+}
+
+export function currentLogSettings(): LogSettings {
+  const { printLevel, level, timestamps, flags } = logSettings
+  return { printLevel, level, timestamps, flags: [...flags] }
+}
+
+export function applyLogSettings({ flags, ...plain }: LogSettings): void {
+  Object.assign(logSettings, plain, { flags: new Set(flags) })
+}
+
 export function logger(flag: LogFlag): Logger {
   const print = (level: LogLevelName, message: string): void => {
+    const least = isJournal ? logSettings.level : logSettings.printLevel
     const wanted =
-      LogLevel[level] <= LogLevel[logSettings.printLevel] ||
-      (LogLevel[level] >= LogLevel.INFO && logSettings.flags.has(flag))
+      LogLevel[level] <= LogLevel[least] || (LogLevel[level] >= LogLevel.INFO && logSettings.flags.has(flag))
     if (!wanted) return
+    if (isJournal) {
+      logSettings.write(`<${PRIORITIES[LogLevel[level]]}>${flag}: ${message}\n`)
+      return
+    }
     const time = logSettings.timestamps ? `${new Date().toISOString()} ` : ''
     logSettings.write(`${time}${level} ${flag}: ${message}\n`)
   }

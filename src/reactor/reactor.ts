@@ -83,6 +83,10 @@ export class Reactor {
     if (index >= 0) this.#pollers.splice(index, 1)
   }
 
+  get pollerCount(): number {
+    return this.#pollers.length
+  }
+
   /** Has `flushable.flush()` called at the end of this round. The caller sees to it that it registers once a round. */
   flushLater(flushable: Flushable): void {
     this.#dirty.push(flushable)

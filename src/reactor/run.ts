@@ -6,12 +6,13 @@
  *
  * Between turns Node's own loop runs: messages of the control thread, promises, user code.
  */
+import { readlinkSync } from 'node:fs'
 import { cpus } from 'node:os'
 import { parentPort, workerData } from 'node:worker_threads'
 import { assert } from '../core/assert.ts'
 import { TimerHeap } from '../core/clock.ts'
 import { errnoName, SysError } from '../core/errors.ts'
-import { LOG_FLAGS, type LogLevelName, logger, logSettings } from '../core/log.ts'
+import { applyLogSettings, logger } from '../core/log.ts'
 import { CqeFlag } from '../spec/io-uring.ts'
 import { setAffinity } from '../sys/libc.ts'
 import { Arena, BufferPool, viewAt } from '../sys/memory.ts'
@@ -33,9 +34,7 @@ const RING = { entries: 4096, completions: 16384 }
 export function runReactor(build: (reactor: Reactor, application: unknown) => void): void {
   const options = workerData as ReactorOptions
   assert(parentPort, 'a reactor runs in a worker thread')
-  logSettings.printLevel = options.log.printLevel as LogLevelName
-  logSettings.timestamps = options.log.timestamps
-  logSettings.flags = new Set(LOG_FLAGS.filter(flag => options.log.flags.includes(flag)))
+  applyLogSettings(options.log)
 
   const arena = new Arena(options.arenaBytes)
   const scratch = arena.allocate(128)
@@ -57,17 +56,35 @@ export function runReactor(build: (reactor: Reactor, application: unknown) => vo
   network.attach(reactor)
   ringDoorbell(ring, options.doorbell)
   control.on('reactor.ready', () => true)
-  control.on<ReactorOptions['log']>('reactor.log', log => {
-    logSettings.printLevel = log.printLevel as LogLevelName
-    logSettings.timestamps = log.timestamps
-    logSettings.flags = new Set(LOG_FLAGS.filter(flag => log.flags.includes(flag)))
-  })
+  control.on('reactor.log', applyLogSettings)
   build(reactor, options.application)
   spin(reactor, ring, options.spinUs)
 }
 
+/** Answers `reactor.stats`. Microseconds since the thread began to poll; asleep counts as idle. */
+export interface ReactorStats {
+  readonly busyUs: number
+  readonly idleUs: number
+  /** The kernel's number of the thread, as in `top -H`. */
+  readonly tid: number
+  readonly pollers: number
+  readonly timers: number
+}
+
 function spin(reactor: Reactor, ring: Uring, spinUs: number): void {
   const { clock } = reactor
+  const startedUs = clock.nowUs()
+  const tid = Number(readlinkSync('/proc/thread-self').split('/').at(-1))
+  let busyUs = 0
+  reactor.control.on('reactor.stats', (): ReactorStats => {
+    return {
+      busyUs,
+      idleUs: clock.nowUs() - startedUs - busyUs,
+      tid,
+      pollers: reactor.pollerCount,
+      timers: clock.pending,
+    }
+  })
   let lastEventUs = clock.nowUs()
   let turnsAwake = 0
   const turn = (): void => {
@@ -78,10 +95,15 @@ function spin(reactor: Reactor, ring: Uring, spinUs: number): void {
       turnsAwake = 0
     }
     turnsAwake++
+    const turnUs = clock.nowUs()
+    let events = 0
     for (let round = 0; round < ROUNDS_PER_TURN; round++) {
-      if (reactor.poll() > 0) lastEventUs = reactor.nowUs
+      const found = reactor.poll()
+      events += found
+      if (found > 0) lastEventUs = reactor.nowUs
       else if (reactor.nowUs - lastEventUs > spinUs) break
     }
+    if (events > 0) busyUs += clock.nowUs() - turnUs
     setImmediate(turn)
   }
   const mayBlock = (): boolean =>

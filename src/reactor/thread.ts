@@ -1,7 +1,7 @@
 /** Reactors as threads, from the control thread's side. */
 import { Worker } from 'node:worker_threads'
 import { assert } from '../core/assert.ts'
-import { logSettings } from '../core/log.ts'
+import { currentLogSettings, type LogSettings } from '../core/log.ts'
 import { close, eventfd, write } from '../sys/libc.ts'
 import { mapAnonymous, viewAt } from '../sys/memory.ts'
 import type { ReactorGroup } from './group.ts'
@@ -19,11 +19,7 @@ export interface ReactorOptions {
   readonly spinUs: number
   /** Address space for buffers and rings, in bytes; touched only as it is used. */
   readonly arenaBytes: number
-  readonly log: {
-    readonly printLevel: string
-    readonly timestamps: boolean
-    readonly flags: readonly string[]
-  }
+  readonly log: LogSettings
   /** For what is built on the reactor: the application's own. */
   readonly application: unknown
 }
@@ -47,10 +43,13 @@ interface ReactorThread {
 }
 
 export class ReactorThreads implements ReactorGroup {
+  /** The processor each reactor stays on, -1 for any. */
+  readonly cpus: readonly number[]
   readonly #threads: readonly ReactorThread[]
 
-  private constructor(threads: readonly ReactorThread[]) {
+  private constructor(threads: readonly ReactorThread[], cpus: readonly number[]) {
     this.#threads = threads
+    this.cpus = cpus
   }
 
   static async start(options: ThreadsOptions): Promise<ReactorThreads> {
@@ -65,11 +64,7 @@ export class ReactorThreads implements ReactorGroup {
         doorbell,
         spinUs: options.spinUs,
         arenaBytes: options.arenaBytes,
-        log: {
-          printLevel: logSettings.printLevel,
-          timestamps: logSettings.timestamps,
-          flags: [...logSettings.flags],
-        },
+        log: currentLogSettings(),
         application: options.application,
       }
       const worker = new Worker(options.entry, { workerData: data, name: `reactor_${index}` })
@@ -77,7 +72,7 @@ export class ReactorThreads implements ReactorGroup {
       const port = new ChannelPort(worker, () => write(doorbell, one, 8))
       return { worker, port, doorbell }
     })
-    const group = new ReactorThreads(threads)
+    const group = new ReactorThreads(threads, options.cpus)
     await group.broadcast('reactor.ready', null)
     return group
   }
