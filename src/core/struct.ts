@@ -158,7 +158,8 @@ export const text = (offset: number, size: number, padding: ' ' | '\0'): TextFie
   size,
   get: (view, base) => {
     const raw = Buffer.from(view.buffer, view.byteOffset + base + offset, size).toString('latin1')
-    if (padding === ' ') return raw.trimEnd()
+    // Linux's target pads the addresses of its discovery log with NUL where the specification says space.
+    if (padding === ' ') return raw.replace(/[ \0]+$/, '')
     const end = raw.indexOf('\0')
     return end < 0 ? raw : raw.slice(0, end)
   },

@@ -3,6 +3,7 @@
  * 2.1, sections 3.1.4 and 6; NVMe over Fabrics 1.1 before it).
  */
 import { bits, bytes, struct, text, u8, u16, u32 } from '../core/struct.ts'
+import { STATUS_MASK, statusName } from './nvme-status.ts'
 
 /** Opcode of every Fabrics command, on the admin queue and on I/O queues; FCTYPE tells them apart. */
 export const FABRICS_OPCODE = 0x7f
@@ -32,8 +33,7 @@ export const FabricsStatus = {
 } as const
 export type FabricsStatus = (typeof FabricsStatus)[keyof typeof FabricsStatus]
 
-/** What each status says, in the style of `statusName`. */
-export const FABRICS_STATUS_SENTENCES: Record<FabricsStatus, string> = {
+const SENTENCES: Record<FabricsStatus, string> = {
   [FabricsStatus.INCOMPATIBLE_FORMAT]: 'the record format of the command is not supported',
   [FabricsStatus.CONTROLLER_BUSY]: 'the controller is busy or in use',
   [FabricsStatus.CONNECT_INVALID_PARAMETERS]: 'a parameter of the connect command is invalid',
@@ -42,6 +42,13 @@ export const FABRICS_STATUS_SENTENCES: Record<FabricsStatus, string> = {
   [FabricsStatus.INVALID_QUEUE_TYPE]: 'the command is not allowed on this type of queue',
   [FabricsStatus.DISCOVER_RESTART]: 'the discovery log changed while it was read',
   [FabricsStatus.AUTHENTICATION_REQUIRED]: 'the queue has to authenticate first',
+}
+
+/** As `statusName`, for the answer to a Fabrics command or to a read of the discovery log. */
+export function fabricsStatusName(status: number): string {
+  const code = status & STATUS_MASK
+  const sentence = (SENTENCES as Record<number, string | undefined>)[code]
+  return sentence === undefined ? statusName(status) : `${sentence} (0x${code.toString(16)})`
 }
 
 const header = {
