@@ -13,7 +13,7 @@ const LAYERS = [
   ['sys'],
   ['reactor'],
   ['bdev'],
-  ['nvme', 'nvmf', 'nbd'],
+  ['nvme', 'nvmf', 'nbd', 'workload'],
   ['app'],
   ['cli'],
 ]
@@ -24,7 +24,7 @@ const EXPORTS = ['client.ts', 'driver.ts']
 /** Packages, and the only layers that may import them. */
 const PACKAGES: Record<string, readonly string[]> = {
   koffi: ['sys'],
-  zod: ['rpc', 'bdev', 'nvme', 'nvmf', 'nbd', 'app', 'cli'],
+  zod: ['rpc', 'bdev', 'nvme', 'nvmf', 'nbd', 'workload', 'app', 'cli'],
 }
 
 const FILE_LINES_MAX = 600
@@ -48,7 +48,12 @@ function sourcesBelow(directory: string): Source[] {
 const rank = (layer: string): number => LAYERS.findIndex(layers => layers.includes(layer))
 const mayImport = (from: string, to: string): boolean => from === to || rank(to) < rank(from)
 const sources = sourcesBelow('src')
-const everything = [...sources, ...sourcesBelow('test'), ...sourcesBelow('bench'), ...sourcesBelow('examples')]
+const everything = [
+  ...sources,
+  ...sourcesBelow('test'),
+  ...sourcesBelow('bench'),
+  ...sourcesBelow('examples'),
+]
 
 /** Every module that a file imports or re-exports, static or dynamic. */
 function importsOf(text: string): string[] {

@@ -54,6 +54,7 @@ export class Configuration {
         try {
           await replay(method, params)
         } catch (cause) {
+          if (isForeignOption(method, cause)) continue
           throw new RpcError('EINVAL', `${subsystem}: ${method} failed: ${(cause as Error).message}`, {
             cause,
           })
@@ -99,6 +100,17 @@ export class Configuration {
       })
       .toSorted((a, b) => order(a.subsystem) - order(b.subsystem))
   }
+}
+
+/**
+ * SPDK writes the options of every module it was built with. Those of a module that does not exist here change nothing
+ * about what is served, unlike a device that could not be made.
+ */
+function isForeignOption(method: string, error: unknown): boolean {
+  const isUnknown = error instanceof RpcError && error.code === 'METHOD_NOT_FOUND'
+  if (!isUnknown || !/_set_(options|hotplug|scheduler)$|^bdev_wait_for_examine$/.test(method)) return false
+  log.warning(`${method} of the configuration file has no counterpart here: left out`)
+  return true
 }
 
 /** Sorted so that each part comes after those it depends on. */

@@ -1,4 +1,18 @@
 /** Every method of the daemon, one list a layer. A new method is one more name in the list of its own layer. */
+import { driverMethods } from '../bdev/drivers/index.ts'
 import { introspectionMethods } from '../rpc/introspection.ts'
+import type { MethodTable } from '../rpc/method.ts'
+import { workloadMethods } from '../workload/methods.ts'
+import type { AppContext } from './daemon.ts'
+import { frameworkMethods } from './methods/framework.ts'
+import { logMethods } from './methods/log.ts'
+import { notifyMethods } from './methods/notify.ts'
 
-export const methods = [...introspectionMethods]
+export const methods = [
+  ...introspectionMethods,
+  ...frameworkMethods,
+  ...logMethods,
+  ...notifyMethods,
+  ...driverMethods,
+  ...workloadMethods,
+] satisfies MethodTable<AppContext>

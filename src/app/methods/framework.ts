@@ -6,11 +6,11 @@ import { method } from '../../rpc/method.ts'
 import type { Configuration } from '../configuration.ts'
 import { VERSION } from '../version.ts'
 
-interface NeedsReactors {
+export interface NeedsReactors {
   readonly reactors: ReactorGroup & { readonly cpus: readonly number[] }
 }
 
-interface NeedsConfiguration {
+export interface NeedsConfiguration {
   readonly configuration: Configuration
 }
 
@@ -22,7 +22,7 @@ export interface Initialization {
   wait(): Promise<void>
 }
 
-interface NeedsInitialization {
+export interface NeedsInitialization {
   readonly initialization: Initialization
 }
 
@@ -54,7 +54,7 @@ const frameworkStartInit = method({
   state: 'startup',
   async run(_, { initialization }: NeedsInitialization) {
     await initialization.start()
-    return true
+    return true as const
   },
 })
 
@@ -66,7 +66,7 @@ const frameworkWaitInit = method({
   state: 'any',
   async run(_, { initialization }: NeedsInitialization) {
     await initialization.wait()
-    return true
+    return true as const
   },
 })
 

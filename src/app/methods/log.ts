@@ -4,7 +4,7 @@ import { currentLogSettings, LOG_FLAGS, type LogFlag, LogLevel, logSettings } fr
 import type { ReactorGroup } from '../../reactor/group.ts'
 import { method } from '../../rpc/method.ts'
 
-interface NeedsReactors {
+export interface NeedsReactors {
   readonly reactors: ReactorGroup
 }
 

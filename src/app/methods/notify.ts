@@ -2,7 +2,7 @@ import { z } from 'zod'
 import { method } from '../../rpc/method.ts'
 import type { Notifications } from '../notifications.ts'
 
-interface NeedsNotifications {
+export interface NeedsNotifications {
   readonly notifications: Notifications
 }
 

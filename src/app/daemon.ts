@@ -1,0 +1,212 @@
+/** The daemon: reactors, everything that has state, and the RPC server in front of it. */
+import { join, resolve } from 'node:path'
+import { BdevRegistry } from '../bdev/registry.ts'
+import { RpcError } from '../core/errors.ts'
+import { logger } from '../core/log.ts'
+import { ReactorThreads } from '../reactor/thread.ts'
+import { Dispatcher, type RpcInfo } from '../rpc/dispatcher.ts'
+import { RpcServer } from '../rpc/server.ts'
+import { lockFile } from '../sys/file-lock.ts'
+import { Workloads } from '../workload/workloads.ts'
+import { Configuration } from './configuration.ts'
+import { loadDrivers } from './drivers.ts'
+import { methods } from './methods.ts'
+import { Notifications } from './notifications.ts'
+import type { ServeOptions } from './options.ts'
+import type { ReactorApplication } from './reactor-services.ts'
+import { makeStateDirectory, readConfig, type SavedConfig, STATE_FILE, writeConfig } from './state-file.ts'
+
+const log = logger('app')
+
+const SPIN_US = 100
+/** Address space a reactor may use for buffers, rings and connections; memory only as it is touched. */
+const ARENA_BYTES = 512 << 20
+
+/** What methods find: each names in the type of its context what it needs. */
+export interface AppContext {
+  readonly rpc: RpcInfo
+  readonly reactors: ReactorThreads
+  readonly bdevs: BdevRegistry
+  readonly workloads: Workloads
+  readonly configuration: Configuration
+  readonly notifications: Notifications
+  readonly initialization: { start(): Promise<void>; wait(): Promise<void> }
+}
+
+type DaemonOptions = Pick<
+  ServeOptions,
+  'rpcSocket' | 'cpus' | 'configFile' | 'stateDirectory' | 'waitForRpc' | 'plugins'
+>
+
+/** Everything with state, on the control thread. */
+function buildContext(
+  reactors: ReactorThreads,
+  bdevs: BdevRegistry,
+  rest: Pick<AppContext, 'rpc' | 'initialization'>,
+): AppContext {
+  const notifications = new Notifications()
+  bdevs.listen({
+    added: ({ name }) => notifications.add('bdev_register', name),
+    removed: ({ name }) => notifications.add('bdev_unregister', name),
+  })
+  return {
+    ...rest,
+    reactors,
+    bdevs,
+    workloads: new Workloads(bdevs, reactors),
+    configuration: new Configuration([bdevs]),
+    notifications,
+  }
+}
+
+export class Daemon {
+  readonly context: AppContext
+  readonly #options: DaemonOptions
+  readonly #dispatcher: Dispatcher<AppContext>
+  readonly #rpc: RpcInfo = { state: 'startup', methods }
+  readonly #statePath: string | undefined
+  #releaseState: () => void = () => {}
+  #server: RpcServer | undefined
+  #isUp = false
+  readonly #waiting: (() => void)[] = []
+
+  private constructor(options: DaemonOptions, reactors: ReactorThreads, bdevs: BdevRegistry) {
+    this.#options = options
+    const { stateDirectory } = options
+    this.#statePath = stateDirectory === undefined ? undefined : join(resolve(stateDirectory), STATE_FILE)
+    const initialization = { start: () => this.#initialize(), wait: () => this.#whenUp() }
+    this.context = buildContext(reactors, bdevs, { rpc: this.#rpc, initialization })
+    this.#dispatcher = new Dispatcher({ methods, context: this.context, afterMutation: () => this.#save() })
+  }
+
+  /**
+   * Resolves when the daemon is up, or, with `waitForRpc`, when it can be told to come up. Throws `RpcError` or `SysError`
+   * when it cannot; nothing of it is left then.
+   */
+  static async start(options: DaemonOptions): Promise<Daemon> {
+    const drivers = await loadDrivers(options.plugins)
+    const application: ReactorApplication = { plugins: options.plugins }
+    const reactors = await ReactorThreads.start({
+      entry: new URL('./reactor-main.js', import.meta.url),
+      cpus: options.cpus,
+      spinUs: SPIN_US,
+      arenaBytes: ARENA_BYTES,
+      application,
+      onFailure: (index, error) => {
+        log.error(`reactor ${index} failed, its state is lost: ${error.stack ?? error.message}`)
+        process.exit(70)
+      },
+    })
+    const daemon = new Daemon(options, reactors, new BdevRegistry(reactors, drivers))
+    try {
+      await daemon.#open()
+    } catch (error) {
+      await daemon.stop()
+      throw error
+    }
+    return daemon
+  }
+
+  get rpcAddress(): string {
+    return this.#server?.address ?? ''
+  }
+
+  /** Runs a method as a client would: checked, in its turn, and saved before this resolves. */
+  call(method: string, params?: unknown): Promise<unknown> {
+    return this.#dispatcher.call(method, params)
+  }
+
+  /** Takes no more requests, ends connections and devices in order, and then the threads. The saved state stays. */
+  async stop(): Promise<void> {
+    await this.#server?.close()
+    const { bdevs, reactors } = this.context
+    for (const { name } of bdevs.list().reverse()) {
+      if (bdevs.find(name) !== undefined) await bdevs.remove(name)
+    }
+    await reactors.stop()
+    this.#releaseState()
+  }
+
+  async #open(): Promise<void> {
+    const { rpcSocket, stateDirectory, waitForRpc } = this.#options
+    if (stateDirectory !== undefined) {
+      await makeStateDirectory(stateDirectory)
+      const release = lockFile(join(stateDirectory, 'lock'))
+      if (release === undefined) {
+        throw new RpcError(
+          'EBUSY',
+          `the state directory ${stateDirectory} (--state) is in use by another daemon: stop it, or choose another`,
+        )
+      }
+      this.#releaseState = release
+    }
+    // Clients may connect while the daemon comes up; what they ask is answered once it is.
+    this.#server = await RpcServer.listen({
+      address: rpcSocket,
+      lock: lockFile,
+      dispatcher: {
+        respond: async (text, session) => {
+          if (!waitForRpc) await this.#whenUp()
+          return this.#dispatcher.respond(text, session)
+        },
+      },
+    })
+    if (!waitForRpc) await this.#initialize()
+  }
+
+  /** Makes what was saved, or else what the configuration file says. */
+  async #initialize(): Promise<void> {
+    const { configFile } = this.#options
+    const saved = this.#statePath === undefined ? undefined : await readConfig(this.#statePath)
+    const { configuration } = this.context
+    if (saved !== undefined) {
+      if (configFile !== undefined) {
+        log.notice(
+          `${this.#statePath} has the configuration; ${configFile} (-c) counts only for a new --state`,
+        )
+      }
+      await this.#inPhases(saved, (calls, replay) => configuration.restore(calls, replay))
+    } else if (configFile !== undefined) {
+      const given = await readConfig(configFile)
+      if (given === undefined) {
+        throw new RpcError('ENOENT', `there is no configuration file ${configFile} (-c)`)
+      }
+      await this.#inPhases(given, (calls, replay) => configuration.load(calls, replay))
+      await this.#save()
+    }
+    this.#rpc.state = 'runtime'
+    this.#isUp = true
+    for (const tell of this.#waiting.splice(0)) tell()
+  }
+
+  /** Start-up methods first: they are allowed only before the others. */
+  async #inPhases(
+    saved: SavedConfig,
+    run: (
+      calls: SavedConfig,
+      replay: (method: string, params?: unknown) => Promise<unknown>,
+    ) => Promise<void>,
+  ): Promise<void> {
+    const isStartup = (name: string): boolean =>
+      methods.find(method => method.name === name)?.state === 'startup'
+    for (const phase of ['startup', 'runtime'] as const) {
+      this.#rpc.state = phase
+      const calls = saved.subsystems.map(({ subsystem, config }) => ({
+        subsystem,
+        config: config.filter(({ method }) => isStartup(method) === (phase === 'startup')),
+      }))
+      await run({ subsystems: calls }, (method, params) => this.#dispatcher.replay(method, params))
+    }
+  }
+
+  #whenUp(): Promise<void> {
+    if (this.#isUp) return Promise.resolve()
+    return new Promise(resolve => this.#waiting.push(resolve))
+  }
+
+  async #save(): Promise<void> {
+    // What is set before the daemon is up is saved once it is.
+    if (this.#statePath === undefined || (this.#rpc.state === 'startup' && !this.#isUp)) return
+    await writeConfig(this.#statePath, this.context.configuration.snapshot())
+  }
+}

@@ -1,0 +1,18 @@
+/** What stands on each reactor. */
+import type { AnyDriver } from '../bdev/bdev.ts'
+import { ReactorBdevs } from '../bdev/reactor-bdevs.ts'
+import { ReactorAcceptor } from '../reactor/acceptor.ts'
+import type { Reactor } from '../reactor/reactor.ts'
+import { ReactorWorkloads } from '../workload/reactor-workloads.ts'
+
+/** What the control thread tells a reactor thread at its start. Cloned. */
+export interface ReactorApplication {
+  /** Drivers written by users: modules that every thread loads for itself. */
+  readonly plugins: readonly string[]
+}
+
+export function buildServices(reactor: Reactor, drivers: readonly AnyDriver[]): void {
+  const bdevs = new ReactorBdevs(reactor, drivers)
+  new ReactorWorkloads(reactor, bdevs)
+  new ReactorAcceptor(reactor)
+}

@@ -1,0 +1,55 @@
+/** `qpair serve`: starts the daemon, says how to use it, and ends it in order on SIGTERM or SIGINT. */
+import { RpcError, SysError } from '../core/errors.ts'
+import { logger, logSettings } from '../core/log.ts'
+import { Daemon } from './daemon.ts'
+import { flagsNamed } from './methods/log.ts'
+import { parseServeOptions, SERVE_HELP, type ServeOptions } from './options.ts'
+import { openQuickDisk } from './quick-disk.ts'
+import { VERSION } from './version.ts'
+
+const log = logger('app')
+
+/** Resolves with the exit code: 0 after an ordered end, 1 when the daemon could not start, 2 for a wrong command line. */
+export async function serve(argv: readonly string[]): Promise<number> {
+  let options: ServeOptions | 'help'
+  try {
+    options = parseServeOptions(argv)
+    if (options === 'help') {
+      process.stdout.write(SERVE_HELP)
+      return 0
+    }
+    logSettings.printLevel = options.logLevel
+    logSettings.level = options.logLevel
+    for (const name of options.logFlags) {
+      for (const flag of flagsNamed(name)) logSettings.flags.add(flag)
+    }
+  } catch (error) {
+    if (!(error instanceof RpcError)) throw error
+    process.stderr.write(`qpair serve: ${error.message}\n`)
+    return 2
+  }
+  try {
+    return await run(options)
+  } catch (error) {
+    if (!(error instanceof RpcError || error instanceof SysError)) throw error
+    process.stderr.write(`qpair serve: ${error.message}\n`)
+    return 1
+  }
+}
+
+async function run(options: ServeOptions): Promise<number> {
+  const stopped = new Promise<NodeJS.Signals>(resolve => {
+    for (const signal of ['SIGTERM', 'SIGINT', 'SIGQUIT', 'SIGHUP'] as const) process.once(signal, resolve)
+  })
+  const daemon = await Daemon.start(options)
+  if (options.vhostDirectory !== undefined) {
+    log.notice(`-S ${options.vhostDirectory} is accepted; this version has no vhost controllers`)
+  }
+  log.notice(`qpair ${VERSION} serves RPC on ${daemon.rpcAddress} (process ${process.pid})`)
+  if (options.waitForRpc) log.notice('waiting for framework_start_init')
+  if (options.disk !== undefined) process.stdout.write(await openQuickDisk(daemon, options.disk))
+  const signal = await stopped
+  log.notice(`${signal}: closing connections and devices`)
+  await daemon.stop()
+  return 0
+}
