@@ -1,0 +1,433 @@
+/**
+ * The commands of one connection, from capsule to response: slots, data buffers, and who executes what. The target
+ * executes Connect and everything that is not I/O; I/O goes straight to the device.
+ */
+import type { BdevIo, IoOwner } from '../../bdev/io.ts'
+import { assert } from '../../core/assert.ts'
+import type { Stream } from '../../reactor/network.ts'
+import type { Reactor } from '../../reactor/reactor.ts'
+import { Fuse, NvmOpcode, Psdt, SglId, Sqe } from '../../spec/nvme.ts'
+import { DNR, Status } from '../../spec/nvme-status.ts'
+import { ADMIN_IN_CAPSULE_SIZE, CapsuleCmd } from '../../spec/nvme-tcp.ts'
+import { ConnectSqe, FABRICS_OPCODE, FabricsSqe, FabricsType } from '../../spec/nvmf.ts'
+import { bytesAt } from '../../sys/memory.ts'
+import { STARTED, statusField, Transfer } from '../io.ts'
+import type { AdminQueue, Completion, IoQueue, TransportOptions } from '../request.ts'
+import { CapsuleRequest, type RequestOwner } from './capsule-request.ts'
+import { Sender, type SlotOwner } from './sender.ts'
+import { Slot, SlotState } from './slot.ts'
+
+/** What a queue needs of its connection. */
+export interface QueueHost {
+  readonly options: TransportOptions
+  /** There is something to flush. */
+  markDirty(): void
+  /** A buffer was not to be had: `retry` when one is given back, by this connection or another. */
+  starve(): void
+  /** A buffer was given back. */
+  bufferFreed(): void
+  /** Hands the first command, a Connect, to the target. */
+  connect(request: CapsuleRequest): void
+  /** The Connect has succeeded. */
+  connected(): void
+  /** A slot was given back. */
+  slotFreed(): void
+  /** An I/O has ended, and its slot is being answered or free. */
+  ioEnded(): void
+}
+
+/** SQHD of a queue without flow control. */
+const SQHD_NONE = 0xffff
+
+export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
+  readonly sender: Sender
+  /** I/Os that a device has. */
+  executing = 0
+  /** The queue as the target knows it; both null before the Connect has succeeded. */
+  admin: AdminQueue | null = null
+  io: IoQueue | null = null
+
+  readonly #host: QueueHost
+  readonly #reactor: Reactor
+  readonly #view: DataView
+  readonly #slots: Slot[] = []
+  readonly #free: Slot[] = []
+  /** Slots that wait for a buffer, the first come first. */
+  readonly #starved: Slot[] = []
+  /** The first half of a fused operation whose second half has not come. */
+  #fusedFirst: Slot | null = null
+  #sqSize = 2
+  #sqHead = 0
+  #hasFlowControl = true
+  #isClosed = false
+
+  constructor(host: QueueHost, reactor: Reactor, stream: Stream, area: number) {
+    this.#host = host
+    this.#reactor = reactor
+    this.#view = reactor.arena.view
+    this.sender = new Sender(reactor, stream, this, area, 1)
+    // One slot: until the Connect has been answered no second command is looked at.
+    this.#grow(1)
+  }
+
+  /** Bytes of data a capsule may hold. Admin queues, and every queue before its Connect, take a full Connect. */
+  get capsuleDataMax(): number {
+    return this.io === null ? ADMIN_IN_CAPSULE_SIZE : this.#host.options.inCapsuleDataSize
+  }
+
+  /** Some command waits for the host to send its data. */
+  get isTransferring(): boolean {
+    return this.#slots.some(slot => slot.state === SlotState.TRANSFERRING)
+  }
+
+  becomeAdmin(queue: AdminQueue, sqSize: number): void {
+    assert(this.admin === null && this.io === null, 'a connection becomes a queue once')
+    this.admin = queue
+    this.#sqSize = sqSize
+    this.#grow(sqSize)
+  }
+
+  becomeIo(queue: IoQueue, sqSize: number): void {
+    assert(this.admin === null && this.io === null, 'a connection becomes a queue once')
+    this.io = queue
+    this.#sqSize = sqSize
+    this.#grow(sqSize)
+  }
+
+  #grow(count: number): void {
+    this.sender.resize(count)
+    while (this.#slots.length < count) {
+      const slot = new Slot(this.#slots.length, this, this.#reactor.arena)
+      this.#slots.push(slot)
+      this.#free.push(slot)
+    }
+  }
+
+  /** Takes the command capsule at `at`; null when it has to wait for a slot or for a buffer for its data. */
+  capsule(at: number, dataBytes: number): Slot | null {
+    const slot = this.#free.pop()
+    if (slot === undefined) return null
+    if (dataBytes > 0 && !this.#acquire(slot, dataBytes)) {
+      this.#free.push(slot)
+      return null
+    }
+    this.#sqHead++
+    if (this.#sqHead === this.#sqSize) this.#sqHead = 0
+    if (this.#hasFlowControl) this.sender.sqhd = this.#sqHead
+    const sqe = at + CapsuleCmd.sqe.offset
+    slot.begin(this.#view.getUint16(sqe + 2, true))
+    if (this.io !== null && this.#view.getUint8(sqe) !== FABRICS_OPCODE)
+      this.#decodeIo(slot, sqe, dataBytes, this.io)
+    else this.#decodeRequest(slot, sqe, dataBytes)
+    if (dataBytes > 0) slot.state = SlotState.RECEIVING
+    else this.#admit(slot)
+    return slot
+  }
+
+  #decodeIo(slot: Slot, sqe: number, dataBytes: number, queue: IoQueue): void {
+    const { command } = slot
+    let status = command.decode(this.#view, sqe, queue, this.#host.options.maxIoSize)
+    if (status === Status.SUCCESS) {
+      slot.transfer = command.transfer
+      slot.lengthBytes = command.lengthBytes
+      status = this.#checkData(slot, sqe, dataBytes)
+      if (status === Status.SUCCESS && slot.transfer !== Transfer.NONE) status = this.#checkLength(slot, sqe)
+    }
+    slot.status = statusField(status)
+    if (command.fuse !== Fuse.NORMAL || this.#fusedFirst !== null) this.#fuse(slot)
+  }
+
+  #checkLength(slot: Slot, sqe: number): number {
+    if (this.#view.getUint8(sqe + 1) >> 6 === Psdt.PRP) return Status.INVALID_FIELD
+    const length = this.#view.getUint32(sqe + 32, true)
+    return length === slot.lengthBytes ? Status.SUCCESS : Status.DATA_SGL_LENGTH_INVALID
+  }
+
+  #decodeRequest(slot: Slot, sqe: number, dataBytes: number): void {
+    slot.request = new CapsuleRequest(this, slot, this.#view, sqe)
+    const opcode = Sqe.opcode.get(this.#view, sqe)
+    const directed = opcode === FABRICS_OPCODE ? FabricsSqe.fctype.get(this.#view, sqe) : opcode
+    slot.transfer = (directed & 3) as Transfer
+    if (slot.transfer > Transfer.TO_HOST) slot.transfer = Transfer.NONE
+    if (slot.transfer !== Transfer.NONE) slot.lengthBytes = Sqe.sgl1Length.get(this.#view, sqe)
+    if (slot.lengthBytes === 0) slot.transfer = Transfer.NONE
+    let status = this.#checkData(slot, sqe, dataBytes)
+    if (status === Status.SUCCESS && slot.lengthBytes > this.#host.options.maxIoSize)
+      status = Status.INVALID_FIELD
+    slot.status = statusField(status)
+  }
+
+  /** The SGL descriptor against the direction of the command and the data in its capsule (Base 2.1, section 4.3.2). */
+  #checkData(slot: Slot, sqe: number, dataBytes: number): number {
+    if (slot.transfer === Transfer.NONE) return dataBytes > 0 ? Status.INVALID_FIELD : Status.SUCCESS
+    const id = this.#view.getUint8(sqe + Sqe.sgl1Id.offset)
+    if (id === SglId.TRANSPORT_DATA_BLOCK) return dataBytes > 0 ? Status.INVALID_FIELD : Status.SUCCESS
+    if (id !== SglId.DATA_BLOCK_OFFSET || slot.transfer === Transfer.TO_HOST)
+      return Status.SGL_DESCRIPTOR_TYPE_INVALID
+    const offset = Sqe.sgl1Address.get(this.#view, sqe)
+    const length = Sqe.sgl1Length.get(this.#view, sqe)
+    if (offset > dataBytes) return Status.SGL_OFFSET_INVALID
+    if (length > dataBytes - offset) return Status.DATA_SGL_LENGTH_INVALID
+    slot.dataOffset = offset
+    slot.arrivedBytes = length
+    return Status.SUCCESS
+  }
+
+  /** The slot that waits for data under this transfer tag. */
+  transferring(ttag: number): Slot | undefined {
+    const slot = this.#slots[ttag]
+    return slot?.state === SlotState.TRANSFERRING ? slot : undefined
+  }
+
+  /** A PDU's data is in the slot's buffer. */
+  placed(slot: Slot, dataBytes: number, isIntact: boolean): void {
+    if (!isIntact && slot.status === 0) slot.status = Status.TRANSIENT_TRANSPORT_ERROR
+    if (slot.state === SlotState.RECEIVING) {
+      this.#admit(slot)
+      return
+    }
+    slot.arrivedBytes += dataBytes
+    if (slot.arrivedBytes === slot.lengthBytes) this.#run(slot)
+  }
+
+  /** A command that is entirely here: gets a buffer if it needs one, and asks the host for its data. */
+  #admit(slot: Slot): void {
+    if (slot.status === 0) {
+      const wantsData = slot.transfer === Transfer.FROM_HOST && slot.arrivedBytes < slot.lengthBytes
+      const givesData =
+        slot.transfer === Transfer.TO_HOST && (slot.request !== null || !slot.command.canBorrow)
+      if ((wantsData || givesData) && !this.#acquire(slot, slot.lengthBytes)) {
+        slot.state = SlotState.STARVED
+        this.#starved.push(slot)
+        return
+      }
+      if (wantsData) {
+        slot.state = SlotState.SOLICITING
+        this.sender.push(slot)
+        this.#host.markDirty()
+        return
+      }
+    }
+    this.#run(slot)
+  }
+
+  /** Executes a command whose data is here; a command that was refused is answered. */
+  #run(slot: Slot): void {
+    if (slot.isFused) this.#pair(slot)
+    else if (slot.status !== 0) this.#answer(slot)
+    else if (slot.request !== null) this.#execute(slot, slot.request)
+    else {
+      slot.state = SlotState.EXECUTING
+      this.executing++
+      const address = slot.buffer === 0 ? 0 : slot.buffer + slot.dataOffset
+      const status = slot.command.start(address)
+      if (status !== STARTED) this.#ended(slot, status)
+    }
+  }
+
+  #execute(slot: Slot, request: CapsuleRequest): void {
+    slot.state = SlotState.REQUESTED
+    if (slot.transfer === Transfer.FROM_HOST)
+      request.dataOut = bytesAt(slot.buffer + slot.dataOffset, slot.lengthBytes)
+    if (this.admin !== null) this.admin.execute(request)
+    else if (this.io !== null) this.io.execute(request)
+    else if (isConnect(request.sqe)) this.#host.connect(request)
+    else request.complete({ status: Status.COMMAND_SEQUENCE_ERROR, doNotRetry: true })
+  }
+
+  /** For `CapsuleRequest` only. */
+  requestDone(slot: Slot, completion: Completion): void {
+    const { status, data } = completion
+    slot.status = completion.doNotRetry === true ? status | DNR : status
+    slot.dw0 = (completion.dw0 ?? 0) | 0
+    slot.dw1 = (completion.dw1 ?? 0) | 0
+    if (status === Status.SUCCESS && data !== undefined && slot.transfer === Transfer.TO_HOST) {
+      slot.answerBytes = Math.min(data.length, slot.lengthBytes)
+      bytesAt(slot.buffer, slot.answerBytes).set(data.subarray(0, slot.answerBytes))
+    }
+    const { sqe } = slot.request!
+    if (status === Status.SUCCESS && isConnect(sqe)) this.#connected(sqe)
+    this.#answer(slot)
+  }
+
+  #connected(sqe: DataView): void {
+    if (ConnectSqe.disableSqFlow.get(sqe, 0) === 1) {
+      this.#hasFlowControl = false
+      this.sender.sqhd = SQHD_NONE
+      // SUCCESS leaves out the response and with it SQHD, which only a queue without flow control can spare.
+      this.sender.sendsSuccess = this.#host.options.c2hSuccess
+    }
+    this.#host.connected()
+  }
+
+  /** For the device only. */
+  ioDone(io: BdevIo): void {
+    const slot = this.#slots[io.tag]!
+    const status = this.#isClosed ? io.status : slot.command.next()
+    if (status !== STARTED) this.#ended(slot, status)
+  }
+
+  #ended(slot: Slot, status: number): void {
+    this.executing--
+    slot.isLoan = slot.command.io.lent && status === Status.SUCCESS
+    if (slot.isFused) this.#endPair(slot, status)
+    else {
+      slot.status = statusField(status)
+      if (status === Status.SUCCESS && slot.transfer === Transfer.TO_HOST) slot.answerBytes = slot.lengthBytes
+      this.#answer(slot)
+    }
+    this.#host.ioEnded()
+  }
+
+  #answer(slot: Slot): void {
+    slot.state = SlotState.ANSWERING
+    if (this.#isClosed) {
+      this.release(slot)
+      return
+    }
+    this.sender.push(slot)
+    this.#host.markDirty()
+  }
+
+  // Fused operations: a Compare and the Write right behind it (NVM Command Set 1.1, section 3.3.1; Base 2.1, 3.4.2).
+
+  /** Joins a command to the one before it, or finds that one of them stands alone. */
+  #fuse(slot: Slot): void {
+    const first = this.#fusedFirst
+    this.#fusedFirst = null
+    const { fuse, opcode } = slot.command
+    const isSecond = fuse === Fuse.SECOND && opcode === NvmOpcode.WRITE
+    if (first !== null && isSecond) {
+      first.partner = slot
+      slot.partner = first
+      slot.isFused = true
+      return
+    }
+    if (first !== null) this.#unfuse(first)
+    if (isSecond && slot.status === 0) slot.status = Status.ABORTED_MISSING_FUSED
+    if (fuse !== Fuse.FIRST || opcode !== NvmOpcode.COMPARE) return
+    slot.isFused = true
+    this.#fusedFirst = slot
+  }
+
+  /** The command after `first` was not its second half. */
+  #unfuse(first: Slot): void {
+    first.isFused = false
+    if (first.status === 0) first.status = Status.ABORTED_MISSING_FUSED
+    // One that still waits for its data is answered when that has come.
+    if (first.state === SlotState.PAIRING) this.#answer(first)
+  }
+
+  /** One half has its data: executes both when the other has its own. */
+  #pair(slot: Slot): void {
+    slot.state = SlotState.PAIRING
+    const { partner } = slot
+    if (partner === null || partner.state !== SlotState.PAIRING) return
+    const first = slot.command.fuse === Fuse.FIRST ? slot : partner
+    const second = first === slot ? partner : slot
+    first.state = SlotState.EXECUTING
+    second.state = SlotState.EXECUTING
+    if (first.status !== 0 || second.status !== 0) {
+      if (first.status === 0) first.status = Status.ABORTED_FAILED_FUSED
+      if (second.status === 0) second.status = Status.ABORTED_FAILED_FUSED
+      this.#answer(first)
+      this.#answer(second)
+      return
+    }
+    this.executing++
+    const compareAt = first.buffer + first.dataOffset
+    const status = second.command.startFused(first.command, compareAt, second.buffer + second.dataOffset)
+    if (status !== STARTED) this.#ended(second, status)
+  }
+
+  /** A fused operation has ended; its failure is the Compare's, and the Write did not take place. */
+  #endPair(second: Slot, status: number): void {
+    const first = second.partner!
+    first.status = statusField(status)
+    second.status = status === Status.SUCCESS ? 0 : Status.ABORTED_FAILED_FUSED
+    this.#answer(first)
+    this.#answer(second)
+  }
+
+  // Buffers and slots.
+
+  #acquire(slot: Slot, size: number): boolean {
+    const buffer = this.#reactor.buffers.acquire(size)
+    if (buffer === 0) {
+      this.#host.starve()
+      return false
+    }
+    slot.buffer = buffer
+    slot.bufferSize = size
+    return true
+  }
+
+  /** Nothing refers to the slot's data any more. */
+  release(slot: Slot): void {
+    if (slot.isLoan) {
+      slot.isLoan = false
+      const { io } = slot.command
+      io.channel!.release(io)
+    }
+    if (slot.buffer !== 0) {
+      this.#reactor.buffers.release(slot.buffer, slot.bufferSize)
+      slot.buffer = 0
+      this.#host.bufferFreed()
+    }
+    slot.state = SlotState.FREE
+    this.#free.push(slot)
+    this.#host.slotFreed()
+  }
+
+  get isStarved(): boolean {
+    return this.#starved.length > 0
+  }
+
+  /** Tries again to get buffers for the commands that wait for one. */
+  retry(): void {
+    for (let count = this.#starved.length; count > 0; count--) {
+      const slot = this.#starved.shift()!
+      this.#admit(slot)
+    }
+  }
+
+  /** Asks for the early end of the command `cid`. True when it has been ended with `ABORTED_BY_REQUEST`. */
+  abort(cid: number): boolean {
+    const slot = this.#slots.find(candidate => candidate.state !== SlotState.FREE && candidate.cid === cid)
+    if (slot === undefined) return false
+    if (slot.state === SlotState.STARVED) {
+      this.#starved.splice(this.#starved.indexOf(slot), 1)
+      slot.status = Status.ABORTED_BY_REQUEST
+      this.#answer(slot)
+      return true
+    }
+    // A command whose data is on its way, or whose other half has the I/O, ends in its own time.
+    if (slot.state !== SlotState.EXECUTING || slot.isFused) return false
+    const { io } = slot.command
+    io.channel!.abort(io)
+    return io.status === Status.ABORTED_BY_REQUEST
+  }
+
+  /** The connection has ended: forgets what the target has, asks the devices to hurry, drops the rest in `drain`. */
+  close(): void {
+    this.#isClosed = true
+    for (const slot of this.#slots) {
+      slot.request?.forget()
+      const hasIo = slot.state === SlotState.EXECUTING && !(slot.isFused && slot.command.fuse === Fuse.FIRST)
+      if (hasIo) slot.command.io.channel!.abort(slot.command.io)
+    }
+    this.admin?.closed()
+    this.io?.closed()
+  }
+
+  /** The stream refers to no memory any more: releases every slot that no device has. */
+  drain(): void {
+    for (const slot of this.#slots) {
+      if (slot.state !== SlotState.FREE && slot.state !== SlotState.EXECUTING) this.release(slot)
+    }
+  }
+}
+
+function isConnect(sqe: DataView): boolean {
+  return Sqe.opcode.get(sqe, 0) === FABRICS_OPCODE && FabricsSqe.fctype.get(sqe, 0) === FabricsType.CONNECT
+}

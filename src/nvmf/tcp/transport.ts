@@ -1,0 +1,164 @@
+/** NVMe/TCP on one reactor: the connections it owns, what they share, and how they end. */
+
+import { assert } from '../../core/assert.ts'
+import type { Timer } from '../../core/clock.ts'
+import { logger } from '../../core/log.ts'
+import type { Reactor } from '../../reactor/reactor.ts'
+import { BufferPool } from '../../sys/memory.ts'
+import type { ReactorTarget, TransportOptions } from '../request.ts'
+import type { CapsuleRequest } from './capsule-request.ts'
+import { type ConnectionHost, TcpConnection, type TcpTimeouts } from './connection.ts'
+import { Receiver } from './receiver.ts'
+import { Sender } from './sender.ts'
+
+const log = logger('nvmf_tcp')
+
+/** How often connections are looked at that may have stalled, and waiting ones get another chance. */
+const SWEEP_MS = 1000
+
+export const DEFAULT_TIMEOUTS: TcpTimeouts = { connectMs: 10_000, endMs: 5_000, stallMs: 30_000 }
+
+export interface TcpTransportParts {
+  readonly reactor: Reactor
+  readonly target: ReactorTarget
+  /** `maxIoSize` is at most `BufferPool.MAX_SIZE`. */
+  readonly options: TransportOptions
+  readonly timeouts?: Partial<TcpTimeouts>
+}
+
+/** Counters as `nvmf_get_stats` shows them. */
+export interface TcpTransportStats {
+  /** Since the start. */
+  readonly admin_qpairs: number
+  readonly io_qpairs: number
+  readonly current_admin_qpairs: number
+  readonly current_io_qpairs: number
+  readonly completed_nvme_io: number
+}
+
+export class TcpTransport implements ConnectionHost {
+  readonly options: TransportOptions
+  readonly timeouts: TcpTimeouts
+
+  readonly #reactor: Reactor
+  readonly #target: ReactorTarget
+  readonly #connections = new Set<TcpConnection>()
+  /** Connections with a command that waits for a buffer. */
+  readonly #starved: TcpConnection[] = []
+  #adminQueues = 0
+  #ioQueues = 0
+  #completedIos = 0
+  #sweep: Timer | null = null
+  /** Told once there are no connections left, after `close`. */
+  #onQuiet: (() => void) | null = null
+
+  constructor({ reactor, target, options, timeouts }: TcpTransportParts) {
+    assert(options.maxIoSize <= BufferPool.MAX_SIZE, `${options.maxIoSize} bytes fit into one buffer`)
+    this.#reactor = reactor
+    this.#target = target
+    this.options = options
+    this.timeouts = { ...DEFAULT_TIMEOUTS, ...timeouts }
+  }
+
+  /** Takes over an accepted socket. Without memory for its buffers the connection is closed at once. */
+  adopt(socket: number, listenerId: number): void {
+    const { buffers, network } = this.#reactor
+    const receive = buffers.acquire(Receiver.BUFFER_SIZE)
+    const send = receive === 0 ? 0 : buffers.acquire(Sender.AREA_SIZE)
+    if (send === 0) {
+      if (receive !== 0) buffers.release(receive, Receiver.BUFFER_SIZE)
+      const refused = network.adopt(socket, { onReceived() {}, onSent() {}, onClosed() {} })
+      const { host, port } = refused.remote
+      log.error(
+        `host at ${host}:${port}: refused, as the reactor's ${this.#reactor.arena.sizeBytes} bytes of buffers are in use`,
+      )
+      refused.close()
+      return
+    }
+    this.#connections.add(new TcpConnection(this, this.#reactor, socket, listenerId, { receive, send }))
+    this.#sweep ??= this.#reactor.clock.after(SWEEP_MS, () => this.#sweepConnections())
+  }
+
+  get stats(): TcpTransportStats {
+    let current_admin_qpairs = 0
+    let current_io_qpairs = 0
+    for (const connection of this.#connections) {
+      if (connection.isAdminQueue) current_admin_qpairs++
+      if (connection.isIoQueue) current_io_qpairs++
+    }
+    return {
+      admin_qpairs: this.#adminQueues,
+      io_qpairs: this.#ioQueues,
+      current_admin_qpairs,
+      current_io_qpairs,
+      completed_nvme_io: this.#completedIos,
+    }
+  }
+
+  /** Ends every connection that came by the listener. */
+  closeListener(listenerId: number, reason: string): void {
+    for (const connection of this.#connections) {
+      if (connection.listenerId === listenerId) connection.disconnect(reason)
+    }
+  }
+
+  /** Ends every connection, and calls `quiet` when all are gone and have given back what they held. */
+  close(reason: string, quiet: () => void): void {
+    this.#onQuiet = quiet
+    for (const connection of this.#connections) connection.disconnect(reason)
+    this.#tellIfQuiet()
+  }
+
+  // Called by connections.
+
+  connect(connection: TcpConnection, request: CapsuleRequest): void {
+    this.#target.connect(connection, request)
+  }
+
+  connected(connection: TcpConnection): void {
+    if (connection.isAdminQueue) this.#adminQueues++
+    else this.#ioQueues++
+  }
+
+  starve(connection: TcpConnection): void {
+    if (!this.#starved.includes(connection)) this.#starved.push(connection)
+  }
+
+  bufferFreed(): void {
+    if (this.#starved.length > 0) this.#feed()
+  }
+
+  ioEnded(): void {
+    this.#completedIos++
+  }
+
+  ended(connection: TcpConnection): void {
+    this.#connections.delete(connection)
+    const index = this.#starved.indexOf(connection)
+    if (index >= 0) this.#starved.splice(index, 1)
+    this.bufferFreed()
+    this.#tellIfQuiet()
+  }
+
+  /** Those who wait try again at the end of this round; who fails waits again. */
+  #feed(): void {
+    for (const connection of this.#starved) connection.markDirty()
+    this.#starved.length = 0
+  }
+
+  /** Buffers may also have been given back by strangers (other exports), which is not told. */
+  #sweepConnections(): void {
+    this.#sweep = null
+    this.#feed()
+    for (const connection of this.#connections) connection.closeIfStalled()
+    if (this.#connections.size > 0)
+      this.#sweep = this.#reactor.clock.after(SWEEP_MS, () => this.#sweepConnections())
+  }
+
+  #tellIfQuiet(): void {
+    if (this.#connections.size > 0 || this.#onQuiet === null) return
+    const quiet = this.#onQuiet
+    this.#onQuiet = null
+    quiet()
+  }
+}
