@@ -4,7 +4,8 @@
  *
  * Verification. Every write fills each block with (unit, version); a table holds the version last acknowledged for each
  * unit of `ioSize` bytes, and no unit has two I/Os in flight. A read whose blocks carry anything else is a miscompare.
- * Units that this job has not written are not judged. A write that failed leaves two acceptable versions.
+ * Units that this job has not written are not judged. A write that failed leaves two acceptable versions. At the end
+ * every unit that was written is read once more, so that nothing that was acknowledged goes unseen.
  */
 
 import type { Channel } from '../bdev/channel.ts'
@@ -41,6 +42,8 @@ export interface JobReport {
   /** The first few failures, in words. */
   readonly firstErrors: readonly string[]
   readonly miscompares: number
+  /** Units read once more at the end of a verified job. */
+  readonly readBacks: number
   readonly inFlight: number
   readonly elapsedUs: number
   /** The longest time in which nothing completed. */
@@ -75,6 +78,8 @@ export class Job implements IoOwner {
   /** By the I/O's tag: the version that its write carries. */
   readonly #inFlightVersions: Uint32Array
   #next = 0
+  #nextReadBack = 0
+  #readBacks = 0
   #nextVersion = 1
   #issued = 0
   #reads = 0
@@ -87,6 +92,7 @@ export class Job implements IoOwner {
   #longestPauseUs = 0
   #endedUs = 0
   #stopping = false
+  #readingBack = false
   #onEnd: (() => void) | undefined
 
   constructor(reactor: Reactor, channel: Channel, options: JobOptions) {
@@ -113,11 +119,12 @@ export class Job implements IoOwner {
     for (const io of this.#ios) this.#issue(io)
   }
 
-  /** Issues nothing more; calls `ended` when nothing is in flight. */
+  /** Issues nothing more but the final reads of a verified job; calls `ended` when nothing is in flight. */
   stop(ended: () => void): void {
     this.#stopping = true
     this.#onEnd = ended
-    this.#endIfQuiet()
+    this.#endedUs ||= this.#reactor.clock.nowUs()
+    if (this.#inFlight === 0) this.#startReadingBack()
   }
 
   report(): JobReport {
@@ -130,6 +137,7 @@ export class Job implements IoOwner {
       errors: this.#errors,
       firstErrors: [...this.#firstErrors],
       miscompares: this.#miscompares,
+      readBacks: this.#readBacks,
       inFlight: this.#inFlight,
       elapsedUs: nowUs - this.#startedUs,
       longestPauseUs: Math.max(this.#longestPauseUs, pauseUs),
@@ -144,45 +152,76 @@ export class Job implements IoOwner {
   }
 
   ioDone(io: BdevIo): void {
+    this.#inFlight--
+    if (!this.#readingBack) this.#measure(io)
+    if (io.status !== Status.SUCCESS) this.#failed(io)
+    if (this.options.verify) this.#settle(io)
+    if (io.lent && io.status === Status.SUCCESS) this.#channel.release(io)
+    if (this.#readingBack) {
+      this.#readBack(io)
+    } else if (this.#stopping) {
+      if (this.#inFlight === 0) this.#startReadingBack()
+    } else if (!this.#channel.isRemoved) {
+      // On a device that was taken away every I/O would fail at once, for ever.
+      this.#issue(io)
+    }
+  }
+
+  #measure(io: BdevIo): void {
     const { nowUs } = this.#reactor
     const pauseUs = nowUs - this.#lastDoneUs
     if (pauseUs > this.#longestPauseUs) this.#longestPauseUs = pauseUs
     this.#lastDoneUs = nowUs
-    this.#inFlight--
     this.#latencyUs.record((nowUs - io.submittedUs) | 0)
-    if (io.status !== Status.SUCCESS) this.#failed(io)
-    else if (io.type === IoType.READ) this.#reads++
+    if (io.status !== Status.SUCCESS) return
+    if (io.type === IoType.READ) this.#reads++
     else this.#writes++
-    if (this.options.verify) this.#settle(io)
-    if (io.lent && io.status === Status.SUCCESS) this.#channel.release(io)
-    if (this.#stopping) this.#endIfQuiet()
-    // On a device that was taken away every I/O would fail at once, for ever.
-    else if (!this.#channel.isRemoved) this.#issue(io)
   }
 
   #issue(io: BdevIo): void {
-    const { ioSize, readPercent, ioCountMax, verify, firstUnit } = this.options
+    const { readPercent, ioCountMax, verify } = this.options
     if (ioCountMax > 0 && this.#issued >= ioCountMax) {
       if (this.#inFlight === 0) this.#endedUs = this.#reactor.nowUs
       return
     }
     this.#issued++
     const unit = this.#pickUnit()
-    const blocks = ioSize / this.#channel.info.blockSize
     const isRead = readPercent === 100 || (readPercent > 0 && this.#prng.below(100) < readPercent)
-    io.type = isRead ? IoType.READ : IoType.WRITE
+    if (verify && !isRead) this.#stamp(io, unit)
+    this.#submit(io, isRead ? IoType.READ : IoType.WRITE, unit)
+  }
+
+  #submit(io: BdevIo, type: IoType, unit: number): void {
+    const { ioSize, verify, firstUnit } = this.options
+    const blocks = ioSize / this.#channel.info.blockSize
+    io.type = type
     io.fua = false
     io.firstBlock = (firstUnit + unit) * blocks
     io.blockCount = blocks
-    io.lent = isRead && !verify && this.#channel.lends
+    io.lent = type === IoType.READ && !verify && this.#channel.lends
     if (io.lent) io.segments.count = 0
     else io.segments.set(this.#buffers[io.tag]!, ioSize)
-    if (verify) {
-      this.#busy[unit] = 1
-      if (!isRead) this.#stamp(io, unit)
-    }
+    if (verify) this.#busy[unit] = 1
     this.#inFlight++
     this.#channel.submit(io)
+  }
+
+  /** Nothing is in flight: whatever was acknowledged must be there. */
+  #startReadingBack(): void {
+    this.#readingBack = true
+    for (const io of this.#ios) this.#readBack(io)
+  }
+
+  /** Reads the next unit that was written; ends the job when there is none left. */
+  #readBack(io: BdevIo): void {
+    const versions = this.#versions
+    while (this.#nextReadBack < versions.length && versions[this.#nextReadBack] === 0) this.#nextReadBack++
+    if (this.#nextReadBack >= versions.length || this.#channel.isRemoved) {
+      this.#endIfQuiet()
+      return
+    }
+    this.#readBacks++
+    this.#submit(io, IoType.READ, this.#nextReadBack++)
   }
 
   #pickUnit(): number {
@@ -254,7 +293,6 @@ export class Job implements IoOwner {
 
   #endIfQuiet(): void {
     if (this.#inFlight > 0 || this.#onEnd === undefined) return
-    if (this.#endedUs === 0) this.#endedUs = this.#reactor.clock.nowUs()
     for (const buffer of this.#buffers.splice(0)) this.#reactor.buffers.release(buffer, this.options.ioSize)
     const ended = this.#onEnd
     this.#onEnd = undefined

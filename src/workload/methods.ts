@@ -14,6 +14,7 @@ const report = z.object({
   writes: z.int(),
   errors: z.int(),
   miscompares: z.int(),
+  read_backs: z.int(),
   first_errors: z.array(z.string()),
   in_flight: z.int(),
   iops: z.number(),
@@ -47,7 +48,12 @@ const start = method({
     queue_depth: z.int().min(1).max(4096).default(32).describe('I/Os in flight, over all reactors'),
     read_percent: z.int().min(0).max(100).default(100).describe('Share of reads; the rest are writes'),
     sequential: z.boolean().default(false).describe('One after the other instead of anywhere'),
-    verify: z.boolean().default(false).describe('Stamp every block written and judge every block read'),
+    verify: z
+      .boolean()
+      .default(false)
+      .describe(
+        'Stamp every block written, judge every block read, and at the end read back all that was written',
+      ),
     seed: z.int().min(0).default(1).describe('The same seed gives the same I/O'),
     io_count: z.int().min(0).default(0).describe('Ends after so many I/Os; 0 runs until workload_stop'),
   }),
@@ -90,6 +96,7 @@ function toWire(report: WorkloadReport) {
     writes: report.writes,
     errors: report.errors,
     miscompares: report.miscompares,
+    read_backs: report.readBacks,
     first_errors: [...report.firstErrors],
     in_flight: report.inFlight,
     iops: report.elapsedUs === 0 ? 0 : Math.round(((report.reads + report.writes) * 1e6) / report.elapsedUs),

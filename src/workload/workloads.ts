@@ -124,6 +124,7 @@ function merge(reports: readonly JobReport[]): JobReport {
     errors: sum(report => report.errors),
     firstErrors: reports.flatMap(report => report.firstErrors),
     miscompares: sum(report => report.miscompares),
+    readBacks: sum(report => report.readBacks),
     inFlight: sum(report => report.inFlight),
     elapsedUs: max(report => report.elapsedUs),
     longestPauseUs: max(report => report.longestPauseUs),
