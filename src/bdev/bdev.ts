@@ -11,6 +11,7 @@
  */
 import type { z } from 'zod'
 import type { Reactor } from '../reactor/reactor.ts'
+import type { MethodCall } from '../rpc/config.ts'
 import type { Channel } from './channel.ts'
 import type { BdevIo, IoType } from './io.ts'
 
@@ -30,6 +31,8 @@ export interface BdevInfo {
   blockCount: number
   /** What the driver does itself. The channel emulates compare, compare-and-write and write zeroes with the rest. */
   readonly supports: ReadonlySet<IoType>
+  /** What hosts are advised to keep to, in blocks; 0 or absent for no advice. */
+  readonly preferred?: Preferred
   /** True when a completed write may be lost on power failure until a flush: hosts are told of a volatile cache. */
   readonly writeCache: boolean
   readonly readOnly: boolean
@@ -41,6 +44,16 @@ export interface BdevInfo {
   readonly driverSpecific: Readonly<Record<string, unknown>>
 }
 
+/** In blocks, 0 for no advice. */
+export interface Preferred {
+  readonly writeAlignment: number
+  readonly writeGranularity: number
+  /** How much to write at once. */
+  readonly writeSize: number
+  readonly unmapAlignment: number
+  readonly unmapGranularity: number
+}
+
 /** A driver's end of a channel. All calls come from the reactor's own thread. */
 export interface DriverChannel {
   /**
@@ -50,8 +63,8 @@ export interface DriverChannel {
   submit(io: BdevIo): void
   /**
    * Asks for the early end of an outstanding I/O, or of all when `io` is null. What can be stopped is completed with
-   * `COMMAND_ABORT_REQUESTED`; what cannot completes in its own time. A device whose I/O could be outstanding for ever
-   * (delay, a lost path) must end it here.
+   * `ABORTED_BY_REQUEST`; what cannot completes in its own time. A device whose I/O could be outstanding for ever
+   * (delay, a lost path) must end it here. An I/O that is not the device's own is ignored.
    */
   abort(io: BdevIo | null): void
   /**
@@ -59,6 +72,8 @@ export interface DriverChannel {
    * the data stays there until `Channel.release`. This is how memory reaches a socket without a copy.
    */
   readonly lends: boolean
+  /** Hears what the driver's control side says by `BdevRegistry.tell`. */
+  tell?(message: unknown): void
   /** Nothing is outstanding any more. */
   close(): void
 }
@@ -83,6 +98,16 @@ export interface Driver<Params = unknown> {
   openChannel(info: BdevInfo, context: ChannelContext): DriverChannel
   /** On the control thread, after every channel is closed. */
   destroy?(info: BdevInfo): Promise<void> | void
+  /**
+   * The calls that would recreate a device that was made with `params`. When absent, `bdev_<driver>_create` with its
+   * name, the parameters and its uuid.
+   */
+  config?(info: BdevInfo, params: Params): MethodCall[]
+}
+
+/** A driver among others, whatever its parameters: only who has parsed them with `params` may call `create`. */
+export interface AnyDriver extends Omit<Driver<never>, 'params'> {
+  readonly params: z.ZodType
 }
 
 /** What a driver's control side may use. */

@@ -1,6 +1,7 @@
 /** One I/O to a block device: what is asked, where the data is, and who hears of the end. */
 import { assert } from '../core/assert.ts'
 import type { Deliverable } from '../reactor/reactor.ts'
+import { memcmp, memcpy, memset } from '../sys/memory.ts'
 import type { Channel } from './channel.ts'
 
 export const IoType = {
@@ -35,6 +36,10 @@ export const IO_TYPE_NAMES = [
   'reset',
 ] as const
 
+const COPY_FROM = 0
+const COPY_TO = 1
+const COMPARE = 2
+
 /** Where data lies: a list of (address, length in bytes) in this process's address space. */
 export class Segments {
   count = 0
@@ -68,6 +73,66 @@ export class Segments {
     let total = 0
     for (let i = 0; i < this.count; i++) total += this.lengths[i]!
     return total
+  }
+
+  /** Adds to `target` the segments of the part of this list that starts at `offset` bytes and has `length`. */
+  slice(offset: number, length: number, target: Segments): void {
+    let skip = offset
+    let left = length
+    for (let i = 0; left > 0; i++) {
+      assert(i < this.count, 'a slice lies within its list')
+      const available = this.lengths[i]! - skip
+      if (available <= 0) {
+        skip = -available
+        continue
+      }
+      const part = Math.min(available, left)
+      target.push(this.addresses[i]! + skip, part)
+      left -= part
+      skip = 0
+    }
+  }
+
+  /** Copies into the part of this list that starts at `offset` bytes, from `length` bytes at `address`. */
+  copyFrom(address: number, offset: number, length: number): void {
+    this.#walk(COPY_FROM, address, offset, length)
+  }
+
+  /** Copies the part of this list that starts at `offset` bytes to `length` bytes at `address`. */
+  copyTo(address: number, offset: number, length: number): void {
+    this.#walk(COPY_TO, address, offset, length)
+  }
+
+  /** Whether the part of this list that starts at `offset` bytes equals the `length` bytes at `address`. */
+  equals(address: number, offset: number, length: number): boolean {
+    return this.#walk(COMPARE, address, offset, length)
+  }
+
+  /** Makes every byte zero. */
+  zero(): void {
+    for (let i = 0; i < this.count; i++) memset(this.addresses[i]!, 0, this.lengths[i]!)
+  }
+
+  #walk(action: number, address: number, offset: number, length: number): boolean {
+    let skip = offset
+    let at = address
+    const end = address + length
+    for (let i = 0; at < end; i++) {
+      assert(i < this.count, `the list has ${length} bytes from ${offset} on`)
+      const available = this.lengths[i]! - skip
+      if (available <= 0) {
+        skip = -available
+        continue
+      }
+      const part = Math.min(available, end - at)
+      const own = this.addresses[i]! + skip
+      if (action === COPY_FROM) memcpy(own, at, part)
+      else if (action === COPY_TO) memcpy(at, own, part)
+      else if (memcmp(own, at, part) !== 0) return false
+      at += part
+      skip = 0
+    }
+    return true
   }
 }
 

@@ -1,0 +1,68 @@
+/**
+ * Who uses a device. The rules are SPDK's, so that what its users type works here as it does there:
+ *
+ *                       while another has it as
+ *   claim as            exclusive_write   write     read
+ *   exclusive_write     refused           warned    allowed      filters, NVMe-oF namespaces
+ *   write               refused           allowed   allowed      an NBD export
+ *   read                allowed           allowed   allowed      an NBD export that is read only
+ *
+ * SPDK does not refuse an exclusive claim because somebody has the device open for writing; two clients that know
+ * nothing of each other can then destroy a file system, so the log says who they are.
+ */
+import { RpcError } from '../core/errors.ts'
+import { logger } from '../core/log.ts'
+
+const log = logger('bdev')
+
+export type ClaimType = 'exclusive_write' | 'write' | 'read'
+
+export interface Claim {
+  readonly owner: string
+  readonly type: ClaimType
+  /** Idempotent. */
+  release(): void
+}
+
+export class Claims {
+  readonly #bdevName: string
+  readonly #claims = new Set<Claim>()
+
+  constructor(bdevName: string) {
+    this.#bdevName = bdevName
+  }
+
+  get isEmpty(): boolean {
+    return this.#claims.size === 0
+  }
+
+  /** The owners, for a message. */
+  get owners(): string {
+    return [...this.#claims].map(claim => claim.owner).join(', ')
+  }
+
+  get exclusive(): Claim | undefined {
+    return [...this.#claims].find(claim => claim.type === 'exclusive_write')
+  }
+
+  add(owner: string, type: ClaimType): Claim {
+    const { exclusive } = this
+    if (exclusive !== undefined && type !== 'read') {
+      throw new RpcError(
+        'EPERM',
+        `${owner} cannot have ${this.#bdevName} for writing: ${exclusive.owner} has it for itself. ` +
+          'Take it away from there first, or use another bdev',
+      )
+    }
+    const writers = [...this.#claims].filter(claim => claim.type === 'write').map(claim => claim.owner)
+    if (type === 'exclusive_write' && writers.length > 0) {
+      log.warning(
+        `${this.#bdevName} is written to by ${writers.join(', ')} and now by ${owner} too: ` +
+          'file systems do not survive two writers that know nothing of each other',
+      )
+    }
+    const claim: Claim = { owner, type, release: () => void this.#claims.delete(claim) }
+    this.#claims.add(claim)
+    return claim
+  }
+}

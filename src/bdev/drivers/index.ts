@@ -1,0 +1,8 @@
+/** Every driver and filter: a new one is one more line in each list. */
+import type { AnyDriver } from '../bdev.ts'
+import { mallocDriver, mallocMethods } from './malloc.ts'
+import { nullDriver, nullMethods } from './null.ts'
+
+export const drivers: readonly AnyDriver[] = [nullDriver, mallocDriver]
+
+export const driverMethods = [...nullMethods, ...mallocMethods]
