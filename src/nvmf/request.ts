@@ -44,6 +44,8 @@ export interface Connection {
   readonly listenerId: number
   becomeAdminQueue(queue: AdminQueue, sqSize: number): void
   becomeIoQueue(queue: IoQueue, sqSize: number): void
+  /** Asks for the early end of a command. True when it has been ended with `ABORTED_BY_REQUEST`, false for any other. */
+  abort(cid: number): boolean
   /** Ends the connection after what is already queued was sent. `reason` is for the log. */
   disconnect(reason: string): void
 }
