@@ -3,6 +3,8 @@ import { join, resolve } from 'node:path'
 import { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
+import { NbdExports } from '../nbd/exports.ts'
+import { Acceptor } from '../reactor/acceptor.ts'
 import { ReactorThreads } from '../reactor/thread.ts'
 import { Dispatcher, type RpcInfo } from '../rpc/dispatcher.ts'
 import { RpcServer } from '../rpc/server.ts'
@@ -27,6 +29,7 @@ export interface AppContext {
   readonly rpc: RpcInfo
   readonly reactors: ReactorThreads
   readonly bdevs: BdevRegistry
+  readonly nbd: NbdExports
   readonly workloads: Workloads
   readonly configuration: Configuration
   readonly notifications: Notifications
@@ -49,12 +52,14 @@ function buildContext(
     added: ({ name }) => notifications.add('bdev_register', name),
     removed: ({ name }) => notifications.add('bdev_unregister', name),
   })
+  const nbd = new NbdExports({ reactors, acceptor: new Acceptor(reactors), bdevs })
   return {
     ...rest,
     reactors,
     bdevs,
+    nbd,
     workloads: new Workloads(bdevs, reactors),
-    configuration: new Configuration([bdevs]),
+    configuration: new Configuration([bdevs, nbd]),
     notifications,
   }
 }

@@ -1,5 +1,6 @@
 /** Every method of the daemon, one list a layer. A new method is one more name in the list of its own layer. */
 import { driverMethods } from '../bdev/drivers/index.ts'
+import { nbdMethods } from '../nbd/methods.ts'
 import { introspectionMethods } from '../rpc/introspection.ts'
 import type { MethodTable } from '../rpc/method.ts'
 import { workloadMethods } from '../workload/methods.ts'
@@ -14,5 +15,6 @@ export const methods = [
   ...logMethods,
   ...notifyMethods,
   ...driverMethods,
+  ...nbdMethods,
   ...workloadMethods,
 ] satisfies MethodTable<AppContext>

@@ -1,6 +1,7 @@
 /** What stands on each reactor. */
 import type { AnyDriver } from '../bdev/bdev.ts'
 import { ReactorBdevs } from '../bdev/reactor-bdevs.ts'
+import { ReactorNbdServer } from '../nbd/reactor-server.ts'
 import { ReactorAcceptor } from '../reactor/acceptor.ts'
 import type { Reactor } from '../reactor/reactor.ts'
 import { ReactorWorkloads } from '../workload/reactor-workloads.ts'
@@ -14,5 +15,6 @@ export interface ReactorApplication {
 export function buildServices(reactor: Reactor, drivers: readonly AnyDriver[]): void {
   const bdevs = new ReactorBdevs(reactor, drivers)
   new ReactorWorkloads(reactor, bdevs)
-  new ReactorAcceptor(reactor)
+  const acceptor = new ReactorAcceptor(reactor)
+  new ReactorNbdServer(reactor, acceptor, bdevs)
 }

@@ -200,7 +200,9 @@ export class Negotiation<Export extends OfferedExport> {
       this.#refuse(Option.LIST, Reply.ERR_INVALID, 'a list is asked for without data')
       return
     }
-    for (const { name } of this.#offer.exports) this.#reply(Option.LIST, Reply.SERVER, counted(name))
+    for (const { name, description } of this.#offer.exports) {
+      this.#reply(Option.LIST, Reply.SERVER, listed(name, description))
+    }
     this.#reply(Option.LIST, Reply.ACK)
   }
 
@@ -329,10 +331,13 @@ function typed(kind: number, text: string): Uint8Array {
   return data
 }
 
-function counted(text: string): Uint8Array {
-  const data = Buffer.alloc(4 + Buffer.byteLength(text))
-  data.writeUInt32BE(data.length - 4, 0)
-  data.write(text, 4)
+/** Length of the name, name; the rest is for people. */
+function listed(name: string, description: string): Uint8Array {
+  const nameLength = Buffer.byteLength(name)
+  const data = Buffer.alloc(4 + nameLength + Buffer.byteLength(description))
+  data.writeUInt32BE(nameLength, 0)
+  data.write(name, 4)
+  data.write(description, 4 + nameLength)
   return data
 }
 
