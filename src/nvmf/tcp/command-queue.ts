@@ -17,6 +17,14 @@ import { CapsuleRequest, type RequestOwner } from './capsule-request.ts'
 import { Sender, type SlotOwner } from './sender.ts'
 import { Slot, SlotState } from './slot.ts'
 
+/** Memory of a connection besides the data of its commands. */
+export interface ConnectionBuffers {
+  readonly receive: number
+  readonly send: number
+  /** As large as the data of a capsule can be. */
+  readonly capsule: number
+}
+
 /** What a queue needs of its connection. */
 export interface QueueHost {
   readonly options: TransportOptions
@@ -56,16 +64,23 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
   readonly #starved: Slot[] = []
   /** The first half of a fused operation whose second half has not come. */
   #fusedFirst: Slot | null = null
+  /**
+   * A buffer of the queue's own for capsule data. With the pool's alone, a stalled capsule could wait for the buffers
+   * of writes whose data is behind it on the wire; with this one its command ends, and the queue goes on.
+   */
+  readonly #spare: number
+  #isSpareTaken = false
   #sqSize = 2
   #sqHead = 0
   #hasFlowControl = true
   #isClosed = false
 
-  constructor(host: QueueHost, reactor: Reactor, stream: Stream, area: number) {
+  constructor(host: QueueHost, reactor: Reactor, stream: Stream, buffers: ConnectionBuffers) {
     this.#host = host
     this.#reactor = reactor
     this.#view = reactor.arena.view
-    this.sender = new Sender(reactor, stream, this, area, 1)
+    this.#spare = buffers.capsule
+    this.sender = new Sender(reactor, stream, this, buffers.send, 1)
     // One slot: until the Connect has been answered no second command is looked at.
     this.#grow(1)
   }
@@ -107,7 +122,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
   capsule(at: number, dataBytes: number): Slot | null {
     const slot = this.#free.pop()
     if (slot === undefined) return null
-    if (dataBytes > 0 && !this.#acquire(slot, dataBytes)) {
+    if (dataBytes > 0 && !this.#takeSpare(slot) && !this.#acquire(slot, dataBytes)) {
       this.#free.push(slot)
       return null
     }
@@ -362,6 +377,13 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     return true
   }
 
+  #takeSpare(slot: Slot): boolean {
+    if (this.#isSpareTaken) return false
+    this.#isSpareTaken = true
+    slot.buffer = this.#spare
+    return true
+  }
+
   /** Nothing refers to the slot's data any more. */
   release(slot: Slot): void {
     if (slot.isLoan) {
@@ -369,7 +391,10 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
       const { io } = slot.command
       io.channel!.release(io)
     }
-    if (slot.buffer !== 0) {
+    if (slot.buffer === this.#spare) {
+      slot.buffer = 0
+      this.#isSpareTaken = false
+    } else if (slot.buffer !== 0) {
       this.#reactor.buffers.release(slot.buffer, slot.bufferSize)
       slot.buffer = 0
       this.#host.bufferFreed()

@@ -27,9 +27,8 @@ import {
 import type { AdminQueue, Connection, IoQueue, TransportOptions } from '../request.ts'
 import type { CapsuleRequest } from './capsule-request.ts'
 import { checkIcReq, describeHeader, Fault, type PduFault, type PduRules } from './check.ts'
-import { CommandQueue, type QueueHost } from './command-queue.ts'
+import { CommandQueue, type ConnectionBuffers, type QueueHost } from './command-queue.ts'
 import { type PduHandler, Receiver } from './receiver.ts'
-import { Sender } from './sender.ts'
 import type { Slot } from './slot.ts'
 
 const log = logger('nvmf_tcp')
@@ -58,14 +57,8 @@ export interface ConnectionHost {
   starve(connection: TcpConnection): void
   bufferFreed(): void
   ioEnded(): void
-  /** The connection is gone; so are its buffers, which it has given back. */
-  ended(connection: TcpConnection): void
-}
-
-/** Memory of a connection besides the data of its commands. */
-export interface ConnectionBuffers {
-  readonly receive: number
-  readonly send: number
+  /** The connection is gone, and its buffers are free again. */
+  ended(connection: TcpConnection, buffers: ConnectionBuffers): void
 }
 
 export class TcpConnection implements Connection, StreamEvents, Flushable, PduHandler, QueueHost {
@@ -100,7 +93,7 @@ export class TcpConnection implements Connection, StreamEvents, Flushable, PduHa
     this.options = host.options
     this.listenerId = listenerId
     this.#stream = reactor.network.adopt(socket, this)
-    this.#queue = new CommandQueue(this, reactor, this.#stream, buffers.send)
+    this.#queue = new CommandQueue(this, reactor, this.#stream, buffers)
     this.#rules = {
       isInitialized: false,
       headerDigest: 0,
@@ -355,9 +348,7 @@ export class TcpConnection implements Connection, StreamEvents, Flushable, PduHa
   #endIfQuiet(): void {
     if (!this.#isStreamClosed || this.#queue.executing > 0 || this.#isEnded) return
     this.#isEnded = true
-    this.#reactor.buffers.release(this.#buffers.receive, Receiver.BUFFER_SIZE)
-    this.#reactor.buffers.release(this.#buffers.send, Sender.AREA_SIZE)
-    this.#host.ended(this)
+    this.#host.ended(this, this.#buffers)
   }
 
   get #name(): string {

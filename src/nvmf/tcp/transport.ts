@@ -4,9 +4,11 @@ import { assert } from '../../core/assert.ts'
 import type { Timer } from '../../core/clock.ts'
 import { logger } from '../../core/log.ts'
 import type { Reactor } from '../../reactor/reactor.ts'
+import { ADMIN_IN_CAPSULE_SIZE } from '../../spec/nvme-tcp.ts'
 import { BufferPool } from '../../sys/memory.ts'
 import type { ReactorTarget, TransportOptions } from '../request.ts'
 import type { CapsuleRequest } from './capsule-request.ts'
+import type { ConnectionBuffers } from './command-queue.ts'
 import { type ConnectionHost, TcpConnection, type TcpTimeouts } from './connection.ts'
 import { Receiver } from './receiver.ts'
 import { Sender } from './sender.ts'
@@ -62,21 +64,40 @@ export class TcpTransport implements ConnectionHost {
 
   /** Takes over an accepted socket. Without memory for its buffers the connection is closed at once. */
   adopt(socket: number, listenerId: number): void {
-    const { buffers, network } = this.#reactor
-    const receive = buffers.acquire(Receiver.BUFFER_SIZE)
-    const send = receive === 0 ? 0 : buffers.acquire(Sender.AREA_SIZE)
-    if (send === 0) {
-      if (receive !== 0) buffers.release(receive, Receiver.BUFFER_SIZE)
-      const refused = network.adopt(socket, { onReceived() {}, onSent() {}, onClosed() {} })
-      const { host, port } = refused.remote
-      log.error(
-        `host at ${host}:${port}: refused, as the reactor's ${this.#reactor.arena.sizeBytes} bytes of buffers are in use`,
-      )
-      refused.close()
-      return
-    }
-    this.#connections.add(new TcpConnection(this, this.#reactor, socket, listenerId, { receive, send }))
+    const buffers = this.#acquireBuffers()
+    if (buffers === null) this.#refuse(socket)
+    else this.#connections.add(new TcpConnection(this, this.#reactor, socket, listenerId, buffers))
     this.#sweep ??= this.#reactor.clock.after(SWEEP_MS, () => this.#sweepConnections())
+  }
+
+  #acquireBuffers(): ConnectionBuffers | null {
+    const pool = this.#reactor.buffers
+    const receive = pool.acquire(Receiver.BUFFER_SIZE)
+    const send = receive === 0 ? 0 : pool.acquire(Sender.AREA_SIZE)
+    const capsule = send === 0 ? 0 : pool.acquire(this.#capsuleDataMax)
+    if (capsule !== 0) return { receive, send, capsule }
+    if (send !== 0) pool.release(send, Sender.AREA_SIZE)
+    if (receive !== 0) pool.release(receive, Receiver.BUFFER_SIZE)
+    return null
+  }
+
+  #releaseBuffers({ receive, send, capsule }: ConnectionBuffers): void {
+    const pool = this.#reactor.buffers
+    pool.release(receive, Receiver.BUFFER_SIZE)
+    pool.release(send, Sender.AREA_SIZE)
+    pool.release(capsule, this.#capsuleDataMax)
+  }
+
+  get #capsuleDataMax(): number {
+    return Math.max(ADMIN_IN_CAPSULE_SIZE, this.options.inCapsuleDataSize)
+  }
+
+  #refuse(socket: number): void {
+    const stream = this.#reactor.network.adopt(socket, { onReceived() {}, onSent() {}, onClosed() {} })
+    const { host, port } = stream.remote
+    const { sizeBytes } = this.#reactor.arena
+    log.error(`host at ${host}:${port}: refused, as the reactor's ${sizeBytes} bytes of buffers are in use`)
+    stream.close()
   }
 
   get stats(): TcpTransportStats {
@@ -132,7 +153,8 @@ export class TcpTransport implements ConnectionHost {
     this.#completedIos++
   }
 
-  ended(connection: TcpConnection): void {
+  ended(connection: TcpConnection, buffers: ConnectionBuffers): void {
+    this.#releaseBuffers(buffers)
     this.#connections.delete(connection)
     const index = this.#starved.indexOf(connection)
     if (index >= 0) this.#starved.splice(index, 1)

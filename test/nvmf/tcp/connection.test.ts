@@ -97,7 +97,7 @@ describe('a connection', () => {
   it('is closed by a host that goes away, and gives everything back', () => {
     const lab = new Lab()
     const peer = lab.open(1)
-    expect(lab.pool.taken).toBe(2)
+    expect(lab.pool.taken).toBe(3)
     peer.close()
     lab.settle()
     expect(peer.sawEnd).toBe(true)
@@ -135,7 +135,7 @@ describe('a connection', () => {
 
   it('is refused when the reactor has no buffers left', () => {
     const lab = new Lab()
-    lab.pool.allowance = 1
+    lab.pool.allowance = 2
     const peer = lab.dial()
     lab.settle()
     expect(peer.sawEnd).toBe(true)

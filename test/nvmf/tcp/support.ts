@@ -221,6 +221,13 @@ export class Lab implements ReactorTarget {
     for (let quiet = 0; quiet < 3; ) quiet = this.reactor.poll() > 0 || !this.reactor.isQuiet ? 0 : quiet + 1
   }
 
+  /** All that a host hears which goes on reading. */
+  hear(peer: Peer): Uint8Array {
+    const heard: Uint8Array[] = []
+    for (this.settle(); peer.waiting > 0; this.settle()) heard.push(peer.take())
+    return join(...heard)
+  }
+
   /** Lets `ms` pass. */
   pass(ms: number): void {
     this.nowUs += ms * 1000
@@ -230,8 +237,7 @@ export class Lab implements ReactorTarget {
   /** Sends and returns the answer. */
   exchange(peer: Peer, ...pdus: Uint8Array[]): string {
     peer.send(join(...pdus))
-    this.settle()
-    return show(peer.take())
+    return show(this.hear(peer))
   }
 }
 
