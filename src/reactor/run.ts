@@ -31,7 +31,7 @@ const AWAITED_SLEEP_US_MAX = 1000
 const RING = { entries: 4096, completions: 16384 }
 
 /** Builds a reactor from what the thread was started with, lets `build` put services on it, and runs it for ever. */
-export function runReactor(build: (reactor: Reactor, application: unknown) => void): void {
+export function runReactor(build: (reactor: Reactor) => void): void {
   const options = workerData as ReactorOptions
   assert(parentPort, 'a reactor runs in a worker thread')
   applyLogSettings(options.log)
@@ -57,7 +57,7 @@ export function runReactor(build: (reactor: Reactor, application: unknown) => vo
   ringDoorbell(ring, options.doorbell)
   control.on('reactor.ready', () => true)
   control.on('reactor.log', applyLogSettings)
-  build(reactor, options.application)
+  build(reactor)
   spin(reactor, ring, options.spinUs)
 }
 

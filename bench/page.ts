@@ -1,0 +1,72 @@
+/** The page about the results, from the results. */
+import type { Failover } from './failover.ts'
+import type { Footprint } from './footprint.ts'
+import type { Row } from './series.ts'
+
+export interface Results {
+  readonly date: string
+  readonly machine: string
+  readonly seconds: number
+  readonly rows: readonly Row[]
+  readonly failover: Failover | null
+  readonly footprint: Footprint | null
+}
+
+export function renderPage({ date, machine, seconds, rows, failover, footprint }: Results): string {
+  const table = rows.map(row => {
+    const cells = [
+      row.work,
+      row.subject,
+      Math.round(row.iops).toLocaleString('en'),
+      row.p99Us.toFixed(0),
+      row.p999Us === null ? '' : row.p999Us.toFixed(0),
+      row.collectionsPerMillion === null ? '' : row.collectionsPerMillion.toFixed(2),
+      row.subject === 'qpair' ? '' : row.firstToThis.toFixed(2),
+    ]
+    return `| ${cells.join(' | ')} |`
+  })
+  return `# Benchmarks
+
+<!-- Written by \`npm run bench\`: edit bench/page.ts, not this page. -->
+
+Run on ${date}: ${machine}. Each figure is the median of ${rows[0]?.rounds ?? 0} rounds of ${seconds} s, the subjects of
+one work taken in turn (A B A B) in the same minutes. The machine is shared and its speed changes, so **compare rows of
+one work with each other, and ratios rather than figures**; do not compare works, or runs on different days.
+
+| work | subject | IOPS | p99 µs | p99.9 µs | collections per million I/O | qpair is so many times this |
+|---|---|---:|---:|---:|---:|---:|
+${table.join('\n')}
+
+- **NVMe/TCP.** One reactor on one processor serves a memory namespace over loopback; the load is qpair's own NVMe/TCP
+  host on another processor, the same for both subjects, so what the host can drive bounds both. The *C loop* is
+  \`bench/floor/nvme-tcp-floor.c\`: the least that any single-threaded program must do, without a block layer, checks or
+  statistics. Latencies are the load's, to the length of one of its polling rounds.
+- **File.** The file driver under the daemon's own workload, beside fio's io_uring engine on the same page-cached file.
+- **NBD.** fio's NBD engine drives all servers over a Unix socket. QEMU's storage daemon serves its null device, which
+  moves no data, since it has no memory device; nbdkit serves its memory plugin.
+- **Collections** are those of all threads of the daemon (\`--trace-gc\`).
+
+## Failover
+
+${
+  failover === null
+    ? ''
+    : `A gateway is killed with SIGKILL under a mixed load of depth 32 over two paths. The longest time in which no I/O completed,
+median of ${failover.rounds} rounds: **${failover.pauseMs.toFixed(1)} ms**; the worst: ${failover.worstMs.toFixed(1)} ms. No I/O failed. This is a socket that the
+kernel closes; a path that goes silent is found by keep alive, within its time-out.`
+}
+
+## At rest
+
+${
+  footprint === null
+    ? ''
+    : `| what | figure |
+|---|---:|
+| start of the process to the end of the first read over NVMe/TCP | ${footprint.startToFirstIoMs.toFixed(0)} ms |
+| resident memory with one export | ${footprint.residentMiBOneExport.toFixed(0)} MiB |
+| resident memory with ten exports and a hundred connections | ${footprint.residentMiBHundredConnections.toFixed(0)} MiB |
+| processor time with ten exports and a hundred connections, all idle | ${footprint.idleCpuPercent.toFixed(2)} % of one |`
+}
+`
+}

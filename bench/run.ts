@@ -1,0 +1,64 @@
+/**
+ * `npm run bench [-- --seconds N] [--rounds N] [--only nvme-tcp,file,nbd,failover,footprint]`
+ *
+ * Everything is measured in turn with what it is compared to, and medians are kept: ratios are what counts, since the
+ * machine's own speed changes from minute to minute. Writes `bench/results/latest.json` and `docs/benchmarks.md`.
+ */
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { cpus, release, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { parseArgs } from 'node:util'
+import { benchFailover } from './failover.ts'
+import { benchFile } from './file.ts'
+import { benchFootprint } from './footprint.ts'
+import { benchNbd } from './nbd.ts'
+import { benchNvmeTcp } from './nvme-tcp.ts'
+import { type Results, renderPage } from './page.ts'
+import { ROOT } from './process.ts'
+
+const RESULTS = join(ROOT, 'bench/results/latest.json')
+const PAGE = join(ROOT, 'docs/benchmarks.md')
+const GROUPS = ['nvme-tcp', 'file', 'nbd', 'failover', 'footprint'] as const
+
+const { values } = parseArgs({
+  options: {
+    seconds: { type: 'string', default: '2' },
+    rounds: { type: 'string', default: '5' },
+    only: { type: 'string', default: GROUPS.join(',') },
+  },
+})
+const seconds = Number(values.seconds)
+const rounds = Number(values.rounds)
+const wanted = values.only.split(',')
+const unknown = wanted.find(group => !GROUPS.some(known => known === group))
+if (!(seconds > 0 && rounds >= 1) || unknown !== undefined) {
+  console.error(`${unknown ?? 'the arguments'}: --seconds N --rounds N --only ${GROUPS.join(',')}`)
+  process.exit(2)
+}
+
+const directory = mkdtempSync(join(tmpdir(), 'qpair-bench-'))
+try {
+  const has = (group: (typeof GROUPS)[number]): boolean => wanted.includes(group)
+  const results: Results = {
+    date: new Date().toISOString().slice(0, 10),
+    machine: `${cpus().length} x ${cpus()[0]!.model}, Linux ${release()}, Node ${process.version}`,
+    seconds,
+    rows: [
+      ...(has('nvme-tcp') ? await benchNvmeTcp(directory, seconds, rounds) : []),
+      ...(has('file') ? await benchFile(directory, seconds, rounds) : []),
+      ...(has('nbd') ? await benchNbd(directory, seconds, rounds) : []),
+    ],
+    failover: has('failover') ? await benchFailover(directory, rounds) : null,
+    footprint: has('footprint') ? await benchFootprint(directory) : null,
+  }
+  console.log(JSON.stringify({ failover: results.failover, footprint: results.footprint }, null, 2))
+  // Only a complete run replaces what is published.
+  if (wanted.length === GROUPS.length) {
+    mkdirSync(join(ROOT, 'bench/results'), { recursive: true })
+    writeFileSync(RESULTS, `${JSON.stringify(results, null, 2)}\n`)
+    writeFileSync(PAGE, renderPage(JSON.parse(readFileSync(RESULTS, 'utf8'))))
+    console.log(`written: ${RESULTS} and ${PAGE}`)
+  }
+} finally {
+  rmSync(directory, { recursive: true })
+}
