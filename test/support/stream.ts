@@ -272,10 +272,20 @@ export class MemoryNetwork implements Network {
   }
 
   adopt(socket: number, events: StreamEvents): Stream {
+    return this.#open(this.#takeEnd(socket), events)
+  }
+
+  /** As `adopt`, for a test that plays the accepting side itself. */
+  accept(socket: number): Peer {
+    const { incoming, outgoing } = this.#takeEnd(socket)
+    return new Peer(incoming, outgoing)
+  }
+
+  #takeEnd(socket: number): End {
     const end = this.#ends.get(socket)
     if (end === undefined) throw new Error(`socket ${socket} is not one to adopt`)
     this.#ends.delete(socket)
-    return this.#open(end, events)
+    return end
   }
 
   #open(end: End, events: StreamEvents): Stream {

@@ -109,10 +109,13 @@ export class Slots {
     return this.segments[slot]!.lengths[this.#segment[slot]!]! - this.#within[slot]!
   }
 
-  /** Number of the segment after the present one, or -1. */
+  /** Number of the next segment after the present one that is not empty, or -1. */
   nextSegment(slot: number): number {
-    const next = this.#segment[slot]! + 1
-    return next < this.segments[slot]!.count ? next : -1
+    const { lengths, count } = this.segments[slot]!
+    for (let next = this.#segment[slot]! + 1; next < count; next++) {
+      if (lengths[next]! > 0) return next
+    }
+    return -1
   }
 
   /** Moves on by `size` bytes, over as many segments as that takes, to where the next byte is. */
