@@ -26,6 +26,8 @@ export interface TcpTransportParts {
   /** `maxIoSize` is at most `BufferPool.MAX_SIZE`. */
   readonly options: TransportOptions
   readonly timeouts?: Partial<TcpTimeouts>
+  /** Called once for each adopted socket, when its connection is over. */
+  readonly onEnded?: () => void
 }
 
 /** Counters as `nvmf_get_stats` shows them. */
@@ -44,6 +46,7 @@ export class TcpTransport implements ConnectionHost {
 
   readonly #reactor: Reactor
   readonly #target: ReactorTarget
+  readonly #onEnded: () => void
   readonly #connections = new Set<TcpConnection>()
   /** Connections with a command that waits for a buffer. */
   readonly #starved: TcpConnection[] = []
@@ -54,10 +57,11 @@ export class TcpTransport implements ConnectionHost {
   /** Told once there are no connections left, after `close`. */
   #onQuiet: (() => void) | null = null
 
-  constructor({ reactor, target, options, timeouts }: TcpTransportParts) {
+  constructor({ reactor, target, options, timeouts, onEnded }: TcpTransportParts) {
     assert(options.maxIoSize <= BufferPool.MAX_SIZE, `${options.maxIoSize} bytes fit into one buffer`)
     this.#reactor = reactor
     this.#target = target
+    this.#onEnded = onEnded ?? (() => {})
     this.options = options
     this.timeouts = { ...DEFAULT_TIMEOUTS, ...timeouts }
   }
@@ -93,7 +97,11 @@ export class TcpTransport implements ConnectionHost {
   }
 
   #refuse(socket: number): void {
-    const stream = this.#reactor.network.adopt(socket, { onReceived() {}, onSent() {}, onClosed() {} })
+    const stream = this.#reactor.network.adopt(socket, {
+      onReceived() {},
+      onSent() {},
+      onClosed: this.#onEnded,
+    })
     const { host, port } = stream.remote
     const { sizeBytes } = this.#reactor.arena
     log.error(`host at ${host}:${port}: refused, as the reactor's ${sizeBytes} bytes of buffers are in use`)
@@ -159,6 +167,7 @@ export class TcpTransport implements ConnectionHost {
     const index = this.#starved.indexOf(connection)
     if (index >= 0) this.#starved.splice(index, 1)
     this.bufferFreed()
+    this.#onEnded()
     this.#tellIfQuiet()
   }
 

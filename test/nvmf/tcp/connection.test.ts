@@ -103,6 +103,7 @@ describe('a connection', () => {
     expect(peer.sawEnd).toBe(true)
     expect(lab.pool.taken).toBe(0)
     expect(lab.closedQueues).toBe(1)
+    expect(lab.endedConnections).toBe(1)
     expect(lab.network.openStreams).toBe(0)
   })
 
@@ -140,6 +141,7 @@ describe('a connection', () => {
     lab.settle()
     expect(peer.sawEnd).toBe(true)
     expect(lab.pool.taken).toBe(0)
+    expect(lab.endedConnections).toBe(1)
     expect(lines.join('')).toContain('refused')
   })
 })

@@ -132,6 +132,7 @@ export class Lab implements ReactorTarget {
   readonly connections: Connection[] = []
   readonly requests: CommandRequest[] = []
   closedQueues = 0
+  endedConnections = 0
   traffic = 0
   readonly #sqSize: number
 
@@ -169,6 +170,7 @@ export class Lab implements ReactorTarget {
     this.transport = new TcpTransport({
       reactor: this.reactor,
       target: this,
+      onEnded: () => void this.endedConnections++,
       options: {
         maxQueueDepth: 128,
         maxAqDepth: 128,
@@ -341,5 +343,8 @@ export const termReq = (fes: number, fei: number, header: Uint8Array): string =>
   show(join(bytes(`03 00 18 00 ${le32(24 + header.length)} ${le16(fes)} ${le32(fei)} ${zeroes(10)}`), header))
 
 /** Bytes that differ from block to block. */
-export const pattern = (size: number, seed = 1): Uint8Array =>
-  Uint8Array.from({ length: size }, (_, i) => (i * 7 + (i >> 9) * 13 + seed) & 0xff)
+export function pattern(size: number, seed = 1): Uint8Array {
+  const bytes = new Uint8Array(size)
+  for (let i = 0; i < size; i++) bytes[i] = i * 7 + (i >> 9) * 13 + seed
+  return bytes
+}
