@@ -1,5 +1,5 @@
 /** Every method of the daemon, one list a layer. A new method is one more name in the list of its own layer. */
-import { driverMethods } from '../bdev/drivers/index.ts'
+import { bdevMethods } from '../bdev/methods.ts'
 import { nbdMethods } from '../nbd/methods.ts'
 import { introspectionMethods } from '../rpc/introspection.ts'
 import type { MethodTable } from '../rpc/method.ts'
@@ -14,7 +14,7 @@ export const methods = [
   ...frameworkMethods,
   ...logMethods,
   ...notifyMethods,
-  ...driverMethods,
+  ...bdevMethods,
   ...nbdMethods,
   ...workloadMethods,
 ] satisfies MethodTable<AppContext>

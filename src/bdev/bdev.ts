@@ -13,6 +13,7 @@ import type { z } from 'zod'
 import type { Reactor } from '../reactor/reactor.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import type { Channel } from './channel.ts'
+import type { Extents } from './extents.ts'
 import type { BdevIo, IoType } from './io.ts'
 
 /** A block device as plain data. What changes (size) is changed in place, by the registry only. */
@@ -72,6 +73,11 @@ export interface DriverChannel {
    * the data stays there until `Channel.release`. This is how memory reaches a socket without a copy.
    */
   readonly lends: boolean
+  /**
+   * Tells which parts of a range, already checked, are holes: at once, so only a device that has this at hand does.
+   * When absent, everything counts as allocated.
+   */
+  extents?(firstBlock: number, blockCount: number, extents: Extents): void
   /** Hears what the driver's control side says by `BdevRegistry.tell`. */
   tell?(message: unknown): void
   /** Nothing is outstanding any more. */

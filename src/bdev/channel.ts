@@ -7,6 +7,7 @@ import type { Reactor } from '../reactor/reactor.ts'
 import { Status } from '../spec/nvme-status.ts'
 import type { BdevInfo, DriverChannel } from './bdev.ts'
 import { Emulation } from './emulation.ts'
+import type { Extents } from './extents.ts'
 import { type BdevIo, IoType } from './io.ts'
 import { IoStat } from './iostat.ts'
 import { EMULATED_TYPES, maskOf, WRITING_TYPES } from './support.ts'
@@ -82,6 +83,16 @@ export class Channel {
     if (this.#closed) return
     this.#emulation?.abort(io)
     this.#driver.abort(io)
+  }
+
+  /**
+   * Fills `extents` with what is known of the holes in a range within the device, from its start: the list may end
+   * early, but is never empty.
+   */
+  extents(firstBlock: number, blockCount: number, extents: Extents): void {
+    extents.clear()
+    if (!this.#closed && !this.#removed) this.#driver.extents?.(firstBlock, blockCount, extents)
+    if (extents.count === 0) extents.push(blockCount, 0)
   }
 
   /** For the driver's control side. */

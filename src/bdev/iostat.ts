@@ -39,13 +39,17 @@ export interface IoCounters {
   copy_latency_ticks: number
   max_copy_latency_ticks: number
   min_copy_latency_ticks: number
-  /** How many I/Os ended with each NVMe status other than success, by status number. */
+  /** How many I/Os ended with each NVMe status other than success, by name: `lba_out_of_range`. */
   io_error: Record<string, number>
 }
 
 export class IoStat {
   readonly #counters = new Float64Array(PER_KIND * 4)
   #errors = new Map<number, number>()
+
+  constructor() {
+    this.#forgetExtremes()
+  }
 
   /** Counts a completed I/O. */
   count(io: BdevIo, latencyUs: number): void {
@@ -58,26 +62,23 @@ export class IoStat {
     counters[at + BYTES]! += io.blockCount * io.channel!.info.blockSize
     counters[at + LATENCY_US]! += latencyUs
     if (latencyUs > counters[at + MAX_LATENCY_US]!) counters[at + MAX_LATENCY_US] = latencyUs
-    const isFirst = counters[at + OPS] === 0
-    if (isFirst || latencyUs < counters[at + MIN_LATENCY_US]!) counters[at + MIN_LATENCY_US] = latencyUs
+    if (latencyUs < counters[at + MIN_LATENCY_US]!) counters[at + MIN_LATENCY_US] = latencyUs
     counters[at + OPS]!++
   }
 
   /** `all` forgets everything, `maxmin` the extremes, `error` the errors. */
   reset(mode: 'all' | 'maxmin' | 'error' | 'none'): void {
     if (mode === 'all') this.#counters.fill(0)
-    if (mode === 'maxmin') {
-      for (let at = 0; at < this.#counters.length; at += PER_KIND) {
-        this.#counters[at + MAX_LATENCY_US] = 0
-        this.#counters[at + MIN_LATENCY_US] = 0
-      }
-    }
+    if (mode === 'all' || mode === 'maxmin') this.#forgetExtremes()
     if (mode === 'all' || mode === 'error') this.#errors = new Map()
   }
 
   /** Plain data, for the control thread. */
   snapshot(): IoCounters {
-    const at = (kind: number, counter: number): number => this.#counters[kind * PER_KIND + counter]!
+    const at = (kind: number, counter: number): number => {
+      const value = this.#counters[kind * PER_KIND + counter]!
+      return value === Number.POSITIVE_INFINITY ? 0 : Math.round(value)
+    }
     return {
       bytes_read: at(READ, BYTES),
       num_read_ops: at(READ, OPS),
@@ -99,7 +100,36 @@ export class IoStat {
       copy_latency_ticks: 0,
       max_copy_latency_ticks: 0,
       min_copy_latency_ticks: 0,
-      io_error: Object.fromEntries(this.#errors),
+      io_error: Object.fromEntries([...this.#errors].map(([status, count]) => [statusName(status), count])),
     }
   }
+
+  #forgetExtremes(): void {
+    for (let at = 0; at < this.#counters.length; at += PER_KIND) {
+      this.#counters[at + MAX_LATENCY_US] = 0
+      this.#counters[at + MIN_LATENCY_US] = Number.POSITIVE_INFINITY
+    }
+  }
+}
+
+/** As a key of `io_error`: the status's name, or its number where it has none. */
+function statusName(status: number): string {
+  const name = Object.entries(Status).find(([, value]) => value === status)?.[0]
+  return name === undefined ? `status_0x${status.toString(16)}` : name.toLowerCase()
+}
+
+/** What all reactors counted, as one. */
+export function sumCounters(all: readonly IoCounters[]): IoCounters {
+  const total: Record<string, unknown> = { ...new IoStat().snapshot() }
+  const errors: Record<string, number> = {}
+  for (const { io_error, ...counters } of all) {
+    for (const [key, value] of Object.entries(counters)) {
+      const sum = total[key] as number
+      if (key.startsWith('max_')) total[key] = Math.max(sum, value)
+      else if (!key.startsWith('min_')) total[key] = sum + value
+      else if (sum === 0 || (value > 0 && value < sum)) total[key] = value
+    }
+    for (const [name, count] of Object.entries(io_error)) errors[name] = (errors[name] ?? 0) + count
+  }
+  return { ...(total as unknown as IoCounters), io_error: errors }
 }

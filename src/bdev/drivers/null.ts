@@ -8,6 +8,7 @@ import { done, int32, uint32, uint64, uuid } from '../../rpc/params.ts'
 import { Status } from '../../spec/nvme-status.ts'
 import { mapAnonymous } from '../../sys/memory.ts'
 import { type BdevInfo, type DriverChannel, defineDriver } from '../bdev.ts'
+import { ExtentState } from '../extents.ts'
 import { checkBlockSize, checkGeometry, refuseMetadata } from '../geometry.ts'
 import { type BdevIo, IoType } from '../io.ts'
 import { type BdevContext, CREATE_ERRORS, deleteMethod } from '../method.ts'
@@ -84,6 +85,9 @@ const channel: DriverChannel = {
   submit(io) {
     if (io.type === IoType.READ) read(io)
     io.complete(Status.SUCCESS)
+  },
+  extents(_firstBlock, blockCount, extents) {
+    extents.push(blockCount, ExtentState.HOLE | ExtentState.ZERO)
   },
   abort() {},
   close() {},

@@ -1,0 +1,83 @@
+/** Every driver and filter that the conformance suite runs over: a new one is one more line. */
+import { mkdtempSync, rmSync } from 'node:fs'
+import { truncate, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { BdevRegistry } from '../../src/bdev/registry.ts'
+
+export const BLOCK_SIZE = 512
+export const BLOCK_COUNT = 4096
+
+export interface Bench {
+  readonly bdevs: BdevRegistry
+  /** A directory of this test's own on the machine's disk, and one in memory. */
+  readonly disk: string
+  readonly memory: string
+}
+
+export interface Subject {
+  readonly name: string
+  /** Makes the device and returns its name. */
+  create(bench: Bench): Promise<string>
+  /** Changes the size of the medium and has the device take it over. */
+  resize?(bench: Bench, blockCount: number): Promise<unknown>
+  /** Why the device cannot give back what was written to it. */
+  readonly forgets?: string
+}
+
+const GEOMETRY = { block_size: BLOCK_SIZE, num_blocks: BLOCK_COUNT }
+
+async function image(directory: string): Promise<string> {
+  const path = join(directory, 'image')
+  await writeFile(path, '')
+  await truncate(path, BLOCK_COUNT * BLOCK_SIZE)
+  return path
+}
+
+const file = (
+  name: string,
+  driver: 'aio' | 'uring',
+  where: 'disk' | 'memory',
+  params: Record<string, unknown> = {},
+): Subject => ({
+  name,
+  async create(bench) {
+    const filename = await image(bench[where])
+    await bench.bdevs.create(driver, 'subject', { filename, block_size: BLOCK_SIZE, ...params })
+    return 'subject'
+  },
+  async resize(bench, blockCount) {
+    await truncate(join(bench[where], 'image'), blockCount * BLOCK_SIZE)
+    await bench.bdevs.resize('subject', blockCount)
+  },
+})
+
+export const subjects: readonly Subject[] = [
+  {
+    name: 'null',
+    forgets: 'it discards what is written',
+    create: async ({ bdevs }) => (await bdevs.create('null', 'subject', GEOMETRY)).name,
+    resize: ({ bdevs }, blockCount) => bdevs.resize('subject', blockCount),
+  },
+  {
+    name: 'malloc',
+    create: async ({ bdevs }) => (await bdevs.create('malloc', 'subject', GEOMETRY)).name,
+  },
+  file('aio, buffered', 'aio', 'disk'),
+  file('aio without hole punching', 'aio', 'disk', { fallocate: false }),
+  file('aio, direct', 'aio', 'disk', { direct: true }),
+  file('aio on tmpfs', 'aio', 'memory'),
+  file('uring', 'uring', 'disk'),
+]
+
+export function makeDirectories(): { disk: string; memory: string; remove(): void } {
+  const disk = mkdtempSync(join(tmpdir(), 'qpair-conformance-'))
+  const memory = mkdtempSync('/dev/shm/qpair-conformance-')
+  return {
+    disk,
+    memory,
+    remove() {
+      for (const directory of [disk, memory]) rmSync(directory, { recursive: true, force: true })
+    },
+  }
+}
