@@ -1,0 +1,131 @@
+/**
+ * The programs that integration tests drive, and the Debian packages they come in.
+ *
+ * As root on Debian what is missing gets installed; elsewhere the tests that need it are skipped, and the name they
+ * are skipped under holds the one command to type.
+ */
+import { execFile } from 'node:child_process'
+import { accessSync, constants } from 'node:fs'
+import { delimiter, join } from 'node:path'
+import { promisify } from 'node:util'
+
+const run = promisify(execFile)
+
+/** Every program the tests may ask for, with its Debian 12 package. */
+const PACKAGE_OF = {
+  blkdiscard: 'util-linux',
+  blockdev: 'util-linux',
+  busybox: 'busybox-static',
+  dash: 'dash',
+  e2fsck: 'e2fsprogs',
+  fio: 'fio',
+  ip: 'iproute2',
+  'mkfs.ext4': 'e2fsprogs',
+  'mkfs.xfs': 'xfsprogs',
+  lsblk: 'util-linux',
+  mount: 'mount',
+  nbdcopy: 'libnbd-bin',
+  nbdinfo: 'libnbd-bin',
+  nbdkit: 'nbdkit',
+  nvme: 'nvme-cli',
+  'qemu-img': 'qemu-utils',
+  'qemu-io': 'qemu-utils',
+  'qemu-nbd': 'qemu-utils',
+  'qemu-storage-daemon': 'qemu-system-common',
+  'qemu-system-x86_64': 'qemu-system-x86',
+  setpriv: 'util-linux',
+  tc: 'iproute2',
+  umount: 'mount',
+  xfs_repair: 'xfsprogs',
+  xz: 'xz-utils',
+} as const
+
+export type Program = keyof typeof PACKAGE_OF
+
+/** All of them: what the runner installs before the first test. */
+export const ALL_PROGRAMS = Object.keys(PACKAGE_OF) as Program[]
+
+/** What a guest takes: its machine, what builds its disk, and what is copied onto it. */
+export const GUEST_PROGRAMS = [
+  'qemu-system-x86_64',
+  'setpriv',
+  'xz',
+  'busybox',
+  'dash',
+  'nvme',
+  'fio',
+  'ip',
+  'tc',
+  'mount',
+  'umount',
+  'lsblk',
+  'blkdiscard',
+  'blockdev',
+  'mkfs.ext4',
+  'e2fsck',
+  'mkfs.xfs',
+  'xfs_repair',
+] as const satisfies Program[]
+
+// An ordinary user's path often lacks the administrator's directories, where half of these live.
+const DIRECTORIES = [
+  ...(process.env['PATH'] ?? '').split(delimiter),
+  '/usr/sbin',
+  '/usr/bin',
+  '/sbin',
+  '/bin',
+]
+
+/** Where a program is, or undefined when it is not installed. */
+export function findProgram(program: string): string | undefined {
+  return DIRECTORIES.map(directory => join(directory, program)).find(isExecutable)
+}
+
+function isExecutable(path: string): boolean {
+  try {
+    accessSync(path, constants.X_OK)
+    return true
+  } catch {
+    // Not there, or not for us: either way it cannot be used.
+    return false
+  }
+}
+
+/**
+ * Installs what is missing, when this process may.
+ * @returns why tests that need these programs cannot run, or undefined when they can.
+ */
+export async function needs(...programs: readonly Program[]): Promise<string | undefined> {
+  let packages = missingPackages(programs)
+  if (packages.length > 0 && process.getuid?.() === 0 && findProgram('apt-get') !== undefined) {
+    await aptInstall(packages)
+    packages = missingPackages(programs)
+  }
+  return packages.length === 0
+    ? undefined
+    : `needs: apt-get install --no-install-recommends ${packages.join(' ')}`
+}
+
+/** What the runner calls before all tests, so that no test waits for apt and two never compete for its lock. */
+export function installMissing(): Promise<string | undefined> {
+  return needs(...ALL_PROGRAMS)
+}
+
+function missingPackages(programs: readonly Program[]): string[] {
+  const missing = programs.filter(program => findProgram(program) === undefined)
+  return [...new Set(missing.map(program => PACKAGE_OF[program]))].sort()
+}
+
+async function aptInstall(packages: readonly string[]): Promise<void> {
+  await aptGet('update')
+  await aptGet('install', '--yes', '--no-install-recommends', ...packages)
+}
+
+/** Runs apt-get without questions; waits for another apt or dpkg to finish rather than failing on its lock. */
+export async function aptGet(...args: readonly string[]): Promise<void> {
+  const options = ['-q', '-o', 'DPkg::Lock::Timeout=600', '-o', 'Acquire::Retries=3']
+  await run('apt-get', [...options, ...args], {
+    env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' },
+    maxBuffer: 1 << 26,
+  })
+}
