@@ -58,7 +58,7 @@ function storageDaemon(directory: string): Peer | undefined {
   if (!hasProgram('qemu-storage-daemon')) return undefined
   const socket = join(directory, 'qsd.nbd')
   const args = [
-    `--blockdev driver=null-co,node-name=memory,size=${MEBIBYTES}M,read-zeroes=on`,
+    `--blockdev driver=null-co,node-name=memory,size=${MEBIBYTES << 20},read-zeroes=on`,
     `--nbd-server addr.type=unix,addr.path=${socket}`,
     '--export type=nbd,id=e,node-name=memory,name=memory,writable=on',
   ].flatMap(text => text.split(' '))
