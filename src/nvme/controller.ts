@@ -194,7 +194,8 @@ export class HostController {
       source: this.#open.source,
       connectTimeoutMs: this.#options.connectTimeoutMs || DEFAULT_TIMEOUT_MS,
       commandTimeoutMs:
-        (this.#options.adminTimeoutUs || this.#options.ioTimeoutUs) / 1000 || DEFAULT_TIMEOUT_MS,
+        (this.#open.fabricsTimeoutUs || this.#options.adminTimeoutUs || this.#options.ioTimeoutUs) / 1000 ||
+        DEFAULT_TIMEOUT_MS,
     }
     let admin: AdminQueue
     try {

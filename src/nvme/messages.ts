@@ -84,6 +84,8 @@ export interface PathOpen {
   readonly hostId: Uint8Array
   /** I/O queues to ask for. */
   readonly ioQueues: number
+  /** For each command of the way to `ready`, 0 for the usual time. */
+  readonly fabricsTimeoutUs: number
   readonly disableSqFlowControl: boolean
   readonly reconnect: ReconnectOptions
   readonly options: HostOptions

@@ -20,33 +20,46 @@ export type MultipathMode = 'disable' | 'failover' | 'multipath'
 /** What all paths of a controller have in common: from the call that made it. */
 export interface ControllerOptions {
   readonly name: string
-  readonly mode: MultipathMode
   readonly subnqn: string
   readonly hostnqn: string
   /** Given by the operator, and so to be saved. */
   readonly isHostNqnGiven: boolean
-  readonly source: SocketAddress | undefined
   readonly reconnect: ReconnectOptions
-  readonly ioQueues: number
-  readonly maxBdevs: number
+  readonly fabricsTimeoutUs: number
   readonly disableSqFlowControl: boolean
+  /** Of devices for which nothing else is said. */
+  readonly policy: MultipathPolicy
+}
+
+/** What each path has for itself. */
+export interface PathOptions {
+  readonly target: SocketAddress
+  /** Where to connect from; wherever the system chooses when undefined. */
+  readonly source: SocketAddress | undefined
+  readonly mode: MultipathMode
 }
 
 export class Path {
   readonly id: number
   readonly controller: NamedController
+  /** How the path was asked for, and where it is connected from. */
+  readonly mode: MultipathMode
+  readonly source: SocketAddress | undefined
   /** Every address, the first one first: more than one only in failover mode. */
   targets: SocketAddress[]
   status: PathStatus
   /** Namespaces of the last connection that were found to be those of the other paths. */
   accepted: readonly NamespaceStatus[] = []
-  /** Becomes true with the first connection. */
-  wasReady = false
+  /** Namespaces of it that could not become devices, each with the reason. */
+  readonly faults = new Map<number, string>()
   isDetaching = false
 
-  constructor(id: number, controller: NamedController, target: SocketAddress) {
+  constructor(id: number, controller: NamedController, options: PathOptions) {
+    const { target } = options
     this.id = id
     this.controller = controller
+    this.mode = options.mode
+    this.source = options.source
     this.targets = [target]
     this.status = {
       pathId: id,
@@ -70,7 +83,6 @@ export class NamedController {
   readonly paths: Path[] = []
   /** By namespace id. */
   readonly devices = new Map<number, BdevInfo>()
-  readonly policies = new Map<string, MultipathPolicy>()
   /** Changes, one after another. */
   work: Promise<void> = Promise.resolve()
 
@@ -108,12 +120,14 @@ export function describeDevice(
   controller: NamedController,
   status: ControllerStatus,
   namespace: NamespaceStatus,
+  view: { readonly passesFlush: boolean; policyOf(bdev: string): MultipathPolicy },
 ): BdevInfo {
   const { nsid, blockSize, blockCount } = namespace
   const name = `${controller.name}n${nsid}`
   const device: NvmeDevice = { controller: controller.name, nsid }
   const supports: IoType[] = [IoType.READ, IoType.WRITE]
-  if (status.hasWriteCache) supports.push(IoType.FLUSH)
+  const hasCache = status.hasWriteCache && view.passesFlush
+  if (hasCache) supports.push(IoType.FLUSH)
   if (status.supportsWriteZeroes) supports.push(IoType.WRITE_ZEROES)
   if (status.supportsDsm) supports.push(IoType.UNMAP)
   if (status.supportsCompare) supports.push(IoType.COMPARE)
@@ -127,7 +141,7 @@ export function describeDevice(
     physicalBlockSize: blockSize,
     blockCount,
     supports: new Set(supports),
-    writeCache: status.hasWriteCache,
+    writeCache: hasCache,
     readOnly: namespace.isReadOnly,
     bases: [],
     device,
@@ -137,7 +151,7 @@ export function describeDevice(
         return controller.paths.flatMap(path => pathSpecific(path, nsid))
       },
       get mp_policy(): string {
-        return controller.policies.get(name)?.policy ?? 'active_passive'
+        return view.policyOf(name).policy
       },
     },
   }

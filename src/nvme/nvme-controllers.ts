@@ -20,6 +20,7 @@ import {
   type PathStatus,
   type PathUpdate,
   type QueueLost,
+  type ReconnectOptions,
   Topic,
 } from './messages.ts'
 import {
@@ -28,7 +29,10 @@ import {
   NamedController,
   namespaceMismatch,
   Path,
+  type PathOptions,
 } from './named-controller.ts'
+import { DEFAULT_POLICY } from './path-selector.ts'
+import { savedCalls } from './saved-calls.ts'
 
 const log = logger('nvme')
 
@@ -39,11 +43,22 @@ export class NvmeControllers {
    */
   isRestoring = false
   options: HostOptions = DEFAULT_HOST_OPTIONS
+  /** The parameters of the last `bdev_nvme_set_options`, to be saved. */
+  givenOptions: Readonly<Record<string, unknown>> | undefined
+  /** Of controllers that say nothing else. */
+  defaults: { readonly reconnect: ReconnectOptions; readonly policy: MultipathPolicy } = {
+    reconnect: { ctrlrLossTimeoutSec: 0, reconnectDelaySec: 0, fastIoFailTimeoutSec: 0 },
+    policy: DEFAULT_POLICY,
+  }
+  /** A flush goes to the controller; otherwise it succeeds by itself. */
+  passesFlush = true
 
   readonly #bdevs: BdevRegistry
   readonly #reactors: ReactorGroup
   readonly #controllers = new Map<string, NamedController>()
   readonly #paths = new Map<number, Path>()
+  /** By the name of the device, which may not be there yet. */
+  readonly #policies = new Map<string, MultipathPolicy>()
   /** Those who wait for a path's status to change. */
   readonly #waiters = new Set<{ readonly path: Path; check(): void }>()
   #nextPathId = 1
@@ -51,6 +66,7 @@ export class NvmeControllers {
   constructor(bdevs: BdevRegistry, reactors: ReactorGroup) {
     this.#bdevs = bdevs
     this.#reactors = reactors
+    bdevs.saveWith(() => savedCalls(this))
     for (let i = 0; i < reactors.count; i++) {
       const port = reactors.port(i)
       port.on<PathStatus>(Topic.PATH_STATUS, status => this.#noteStatus(status))
@@ -95,19 +111,21 @@ export class NvmeControllers {
     await this.#reactors.broadcast(Topic.OPTIONS, options)
   }
 
-  /** Makes a controller with its first path. Resolves with the new devices; throws `RpcError` EIO with the reason. */
-  async attach(options: ControllerOptions, target: SocketAddress): Promise<BdevInfo[]> {
+  /**
+   * Makes a controller with its first path. Resolves with the new devices. Throws `RpcError`: EIO when the controller
+   * cannot be reached, EINVAL when what it has cannot be used.
+   */
+  async attach(options: ControllerOptions, path: PathOptions): Promise<BdevInfo[]> {
     const controller = new NamedController(options)
     this.#controllers.set(controller.name, controller)
-    return this.#attachPath(controller, target)
+    return this.#attachPath(controller, path)
   }
 
-  /** Adds a path to a controller. In failover mode that is an address to turn to. */
-  async addPath(controller: NamedController, target: SocketAddress): Promise<BdevInfo[]> {
+  /** Adds a path to a controller: in failover mode an address to turn to. Throws as `attach`. */
+  async addPath(controller: NamedController, options: PathOptions): Promise<BdevInfo[]> {
     const first = controller.paths[0]
-    if (controller.options.mode !== 'failover' || first === undefined) {
-      return this.#attachPath(controller, target)
-    }
+    if (options.mode !== 'failover' || first === undefined) return this.#attachPath(controller, options)
+    const { target } = options
     first.targets.push(target)
     await this.command(first, { pathId: first.id, command: 'add-target', target })
     return []
@@ -153,9 +171,27 @@ export class NvmeControllers {
     await this.#until(path, status => status.state === state)
   }
 
-  async setPolicy(controller: NamedController, bdev: string, policy: MultipathPolicy): Promise<void> {
-    controller.policies.set(bdev, policy)
+  policyOf(bdev: string): MultipathPolicy {
+    const own = this.#policies.get(bdev)
+    if (own !== undefined) return own
+    const isOf = ({ devices }: NamedController): boolean =>
+      [...devices.values()].some(({ name }) => name === bdev)
+    return this.list().find(isOf)?.options.policy ?? DEFAULT_POLICY
+  }
+
+  /** Those that were set by the device's name. */
+  get policies(): ReadonlyMap<string, MultipathPolicy> {
+    return this.#policies
+  }
+
+  async setPolicy(bdev: string, policy: MultipathPolicy): Promise<void> {
+    this.#policies.set(bdev, policy)
     await this.#reactors.broadcast(Topic.POLICY, { bdev, policy })
+  }
+
+  /** Detaches everything: for the end of the daemon, when nothing serves the devices any more. */
+  async stop(): Promise<void> {
+    await Promise.all([...this.#paths.values()].map(path => this.detachPath(path)))
   }
 
   /** Asks every reactor; one answer each. */
@@ -167,39 +203,42 @@ export class NvmeControllers {
     return this.#paths.get(pathId)
   }
 
-  async #attachPath(controller: NamedController, target: SocketAddress): Promise<BdevInfo[]> {
-    const path = new Path(this.#nextPathId++, controller, target)
+  async #attachPath(controller: NamedController, options: PathOptions): Promise<BdevInfo[]> {
+    const path = new Path(this.#nextPathId++, controller, options)
     const before = new Set(controller.devices.keys())
     controller.paths.push(path)
     this.#paths.set(path.id, path)
     const settled = this.#until(path, ({ state }) => state !== 'connecting')
-    this.#reactors.port(this.#homeOf(path.id)).post(Topic.PATH_OPEN, this.#openMessage(path, target))
+    this.#reactors.port(this.#homeOf(path.id)).post(Topic.PATH_OPEN, this.#openMessage(path))
     const { state, reason } = await settled
     await controller.work
     const isKept = state === 'ready' || (this.isRestoring && state === 'waiting')
-    const fault = isKept
-      ? this.#pathFault(path)
-      : `connecting to ${target.host} port ${target.port}: ${reason}`
-    if (fault !== undefined) {
+    const { host, port } = options.target
+    const fault = isKept ? this.#pathFault(path) : `${host} port ${port}: ${reason}`
+    const isNew = ([nsid]: [number, BdevInfo]): boolean => !before.has(nsid)
+    const devices = [...controller.devices].filter(isNew).map(([, info]) => info)
+    const [unusable] = devices.length === 0 ? path.faults.values() : []
+    if (fault !== undefined || unusable !== undefined) {
       await this.detachPath(path)
-      throw new RpcError(isKept ? 'EINVAL' : 'EIO', `${controller.name}: ${fault}`)
+      throw new RpcError(isKept ? 'EINVAL' : 'EIO', `${controller.name}: ${fault ?? unusable}`)
     }
     if (state !== 'ready') log.warning(`${controller.name}: ${reason}; it is tried again`)
-    return [...controller.devices].filter(([nsid]) => !before.has(nsid)).map(([, info]) => info)
+    return devices
   }
 
-  #openMessage(path: Path, target: SocketAddress): PathOpen {
+  #openMessage(path: Path): PathOpen {
     const { options } = path.controller
     return {
       pathId: path.id,
       controller: options.name,
-      targets: [target],
-      source: options.source,
+      targets: path.targets,
+      source: path.source,
       subnqn: options.subnqn,
       hostnqn: options.hostnqn,
       hostId: hostIdOf(options.hostnqn),
       // Each reactor has one queue to the path; more would not be used.
       ioQueues: this.#reactors.count,
+      fabricsTimeoutUs: options.fabricsTimeoutUs,
       disableSqFlowControl: options.disableSqFlowControl,
       reconnect: options.reconnect,
       options: this.options,
@@ -250,7 +289,6 @@ export class NvmeControllers {
       return
     }
     if (status.state === 'ready') {
-      path.wasReady = true
       path.accepted = status.namespaces.filter(namespace => this.#accepts(path, namespace))
     }
     const { options } = controller
@@ -258,7 +296,7 @@ export class NvmeControllers {
       ...status,
       namespaces: path.accepted,
       name: options.name,
-      source: options.source,
+      source: path.source,
       subnqn: options.subnqn,
       hostnqn: options.hostnqn,
       hostId: hostIdOf(options.hostnqn),
@@ -298,9 +336,12 @@ export class NvmeControllers {
     }
     for (const namespace of path.accepted) {
       if (controller.devices.has(namespace.nsid)) continue
-      const info = describeDevice(controller, status.controller!, namespace)
-      const isAdded = await this.#try(`${info.name} cannot be made`, () => this.#bdevs.add(info))
-      if (isAdded) controller.devices.set(namespace.nsid, info)
+      const info = describeDevice(controller, status.controller!, namespace, this)
+      const policy = this.#policies.get(info.name) ?? controller.options.policy
+      await this.#reactors.broadcast(Topic.POLICY, { bdev: info.name, policy })
+      const fault = await this.#try(`${info.name} cannot be made`, () => this.#bdevs.add(info))
+      if (fault === undefined) controller.devices.set(namespace.nsid, info)
+      else path.faults.set(namespace.nsid, fault)
     }
   }
 
@@ -320,21 +361,21 @@ export class NvmeControllers {
   async #removeDevice(controller: NamedController, nsid: number): Promise<void> {
     const info = controller.devices.get(nsid)!
     controller.devices.delete(nsid)
-    controller.policies.delete(info.name)
     if (this.#bdevs.find(info.name) !== undefined) {
       await this.#try(`${info.name} cannot be removed`, () => this.#bdevs.remove(info.name))
     }
     await this.#reactors.broadcast(Topic.POLICY, { bdev: info.name, policy: null })
   }
 
-  /** What is wrong with one device must not hold the others up. */
-  async #try(what: string, change: () => Promise<void>): Promise<boolean> {
+  /** What is wrong with one device must not hold the others up: answers with it. */
+  async #try(what: string, change: () => Promise<void>): Promise<string | undefined> {
     try {
       await change()
-      return true
+      return undefined
     } catch (error) {
-      log.error(`${what}: ${(error as Error).message}`)
-      return false
+      const { message } = error as Error
+      log.error(`${what}: ${message}`)
+      return message
     }
   }
 

@@ -5,8 +5,9 @@ import { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
 import { BdevRegistry } from '../../src/bdev/registry.ts'
 import { Prng } from '../../src/core/prng.ts'
 import { nvmeDriver } from '../../src/nvme/driver.ts'
-import type { ControllerOptions } from '../../src/nvme/named-controller.ts'
+import type { ControllerOptions, MultipathMode } from '../../src/nvme/named-controller.ts'
 import { NvmeControllers } from '../../src/nvme/nvme-controllers.ts'
+import { DEFAULT_POLICY } from '../../src/nvme/path-selector.ts'
 import { installNvme } from '../../src/nvme/reactor-nvme.ts'
 import { bytesAt } from '../../src/sys/memory.ts'
 import { FakeController, type FakeNamespace, type FakeOptions } from '../support/fake-controller.ts'
@@ -54,13 +55,18 @@ export class Host {
   }
 
   /** Attaches a path to that controller; with options as `bdev_nvme_attach_controller` has them by default. */
-  async attach(fake: FakeController, options: Partial<ControllerOptions> = {}): Promise<string[]> {
+  async attach(
+    fake: FakeController,
+    options: Partial<ControllerOptions> = {},
+    mode: MultipathMode = 'multipath',
+  ): Promise<string[]> {
     const target = { host: fake.host, port: fake.port }
+    const path = { target, source: undefined, mode }
     const known = this.nvme.find('Nvme0')
     const devices = await this.run(
       known === undefined
-        ? this.nvme.attach({ ...DEFAULTS, ...options }, target)
-        : this.nvme.addPath(known, target),
+        ? this.nvme.attach({ ...DEFAULTS, ...options }, path)
+        : this.nvme.addPath(known, path),
     )
     return devices.map(({ name }) => name)
   }
@@ -96,14 +102,12 @@ export class Host {
 
 export const DEFAULTS: ControllerOptions = {
   name: 'Nvme0',
-  mode: 'multipath',
   subnqn: SUBNQN,
   hostnqn: 'nqn.2014-08.org.nvmexpress:uuid:5b1c6b0e-3f8d-4c0a-9a5d-2f7e41c3d688',
   isHostNqnGiven: false,
-  source: undefined,
   reconnect: { ctrlrLossTimeoutSec: -1, reconnectDelaySec: 2, fastIoFailTimeoutSec: 0 },
-  ioQueues: 1024,
-  maxBdevs: 128,
+  fabricsTimeoutUs: 0,
+  policy: DEFAULT_POLICY,
   disableSqFlowControl: false,
 }
 
