@@ -105,3 +105,13 @@ class HeapTimer implements Timer {
     this.fire = undefined
   }
 }
+
+/** The machine's time, with the timers of Node's own event loop: for the control thread. They keep no process alive. */
+export const systemClock: Clock = {
+  nowUs: () => performance.now() * 1000,
+  after(delayMs, fire) {
+    const timer = setTimeout(fire, delayMs)
+    timer.unref()
+    return { cancel: () => clearTimeout(timer) }
+  },
+}

@@ -1,0 +1,201 @@
+/**
+ * A subsystem as one reactor knows it: the last snapshot, channels to the devices behind its namespaces, and for every
+ * kind of path (a listener and a host) the namespaces that it shows, as its I/O queues read them for each command.
+ */
+import type { Channel } from '../bdev/channel.ts'
+import { logger } from '../core/log.ts'
+import type { Reactor } from '../reactor/reactor.ts'
+import { AnaState } from '../spec/nvme-log.ts'
+import { anaGate } from './ana.ts'
+import type { HealthCounters, ListenerSnapshot, NamespaceSnapshot, SubsystemSnapshot } from './messages.ts'
+import type { NamespaceView } from './request.ts'
+
+const log = logger('nvmf')
+
+/** What a subsystem needs of the reactor's devices. */
+export interface ChannelSource {
+  open(name: string): Channel
+  /** Nothing may be outstanding on the channel, unless its device is being removed. */
+  close(channel: Channel): void
+}
+
+/** How long to wait before looking again whether a namespace that was removed has nothing outstanding. */
+const DRAIN_INTERVAL_MS = 2
+
+class NamespaceReplica {
+  snapshot: NamespaceSnapshot
+  channel: Channel | null = null
+  #isOpen = false
+
+  constructor(snapshot: NamespaceSnapshot) {
+    this.snapshot = snapshot
+  }
+
+  /** The channel, opened when the first I/O queue comes. A device that cannot be opened makes the namespace not ready. */
+  open(channels: ChannelSource): Channel | null {
+    if (this.#isOpen) return this.channel
+    this.#isOpen = true
+    try {
+      this.channel = channels.open(this.snapshot.bdev)
+    } catch (error) {
+      log.error(`namespace ${this.snapshot.nsid} is not ready: ${(error as Error).message}`)
+    }
+    return this.channel
+  }
+
+  /** Gives the channel back as soon as nothing is outstanding on it. */
+  close(channels: ChannelSource, reactor: Reactor): void {
+    const { channel } = this
+    this.channel = null
+    if (channel === null) return
+    const closeWhenQuiet = (): void => {
+      if (channel.outstanding === 0 || channel.isRemoved) channels.close(channel)
+      else reactor.clock.after(DRAIN_INTERVAL_MS, closeWhenQuiet)
+    }
+    closeWhenQuiet()
+  }
+}
+
+class PathNamespace implements NamespaceView {
+  channel: Channel | null
+  gate: number
+  readonly generation: number
+
+  constructor(channel: Channel | null, gate: number, generation: number) {
+    this.channel = channel
+    this.gate = gate
+    this.generation = generation
+  }
+}
+
+/** The namespaces that a host sees on a listener, by nsid. Changed in place, so that its readers need no message. */
+export class Path {
+  readonly listenerId: number
+  readonly hostnqn: string
+  readonly namespaces: (PathNamespace | undefined)[] = []
+  users = 0
+
+  constructor(listenerId: number, hostnqn: string) {
+    this.listenerId = listenerId
+    this.hostnqn = hostnqn
+  }
+}
+
+export class SubsystemReplica {
+  snapshot: SubsystemSnapshot
+  readonly #reactor: Reactor
+  readonly #channels: ChannelSource
+  readonly #namespaces = new Map<number, NamespaceReplica>()
+  readonly #paths = new Map<string, Path>()
+
+  constructor(snapshot: SubsystemSnapshot, reactor: Reactor, channels: ChannelSource) {
+    this.snapshot = snapshot
+    this.#reactor = reactor
+    this.#channels = channels
+    this.apply(snapshot)
+  }
+
+  apply(snapshot: SubsystemSnapshot): void {
+    this.snapshot = snapshot
+    const kept = new Set<number>()
+    for (const namespace of snapshot.namespaces) {
+      kept.add(namespace.nsid)
+      const replica = this.#namespaces.get(namespace.nsid)
+      if (replica !== undefined && replica.snapshot.generation === namespace.generation) {
+        replica.snapshot = namespace
+        continue
+      }
+      replica?.close(this.#channels, this.#reactor)
+      this.#namespaces.set(namespace.nsid, new NamespaceReplica(namespace))
+    }
+    for (const [nsid, replica] of this.#namespaces) {
+      if (kept.has(nsid)) continue
+      this.#namespaces.delete(nsid)
+      replica.close(this.#channels, this.#reactor)
+    }
+    for (const path of this.#paths.values()) this.#fill(path)
+  }
+
+  /** The subsystem is gone. */
+  close(): void {
+    this.apply({ ...this.snapshot, listeners: [], namespaces: [] })
+  }
+
+  /** What a host's I/O queues on a listener see. Shared; given back by `release`. */
+  acquire(listenerId: number, hostnqn: string): Path {
+    const key = `${listenerId} ${hostnqn}`
+    let path = this.#paths.get(key)
+    if (path === undefined) {
+      path = new Path(listenerId, hostnqn)
+      this.#paths.set(key, path)
+      this.#fill(path)
+    }
+    path.users++
+    return path
+  }
+
+  release(path: Path): void {
+    path.users--
+    if (path.users === 0) this.#paths.delete(`${path.listenerId} ${path.hostnqn}`)
+  }
+
+  listener(id: number): ListenerSnapshot | undefined {
+    return this.snapshot.listeners.find(listener => listener.id === id)
+  }
+
+  /** What was done to the namespaces on this reactor. */
+  health(): HealthCounters {
+    const sum = { bytesRead: 0, bytesWritten: 0, reads: 0, writes: 0, busyUs: 0 }
+    for (const { channel } of this.#namespaces.values()) {
+      if (channel === null) continue
+      const counters = channel.stat.snapshot()
+      sum.bytesRead += counters.bytes_read
+      sum.bytesWritten += counters.bytes_written
+      sum.reads += counters.num_read_ops
+      sum.writes += counters.num_write_ops
+      sum.busyUs += counters.read_latency_ticks + counters.write_latency_ticks
+    }
+    return sum
+  }
+
+  #fill(path: Path): void {
+    const { namespaces } = path
+    const listener = this.listener(path.listenerId)
+    for (let nsid = 0; nsid < namespaces.length; nsid++) {
+      const seen = namespaces[nsid]
+      if (seen === undefined) continue
+      const replica = this.#namespaces.get(nsid)
+      const stays =
+        replica?.snapshot.generation === seen.generation && isVisible(replica.snapshot, path.hostnqn)
+      if (stays) continue
+      // A command that already holds the view finds that the device is gone.
+      seen.channel = null
+      namespaces[nsid] = undefined
+    }
+    for (const [nsid, replica] of this.#namespaces) {
+      if (!isVisible(replica.snapshot, path.hostnqn)) continue
+      const gate = anaGate(anaStateAt(this.snapshot, listener, replica.snapshot))
+      const seen = namespaces[nsid]
+      if (seen !== undefined) {
+        seen.gate = gate
+        continue
+      }
+      // Holes would make every look-up of the array slow.
+      while (namespaces.length < nsid) namespaces.push(undefined)
+      namespaces[nsid] = new PathNamespace(replica.open(this.#channels), gate, replica.snapshot.generation)
+    }
+  }
+}
+
+export const isVisible = (namespace: NamespaceSnapshot, hostnqn: string): boolean =>
+  namespace.isVisibleToAll || namespace.hosts.includes(hostnqn)
+
+/** The state of a namespace's group on a listener: optimized without ANA, inaccessible where the listener is gone. */
+export function anaStateAt(
+  subsystem: SubsystemSnapshot,
+  listener: ListenerSnapshot | undefined,
+  namespace: NamespaceSnapshot,
+): number {
+  if (!subsystem.anaReporting) return AnaState.OPTIMIZED
+  return listener?.anaStates[namespace.anagrpid - 1] ?? AnaState.INACCESSIBLE
+}
