@@ -102,6 +102,8 @@ export interface Driver<Params = unknown> {
   create(name: string, params: Params, control: DriverControl): Promise<BdevInfo> | BdevInfo
   /** On the reactor that is to use the device. */
   openChannel(info: BdevInfo, context: ChannelContext): DriverChannel
+  /** A filter's number of blocks after its base has changed its own. When absent, the filter keeps its size. */
+  sizeOver?(base: BdevInfo, info: BdevInfo): number
   /** On the control thread, after every channel is closed. */
   destroy?(info: BdevInfo): Promise<void> | void
   /**

@@ -15,6 +15,12 @@ export const CREATE_ERRORS = {
   ENOTSUP: 'metadata beside the blocks is asked for',
 } as const
 
+export const FILTER_ERRORS = {
+  EEXIST: 'a device has that name or that UUID already',
+  ENODEV: 'there is no such device to put it over',
+  EPERM: 'that device is in use by another filter or front end',
+} as const
+
 const deleteParams = z.object({ name: z.string().describe('The device') })
 
 /** `bdev_<driver>_delete`: removes a device of that driver, under whatever uses it. */

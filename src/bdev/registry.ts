@@ -139,6 +139,10 @@ export class BdevRegistry implements Configurable {
     await this.#reactors.broadcast(Topic.RESIZE, { name: info.name, blockCount } satisfies ResizeMessage)
     log.notice(`${info.name} has ${blockCount} blocks now, ${oldBlockCount} before`)
     for (const listener of this.#listeners) listener.resized?.(info, oldBlockCount)
+    for (const { info: filter, driver } of this.#entries.values()) {
+      if (!filter.bases.includes(info.name)) continue
+      await this.resize(filter.name, driver.sizeOver?.(info, filter) ?? filter.blockCount)
+    }
   }
 
   /**

@@ -52,6 +52,21 @@ const file = (
   },
 })
 
+const LATENCIES = {
+  avg_read_latency: 50,
+  p99_read_latency: 500,
+  avg_write_latency: 20,
+  p99_write_latency: 200,
+}
+
+const filter = (name: string, driver: string, params: Record<string, unknown>): Subject => ({
+  name,
+  async create({ bdevs }) {
+    await bdevs.create('malloc', 'base', GEOMETRY)
+    return (await bdevs.create(driver, 'subject', params)).name
+  },
+})
+
 export const subjects: readonly Subject[] = [
   {
     name: 'null',
@@ -68,6 +83,9 @@ export const subjects: readonly Subject[] = [
   file('aio, direct', 'aio', 'disk', { direct: true }),
   file('aio on tmpfs', 'aio', 'memory'),
   file('uring', 'uring', 'disk'),
+  filter('passthru over malloc', 'passthru', { base_bdev_name: 'base' }),
+  filter('delay over malloc', 'delay', { base_bdev_name: 'base', ...LATENCIES }),
+  filter('error over malloc', 'error', { base_name: 'base' }),
 ]
 
 export function makeDirectories(): { disk: string; memory: string; remove(): void } {

@@ -1,9 +1,27 @@
 /** Every driver and filter: a new one is one more line in each list. */
 import type { AnyDriver } from '../bdev.ts'
+import { delayDriver, delayMethods } from '../filters/delay.ts'
+import { errorDriver, errorMethods } from '../filters/error.ts'
+import { passthruDriver, passthruMethods } from '../filters/passthru.ts'
 import { aioDriver, fileMethods, uringDriver } from './file.ts'
 import { mallocDriver, mallocMethods } from './malloc.ts'
 import { nullDriver, nullMethods } from './null.ts'
 
-export const drivers: readonly AnyDriver[] = [nullDriver, mallocDriver, aioDriver, uringDriver]
+export const drivers: readonly AnyDriver[] = [
+  nullDriver,
+  mallocDriver,
+  aioDriver,
+  uringDriver,
+  delayDriver,
+  errorDriver,
+  passthruDriver,
+]
 
-export const driverMethods = [...nullMethods, ...mallocMethods, ...fileMethods]
+export const driverMethods = [
+  ...nullMethods,
+  ...mallocMethods,
+  ...fileMethods,
+  ...delayMethods,
+  ...errorMethods,
+  ...passthruMethods,
+]
