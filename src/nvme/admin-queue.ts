@@ -193,6 +193,9 @@ export class AdminQueue implements QueueEvents {
     this.#opened = null
   }
 
+  /** Nothing to do: commands are refused from now on, and `onEnded` follows. */
+  onEnding(): void {}
+
   onCompleted(context: unknown, statusField: number, dw0: number, dw1: number): void {
     ;(context as CommandEnd)(statusField, dw0, dw1)
   }

@@ -41,6 +41,7 @@ export class IoPath implements QueueEvents {
   #queue: TcpQueue | null = null
   /** The connection of the controller to which the queue belongs. */
   #queueGeneration = 0
+  #wasConnected = false
   #retriesLeft = CONNECT_RETRIES
   /** The controller was asked to connect anew: nothing is tried before it has. */
   #isGivenUp = false
@@ -156,6 +157,12 @@ export class IoPath implements QueueEvents {
     submitConnect(this.#reactor, this.#queue!, options, statusField => this.#connectEnded(statusField))
   }
 
+  onEnding(): void {
+    this.isConnected = false
+    this.#overdueTimer?.cancel()
+    this.#tellChannels()
+  }
+
   onCompleted(context: unknown, statusField: number, dw0: number, dw1: number): void {
     if (context instanceof IoRequest) {
       context.channel.ended(context, this, statusField)
@@ -166,17 +173,15 @@ export class IoPath implements QueueEvents {
   }
 
   onEnded(reason: string): void {
-    const wasConnected = this.isConnected
-    this.isConnected = false
+    const wasConnected = this.#wasConnected
+    this.#wasConnected = false
     this.#queue = null
-    this.#overdueTimer?.cancel()
     if (this.#isRemoved) {
       this.#tellGone()
       return
     }
     const { state, generation } = this.status
     log.debug(`path ${this.id} of ${this.status.name}: I/O queue ended: ${reason}`)
-    this.#tellChannels()
     if (state !== 'ready' || generation !== this.#queueGeneration || this.#channels.size === 0) {
       // As it had to be; perhaps the controller has connected anew meanwhile.
       this.#openIfWanted()
@@ -223,6 +228,7 @@ export class IoPath implements QueueEvents {
     this.#queue!.inCapsuleBytes = this.status.controller!.inCapsuleBytes
     this.#retriesLeft = CONNECT_RETRIES
     this.isConnected = true
+    this.#wasConnected = true
     this.#watchTime()
     this.#tellChannels()
   }
@@ -251,7 +257,7 @@ export class IoPath implements QueueEvents {
     const { ioTimeoutUs } = this.#options
     if (ioTimeoutUs === 0 || !this.isConnected) return
     const look = (): void => {
-      this.#queue!.findOverdue(this.#reactor.clock.nowUs() - ioTimeoutUs, (_, context) =>
+      this.#queue?.findOverdue(this.#reactor.clock.nowUs() - ioTimeoutUs, (_, context) =>
         this.#overdue(context),
       )
       if (this.isConnected) this.#overdueTimer = this.#reactor.clock.after(periodMs, look)

@@ -283,11 +283,6 @@ export class NvmeControllers {
   async #apply(path: Path, status: PathStatus): Promise<void> {
     if (path.isDetaching) return
     const { controller } = path
-    if (status.state === 'lost') {
-      path.isDetaching = true
-      await this.#detach(path)
-      return
-    }
     if (status.state === 'ready') {
       path.accepted = status.namespaces.filter(namespace => this.#accepts(path, namespace))
     }
@@ -303,7 +298,12 @@ export class NvmeControllers {
       disableSqFlowControl: options.disableSqFlowControl,
     }
     await this.#reactors.broadcast(Topic.PATH_UPDATE, update)
-    if (status.state === 'ready') await this.#updateDevices(path, status)
+    if (status.state === 'ready') {
+      await this.#updateDevices(path, status)
+    } else if (status.state === 'lost') {
+      path.isDetaching = true
+      await this.#detach(path)
+    }
   }
 
   #accepts(path: Path, namespace: NamespaceStatus): boolean {

@@ -33,10 +33,12 @@ type State = (typeof State)[keyof typeof State]
 /** How long a connection is kept so that the controller can read why it ends. */
 const TERMINATION_MS = 1000
 
-/** What a queue tells its owner, from the reactor's round and never from inside a call to the queue. */
+/** What a queue tells its owner, from the reactor's round and, but for `onEnding`, never from inside a call to the queue. */
 export interface QueueEvents {
   /** Commands may be submitted. */
   onReady(): void
+  /** The connection ends: nothing may be submitted any more. Told once, also from inside `close`. */
+  onEnding(): void
   /**
    * A command ended. `statusField` is the 15-bit status field of its completion; `ABORTED_BY_HOST` when the connection
    * was lost after the command left, `HOST_PATHING_ERROR` when it never did.
@@ -142,10 +144,11 @@ export class TcpQueue implements StreamEvents, InboxEvents, Flushable {
   close(reason: string): void {
     if (this.#state >= State.CLOSING) return
     if (this.#reason === '') this.#reason = reason
-    const wasConnecting = this.#state === State.CONNECTING
+    const before = this.#state
     this.#state = State.CLOSING
     this.#timer?.cancel()
-    if (wasConnecting) this.#cancelConnect!()
+    if (before !== State.TERMINATING) this.#events.onEnding()
+    if (before === State.CONNECTING) this.#cancelConnect!()
     else this.#stream!.close()
   }
 
@@ -177,6 +180,7 @@ export class TcpQueue implements StreamEvents, InboxEvents, Flushable {
     if (stream === undefined) {
       const { host, port } = this.remote
       if (this.#reason === '') this.#reason = `connecting to ${host} port ${port}: ${errnoName(errno)}`
+      if (this.#state === State.CONNECTING) this.#events.onEnding()
       this.#state = State.CLOSING
       this.onClosed()
       return
@@ -287,6 +291,7 @@ export class TcpQueue implements StreamEvents, InboxEvents, Flushable {
     log.warning(`${host} port ${port} sent ${fault.reason} (${sent}): the connection ends`)
     this.#reason = `the controller sent ${fault.reason}`
     this.#state = State.TERMINATING
+    this.#events.onEnding()
     this.#fault = fault
     this.#faultAt = at
     this.#faultBytes = Math.min(headerBytes, TERM_DATA_MAX)
