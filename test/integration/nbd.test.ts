@@ -102,6 +102,7 @@ await describeWith(PROGRAMS, 'NBD exports', () => {
     for (const host of ['127.0.0.1', '::1']) {
       const { uri } = await daemon.rpc<Export>('nbd_export_start', { bdev_name: 'memory', host, port: 0 })
       expect(await run('nbdinfo', '--size', uri)).toBe(`${SIZE}\n`)
+      await stopAll()
     }
   })
 
