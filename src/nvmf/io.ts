@@ -40,7 +40,7 @@ export class IoCommand {
   #rangesLeft = 0
   readonly #arena: Arena
 
-  /** `arena` is where the buffers lie whose addresses `start` is given. */
+  /** `arena` is where the data lies whose place `start` is given. */
   constructor(owner: IoOwner, tag: number, arena: Arena) {
     // Two segments: a fused compare and write has its halves in two buffers.
     this.io = new BdevIo(owner, 2)
@@ -153,29 +153,32 @@ export class IoCommand {
     return this.fuse === Fuse.FIRST ? this.opcode === NvmOpcode.COMPARE : this.opcode === NvmOpcode.WRITE
   }
 
-  /** True for a read whose data the device can point to instead of filling a buffer. */
-  get canBorrow(): boolean {
-    const channel = this.namespace!.channel
-    return this.io.type === IoType.READ && channel?.lends === true
+  /**
+   * True where the device is memory: a read can point to it instead of filling a buffer, and a write may lie anywhere,
+   * aligned or not.
+   */
+  get isOnMemory(): boolean {
+    return this.namespace!.channel?.lends === true
   }
 
   /**
-   * Hands the command to the device. `address` is where its data is, or is to go; 0 borrows the device's memory.
-   * Between `decode` and `start` the namespace may have changed: it is looked at again.
+   * Hands the command to the device. `dataAt` is where its data is, or is to go, as an offset into the arena;
+   * negative borrows the device's memory. Between `decode` and `start` the namespace may have changed: it is looked at
+   * again.
    */
-  start(address: number): number {
+  start(dataAt: number): number {
     const status = admission(this.namespace!)
     if (status !== Status.SUCCESS) return status
-    if (this.opcode === NvmOpcode.DATASET_MANAGEMENT) return this.#startRanges(this.#arena.offsetOf(address))
+    if (this.opcode === NvmOpcode.DATASET_MANAGEMENT) return this.#startRanges(dataAt)
     const { io } = this
     io.segments.count = 0
-    io.lent = address === 0 && io.type === IoType.READ
-    if (address !== 0) io.segments.set(address, this.lengthBytes)
+    io.lent = dataAt < 0 && io.type === IoType.READ
+    if (dataAt >= 0) io.segments.set(this.#arena.base + dataAt, this.lengthBytes)
     return this.#submit()
   }
 
   /** Hands a whole fused operation to the device: this is the Write, `compare` the Compare before it. */
-  startFused(compare: IoCommand, compareAddress: number, writeAddress: number): number {
+  startFused(compare: IoCommand, compareAt: number, writeAt: number): number {
     const status = admission(this.namespace!)
     if (status !== Status.SUCCESS) return status
     const { io } = this
@@ -187,8 +190,8 @@ export class IoCommand {
     io.type = IoType.COMPARE_AND_WRITE
     io.lent = false
     io.segments.count = 0
-    io.segments.push(compareAddress, this.lengthBytes)
-    io.segments.push(writeAddress, this.lengthBytes)
+    io.segments.push(this.#arena.base + compareAt, this.lengthBytes)
+    io.segments.push(this.#arena.base + writeAt, this.lengthBytes)
     return this.#submit()
   }
 
@@ -201,14 +204,14 @@ export class IoCommand {
   }
 
   /** All ranges are checked before the first is given away. */
-  #startRanges(offset: number): number {
+  #startRanges(rangesAt: number): number {
     const { blockCount } = this.namespace!.channel!.info
     for (let i = 0; i < this.#rangesLeft; i++) {
-      const at = offset + i * DsmRange.size
+      const at = rangesAt + i * DsmRange.size
       const end = DsmRange.slba.get(this.#arena.view, at) + DsmRange.nlb.get(this.#arena.view, at)
       if (end > blockCount) return Status.LBA_OUT_OF_RANGE
     }
-    this.#rangeAt = offset
+    this.#rangeAt = rangesAt
     return this.#nextRange()
   }
 

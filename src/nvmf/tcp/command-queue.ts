@@ -10,10 +10,10 @@ import { Fuse, NvmOpcode, Psdt, SglId, Sqe } from '../../spec/nvme.ts'
 import { DNR, Status } from '../../spec/nvme-status.ts'
 import { ADMIN_IN_CAPSULE_SIZE, CapsuleCmd } from '../../spec/nvme-tcp.ts'
 import { ConnectSqe, FABRICS_OPCODE, FabricsSqe, FabricsType } from '../../spec/nvmf.ts'
-import { bytesAt } from '../../sys/memory.ts'
 import { STARTED, statusField, Transfer } from '../io.ts'
 import type { AdminQueue, Completion, IoQueue, TransportOptions } from '../request.ts'
 import { CapsuleRequest, type RequestOwner } from './capsule-request.ts'
+import type { ReceiveBuffer } from './receiver.ts'
 import { Sender, type SlotOwner } from './sender.ts'
 import { Slot, SlotState } from './slot.ts'
 
@@ -40,6 +40,8 @@ export interface QueueHost {
   connected(): void
   /** A slot was given back. */
   slotFreed(): void
+  /** A command has done with the data that lies in the receive buffer. */
+  unpin(buffer: ReceiveBuffer): void
   /** An I/O has ended, and its slot is being answered or free. */
   ioEnded(): void
 }
@@ -79,7 +81,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     this.#host = host
     this.#reactor = reactor
     this.#view = reactor.arena.view
-    this.#spare = buffers.capsule
+    this.#spare = reactor.arena.offsetOf(buffers.capsule)
     this.sender = new Sender(reactor, stream, this, buffers.send, 1)
     // One slot: until the Connect has been answered no second command is looked at.
     this.#grow(1)
@@ -118,25 +120,58 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     }
   }
 
-  /** Takes the command capsule at `at`; null when it has to wait for a slot or for a buffer for its data. */
-  capsule(at: number, dataBytes: number): Slot | null {
+  /** See `PduHandler.capsule`. */
+  capsule(at: number, dataBytes: number, dataAt: number, buffer: ReceiveBuffer): Slot | null {
     const slot = this.#free.pop()
     if (slot === undefined) return null
-    if (dataBytes > 0 && !this.#takeSpare(slot) && !this.#acquire(slot, dataBytes)) {
-      this.#free.push(slot)
-      return null
+    const sqe = at + CapsuleCmd.sqe.offset
+    slot.begin(this.#view.getUint16(sqe + 2, true))
+    if (this.io !== null && this.#view.getUint8(sqe) !== FABRICS_OPCODE) {
+      this.#decodeIo(slot, sqe, dataBytes, this.io)
+    } else this.#decodeRequest(slot, sqe, dataBytes)
+    if (dataBytes > 0) {
+      if (dataAt >= 0 && this.#takesInPlace(slot)) this.#pin(slot, dataAt, buffer)
+      else if (!this.#takeSpare(slot) && !this.#acquire(slot, dataBytes)) {
+        this.#free.push(slot)
+        return null
+      }
     }
+    this.#advance()
+    if ((slot.command.fuse !== Fuse.NORMAL || this.#fusedFirst !== null) && slot.request === null)
+      this.#fuse(slot)
+    if (slot.buffer >= 0) {
+      slot.state = SlotState.RECEIVING
+      slot.dataAt = slot.buffer + slot.dataOffset
+    } else this.#admit(slot)
+    return slot
+  }
+
+  /** One more entry of the submission queue has been taken. */
+  #advance(): void {
     this.#sqHead++
     if (this.#sqHead === this.#sqSize) this.#sqHead = 0
     if (this.#hasFlowControl) this.sender.sqhd = this.#sqHead
-    const sqe = at + CapsuleCmd.sqe.offset
-    slot.begin(this.#view.getUint16(sqe + 2, true))
-    if (this.io !== null && this.#view.getUint8(sqe) !== FABRICS_OPCODE)
-      this.#decodeIo(slot, sqe, dataBytes, this.io)
-    else this.#decodeRequest(slot, sqe, dataBytes)
-    if (dataBytes > 0) slot.state = SlotState.RECEIVING
-    else this.#admit(slot)
-    return slot
+  }
+
+  #takesInPlace({ status, request, command }: Slot): boolean {
+    return (
+      status === 0 &&
+      request === null &&
+      command.opcode === NvmOpcode.WRITE &&
+      command.fuse === Fuse.NORMAL &&
+      command.isOnMemory
+    )
+  }
+
+  #pin(slot: Slot, dataAt: number, buffer: ReceiveBuffer): void {
+    slot.pinned = buffer
+    slot.dataAt = dataAt + slot.dataOffset
+    buffer.pins++
+  }
+
+  #unpin(slot: Slot, buffer: ReceiveBuffer): void {
+    slot.pinned = null
+    this.#host.unpin(buffer)
   }
 
   #decodeIo(slot: Slot, sqe: number, dataBytes: number, queue: IoQueue): void {
@@ -149,7 +184,6 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
       if (status === Status.SUCCESS && slot.transfer !== Transfer.NONE) status = this.#checkLength(slot, sqe)
     }
     slot.status = statusField(status)
-    if (command.fuse !== Fuse.NORMAL || this.#fusedFirst !== null) this.#fuse(slot)
   }
 
   #checkLength(slot: Slot, sqe: number): number {
@@ -210,11 +244,14 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     if (slot.status === 0) {
       const wantsData = slot.transfer === Transfer.FROM_HOST && slot.arrivedBytes < slot.lengthBytes
       const givesData =
-        slot.transfer === Transfer.TO_HOST && (slot.request !== null || !slot.command.canBorrow)
-      if ((wantsData || givesData) && !this.#acquire(slot, slot.lengthBytes)) {
-        slot.state = SlotState.STARVED
-        this.#starved.push(slot)
-        return
+        slot.transfer === Transfer.TO_HOST && (slot.request !== null || !slot.command.isOnMemory)
+      if (wantsData || givesData) {
+        if (!this.#acquire(slot, slot.lengthBytes)) {
+          slot.state = SlotState.STARVED
+          this.#starved.push(slot)
+          return
+        }
+        slot.dataAt = slot.buffer
       }
       if (wantsData) {
         slot.state = SlotState.SOLICITING
@@ -234,16 +271,14 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     else {
       slot.state = SlotState.EXECUTING
       this.executing++
-      const address = slot.buffer === 0 ? 0 : slot.buffer + slot.dataOffset
-      const status = slot.command.start(address)
+      const status = slot.command.start(slot.dataAt)
       if (status !== STARTED) this.#ended(slot, status)
     }
   }
 
   #execute(slot: Slot, request: CapsuleRequest): void {
     slot.state = SlotState.REQUESTED
-    if (slot.transfer === Transfer.FROM_HOST)
-      request.dataOut = bytesAt(slot.buffer + slot.dataOffset, slot.lengthBytes)
+    if (slot.transfer === Transfer.FROM_HOST) request.dataOut = this.#bytes(slot.dataAt, slot.lengthBytes)
     if (this.admin !== null) this.admin.execute(request)
     else if (this.io !== null) this.io.execute(request)
     else if (isConnect(request.sqe)) this.#host.connect(request)
@@ -258,7 +293,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     slot.dw1 = (completion.dw1 ?? 0) | 0
     if (status === Status.SUCCESS && data !== undefined && slot.transfer === Transfer.TO_HOST) {
       slot.answerBytes = Math.min(data.length, slot.lengthBytes)
-      bytesAt(slot.buffer, slot.answerBytes).set(data.subarray(0, slot.answerBytes))
+      this.#bytes(slot.dataAt, slot.answerBytes).set(data.subarray(0, slot.answerBytes))
     }
     const { sqe } = slot.request!
     if (status === Status.SUCCESS && isConnect(sqe)) this.#connected(sqe)
@@ -284,6 +319,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
 
   #ended(slot: Slot, status: number): void {
     this.executing--
+    if (slot.pinned !== null) this.#unpin(slot, slot.pinned)
     slot.isLoan = slot.command.io.lent && status === Status.SUCCESS
     if (slot.isFused) this.#endPair(slot, status)
     else {
@@ -350,8 +386,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
       return
     }
     this.executing++
-    const compareAt = first.buffer + first.dataOffset
-    const status = second.command.startFused(first.command, compareAt, second.buffer + second.dataOffset)
+    const status = second.command.startFused(first.command, first.dataAt, second.dataAt)
     if (status !== STARTED) this.#ended(second, status)
   }
 
@@ -367,12 +402,12 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
   // Buffers and slots.
 
   #acquire(slot: Slot, size: number): boolean {
-    const buffer = this.#reactor.buffers.acquire(size)
-    if (buffer === 0) {
+    const address = this.#reactor.buffers.acquire(size)
+    if (address === 0) {
       this.#host.starve()
       return false
     }
-    slot.buffer = buffer
+    slot.buffer = this.#reactor.arena.offsetOf(address)
     slot.bufferSize = size
     return true
   }
@@ -384,6 +419,10 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     return true
   }
 
+  #bytes(offset: number, size: number): Uint8Array {
+    return this.#reactor.arena.u8.subarray(offset, offset + size)
+  }
+
   /** Nothing refers to the slot's data any more. */
   release(slot: Slot): void {
     if (slot.isLoan) {
@@ -391,12 +430,13 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
       const { io } = slot.command
       io.channel!.release(io)
     }
+    if (slot.pinned !== null) this.#unpin(slot, slot.pinned)
     if (slot.buffer === this.#spare) {
-      slot.buffer = 0
+      slot.buffer = -1
       this.#isSpareTaken = false
-    } else if (slot.buffer !== 0) {
-      this.#reactor.buffers.release(slot.buffer, slot.bufferSize)
-      slot.buffer = 0
+    } else if (slot.buffer >= 0) {
+      this.#reactor.buffers.release(this.#reactor.arena.base + slot.buffer, slot.bufferSize)
+      slot.buffer = -1
       this.#host.bufferFreed()
     }
     slot.state = SlotState.FREE

@@ -28,7 +28,7 @@ import type { AdminQueue, Connection, IoQueue, TransportOptions } from '../reque
 import type { CapsuleRequest } from './capsule-request.ts'
 import { checkIcReq, describeHeader, Fault, type PduFault, type PduRules } from './check.ts'
 import { CommandQueue, type ConnectionBuffers, type QueueHost } from './command-queue.ts'
-import { type PduHandler, Receiver } from './receiver.ts'
+import { type PduHandler, type ReceiveBuffer, Receiver } from './receiver.ts'
 import type { Slot } from './slot.ts'
 
 const log = logger('nvmf_tcp')
@@ -101,7 +101,7 @@ export class TcpConnection implements Connection, StreamEvents, Flushable, PduHa
       capsuleDataMax: this.#queue.capsuleDataMax,
       maxh2cdata: host.options.maxIoSize,
     }
-    this.#receiver = new Receiver(reactor, this, this.#rules, buffers.receive)
+    this.#receiver = new Receiver(reactor, this, this.#rules, reactor.arena.offsetOf(buffers.receive))
     const { connectMs } = host.timeouts
     this.#timer = reactor.clock.after(connectMs, () => this.#giveUp(`no Connect within ${connectMs} ms`))
     this.markDirty()
@@ -160,6 +160,11 @@ export class TcpConnection implements Connection, StreamEvents, Flushable, PduHa
 
   bufferFreed(): void {
     this.#host.bufferFreed()
+  }
+
+  unpin(buffer: ReceiveBuffer): void {
+    this.#receiver.unpin(buffer)
+    if (!this.#isReceiving) this.markDirty()
   }
 
   slotFreed(): void {
@@ -230,8 +235,7 @@ export class TcpConnection implements Connection, StreamEvents, Flushable, PduHa
     }
     if (this.#isReceiving || this.#receiver.isStalled) return
     if (this.#phase === Phase.FAULTED) this.#receiver.discard()
-    this.#isReceiving = true
-    this.#receiver.arm(this.#stream)
+    this.#isReceiving = this.#receiver.arm(this.#stream)
   }
 
   #parse(): void {
@@ -275,8 +279,21 @@ export class TcpConnection implements Connection, StreamEvents, Flushable, PduHa
     this.#giveUp(`the host gave up the connection: FES ${fes}, FEI ${TermReq.fei.get(view, at)}`)
   }
 
-  capsule(at: number, dataBytes: number): Slot | null {
-    return this.#queue.capsule(at, dataBytes)
+  capsule(at: number, dataBytes: number, dataAt: number, buffer: ReceiveBuffer): Slot | null {
+    return this.#queue.capsule(at, dataBytes, dataAt, buffer)
+  }
+
+  acquireBuffer(): number {
+    const { buffers, arena } = this.#reactor
+    const address = buffers.acquire(Receiver.BUFFER_SIZE)
+    if (address === 0) this.starve()
+    return address === 0 ? -1 : arena.offsetOf(address)
+  }
+
+  releaseBuffer(offset: number): void {
+    const { buffers, arena } = this.#reactor
+    buffers.release(arena.base + offset, Receiver.BUFFER_SIZE)
+    this.bufferFreed()
   }
 
   transferring(ttag: number): Slot | undefined {
@@ -348,7 +365,8 @@ export class TcpConnection implements Connection, StreamEvents, Flushable, PduHa
   #endIfQuiet(): void {
     if (!this.#isStreamClosed || this.#queue.executing > 0 || this.#isEnded) return
     this.#isEnded = true
-    this.#host.ended(this, this.#buffers)
+    const receive = this.#reactor.arena.base + this.#receiver.bufferOffset
+    this.#host.ended(this, { ...this.#buffers, receive })
   }
 
   get #name(): string {

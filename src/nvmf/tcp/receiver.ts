@@ -3,7 +3,10 @@
  * received straight to where it belongs, and what follows it into the buffer again.
  *
  *   buffer  | capsule | capsule + data | H2CData | the beginning of a hea|
- *             in place   copied out      copied     moved to the front before the next receive
+ *             in place   see below       copied     moved to the front before the next receive
+ *
+ * A memory device takes capsule data from where it is: until it has, the buffer is pinned, and receiving goes on behind
+ * the data or in another buffer. For any other device it is copied, as a disk wants it aligned.
  *
  * Parsing stops ("stalls") at a command for which there is no slot or no buffer; nothing more is received until it goes
  * on. That is the back-pressure a host feels.
@@ -12,7 +15,7 @@ import { crc32c } from '../../core/crc32c.ts'
 import type { Stream } from '../../reactor/network.ts'
 import type { Reactor } from '../../reactor/reactor.ts'
 import { DIGEST_SIZE, H2cData, PduHeader, PduType } from '../../spec/nvme-tcp.ts'
-import { type Arena, memcpy, viewAt } from '../../sys/memory.ts'
+import { type Arena, memcpy } from '../../sys/memory.ts'
 import { checkCommonHeader, checkH2cData, Fault, headerBytes, type PduFault, type PduRules } from './check.ts'
 import type { Slot } from './slot.ts'
 
@@ -22,8 +25,14 @@ export interface PduHandler {
   readonly isListening: boolean
   icReq(at: number): PduFault | null
   termReq(at: number): void
-  /** A command with `dataBytes` of data in its capsule. Null when it cannot be taken now. */
-  capsule(at: number, dataBytes: number): Slot | null
+  /**
+   * A command with `dataBytes` of data in its capsule, all of it at `dataAt` unless that is negative. Null when it
+   * cannot be taken now. A slot with a `pinned` buffer uses the data where it is; any other has it copied to `buffer`.
+   */
+  capsule(at: number, dataBytes: number, dataAt: number, buffer: ReceiveBuffer): Slot | null
+  /** Another receive buffer: its offset, or -1 while there is none. */
+  acquireBuffer(): number
+  releaseBuffer(offset: number): void
   /** The slot that waits for data under this transfer tag. */
   transferring(ttag: number): Slot | undefined
   /** All data of a PDU is in its place, `isIntact` unless its digest says otherwise. */
@@ -31,6 +40,19 @@ export interface PduHandler {
 }
 
 const RECEIVE_SIZE = 65536
+/** With less room than this behind data that is still in use, the next receive goes to another buffer. */
+const ROOM_MIN = 16384
+
+/** What is received into, and how many commands use the data that lies in it. */
+export class ReceiveBuffer {
+  /** Within the arena's views. */
+  readonly offset: number
+  pins = 0
+
+  constructor(offset: number) {
+    this.offset = offset
+  }
+}
 
 export class Receiver {
   static readonly BUFFER_SIZE = RECEIVE_SIZE
@@ -43,28 +65,31 @@ export class Receiver {
 
   readonly #handler: PduHandler
   readonly #arena: Arena
-  readonly #buffer: number
+  #buffer: ReceiveBuffer
   /** What has been received and not yet parsed, as offsets into the arena's views. */
-  readonly #start: number
   #head: number
   #tail: number
 
   /** The payload that is arriving: whose it is, where its rest goes, how much that is. */
   #slot: Slot | null = null
-  #address = 0
+  #placeAt = 0
   #missing = 0
-  #payload = 0
+  #payloadAt = 0
   #payloadBytes = 0
 
-  /** `buffer` is of at least `Receiver.BUFFER_SIZE` bytes. */
-  constructor(reactor: Reactor, handler: PduHandler, rules: PduRules, buffer: number) {
+  /** `offset` is that of a buffer of at least `Receiver.BUFFER_SIZE` bytes. */
+  constructor(reactor: Reactor, handler: PduHandler, rules: PduRules, offset: number) {
     this.rules = rules
     this.#handler = handler
     this.#arena = reactor.arena
-    this.#buffer = buffer
-    this.#start = reactor.arena.offsetOf(buffer)
-    this.#head = this.#start
-    this.#tail = this.#start
+    this.#buffer = new ReceiveBuffer(offset)
+    this.#head = offset
+    this.#tail = offset
+  }
+
+  /** The buffer that the owner has to give back in the end: not always the one it gave. */
+  get bufferOffset(): number {
+    return this.#buffer.offset
   }
 
   /** A data PDU has begun and not ended. */
@@ -77,26 +102,51 @@ export class Receiver {
     return this.#tail - this.faultAt
   }
 
-  /** Starts the next receive. Everything before a stall has been parsed, so less than a header is left. */
-  arm(stream: Stream): void {
+  /**
+   * Starts the next receive. Everything before a stall has been parsed, so less than a header is left. False when there
+   * is no room: all of it holds data in use, and there is no other buffer.
+   */
+  arm(stream: Stream): boolean {
+    if (this.#buffer.pins === 0) this.#restartAt(this.#buffer.offset)
+    else if (this.#room < ROOM_MIN && !this.#changeBuffer()) return false
+    const { base } = this.#arena
     if (this.#missing > 0) {
-      this.#head = this.#start
-      this.#tail = this.#start
-      stream.receiveSplit(this.#address, this.#missing, this.#buffer, RECEIVE_SIZE)
-      return
-    }
+      stream.receiveSplit(base + this.#placeAt, this.#missing, base + this.#tail, this.#room)
+    } else stream.receive(base + this.#tail, this.#room)
+    return true
+  }
+
+  get #room(): number {
+    return this.#buffer.offset + RECEIVE_SIZE - this.#tail
+  }
+
+  /** Moves what is left to `offset`, and goes on behind it. */
+  #restartAt(offset: number): void {
     const left = this.#tail - this.#head
-    if (left > 0 && this.#head > this.#start) this.#arena.u8.copyWithin(this.#start, this.#head, this.#tail)
-    this.#head = this.#start
-    this.#tail = this.#start + left
-    stream.receive(this.#buffer + left, RECEIVE_SIZE - left)
+    if (left > 0) this.#arena.u8.copyWithin(offset, this.#head, this.#tail)
+    this.#head = offset
+    this.#tail = offset + left
+  }
+
+  #changeBuffer(): boolean {
+    const offset = this.#handler.acquireBuffer()
+    if (offset < 0) return false
+    this.#buffer = new ReceiveBuffer(offset)
+    this.#restartAt(offset)
+    return true
+  }
+
+  /** A command has done with data in `buffer`. */
+  unpin(buffer: ReceiveBuffer): void {
+    buffer.pins--
+    if (buffer.pins === 0 && buffer !== this.#buffer) this.#handler.releaseBuffer(buffer.offset)
   }
 
   /** Takes note of `size` received bytes. */
   received(size: number): void {
     if (this.#missing > 0) {
       const placed = Math.min(size, this.#missing)
-      this.#address += placed
+      this.#placeAt += placed
       this.#missing -= placed
       size -= placed
     }
@@ -107,8 +157,7 @@ export class Receiver {
   discard(): void {
     this.#slot = null
     this.#missing = 0
-    this.#head = this.#start
-    this.#tail = this.#start
+    this.#head = this.#tail
     this.isStalled = false
   }
 
@@ -160,13 +209,19 @@ export class Receiver {
   }
 
   #capsule(at: number, dataAt: number, dataBytes: number): PduFault | null {
-    const slot = this.#handler.capsule(at, dataBytes)
+    const end = at + dataAt + dataBytes
+    const isWhole = dataBytes > 0 && end <= this.#tail && this.rules.dataDigest === 0
+    const slot = this.#handler.capsule(at, dataBytes, isWhole ? at + dataAt : -1, this.#buffer)
     if (slot === null) {
       this.isStalled = true
       return null
     }
+    if (dataBytes === 0 || slot.pinned !== null) {
+      this.#head = end
+      return null
+    }
     this.#head = at + dataAt
-    if (dataBytes > 0) this.#beginPayload(slot, slot.buffer, dataBytes)
+    this.#beginPayload(slot, slot.buffer, dataBytes)
     return null
   }
 
@@ -176,19 +231,20 @@ export class Receiver {
     const fault = checkH2cData(view, at, dataBytes, slot)
     if (fault !== null) return fault
     this.#head = at + dataAt
-    this.#beginPayload(slot!, slot!.buffer + slot!.arrivedBytes, dataBytes)
+    this.#beginPayload(slot!, slot!.dataAt + slot!.arrivedBytes, dataBytes)
     return null
   }
 
   /** Copies what is there of `size` bytes, and remembers where the rest belongs. */
-  #beginPayload(slot: Slot, address: number, size: number): void {
+  #beginPayload(slot: Slot, placeAt: number, size: number): void {
+    const { base } = this.#arena
     const here = Math.min(this.#tail - this.#head, size)
-    if (here > 0) memcpy(address, this.#arena.base + this.#head, here)
+    if (here > 0) memcpy(base + placeAt, base + this.#head, here)
     this.#head += here
     this.#slot = slot
-    this.#payload = address
+    this.#payloadAt = placeAt
     this.#payloadBytes = size
-    this.#address = address + here
+    this.#placeAt = placeAt + here
     this.#missing = size - here
   }
 
@@ -200,7 +256,7 @@ export class Receiver {
       if (this.#tail - this.#head < DIGEST_SIZE) return false
       const wanted = this.#arena.view.getUint32(this.#head, true)
       const size = this.#payloadBytes
-      isIntact = crc32c(viewAt(this.#payload, size), 0, size) === wanted
+      isIntact = crc32c(this.#arena.view, this.#payloadAt, size) === wanted
       this.#head += DIGEST_SIZE
     }
     this.#slot = null

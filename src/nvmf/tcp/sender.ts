@@ -58,6 +58,7 @@ export class Sender {
   readonly #i32: Int32Array
   readonly #area: number
   readonly #areaOffset: number
+  readonly #arenaHigh: number
 
   /** Slots ready to be sent: a ring, never full, as a slot is in it at most once. */
   #ready: (Slot | null)[]
@@ -86,6 +87,7 @@ export class Sender {
     this.#i32 = reactor.arena.i32
     this.#area = area
     this.#areaOffset = reactor.arena.offsetOf(area)
+    this.#arenaHigh = reactor.arena.base / HIGH
     this.#ready = ringOf(slotCount)
     this.#sent = ringOf(slotCount)
   }
@@ -227,9 +229,9 @@ export class Sender {
   #appendPayload(slot: Slot, length: number): void {
     const { segments } = slot.command.io
     let crc = 0
-    if (slot.buffer !== 0) {
-      this.#appendMemory(slot.buffer, length)
-      if (this.dataDigest > 0) crc = digestOf(slot.buffer, length, 0)
+    if (slot.dataAt >= 0) {
+      this.#appendOwn(slot.dataAt, length)
+      if (this.dataDigest > 0) crc = crc32c(this.#reactor.arena.view, slot.dataAt, length)
     } else {
       for (let i = 0; i < segments.count; i++) {
         const address = segments.addresses[i]!
@@ -289,12 +291,26 @@ export class Sender {
       this.#i32[this.#iovec + 2]! += size
       this.#bytes += size
     } else {
-      this.#appendMemory(this.#reactor.arena.base + (this.#header << 2), size)
+      this.#appendOwn(this.#header << 2, size)
       this.#isHeaderRun = true
     }
     this.#header += size >> 2
   }
 
+  /** Adds memory of the arena: whole numbers all the way, as its base is a multiple of 4 GiB. */
+  #appendOwn(offset: number, size: number): void {
+    const i32 = this.#i32
+    const at = this.#iovec + 4
+    this.#iovec = at
+    i32[at] = offset
+    i32[at + 1] = this.#arenaHigh
+    i32[at + 2] = size
+    i32[at + 3] = 0
+    this.#isHeaderRun = false
+    this.#bytes += size
+  }
+
+  /** Adds memory of anybody. */
   #appendMemory(address: number, size: number): void {
     const i32 = this.#i32
     const at = this.#iovec + 4

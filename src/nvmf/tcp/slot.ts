@@ -12,6 +12,7 @@ import type { IoOwner } from '../../bdev/io.ts'
 import type { Arena } from '../../sys/memory.ts'
 import { IoCommand, Transfer } from '../io.ts'
 import type { CapsuleRequest } from './capsule-request.ts'
+import type { ReceiveBuffer } from './receiver.ts'
 
 export const SlotState = {
   FREE: 0,
@@ -42,11 +43,15 @@ export class Slot {
   arrivedBytes = 0
   /** Of what goes to the host: how much there is; 0 for a response without data. */
   answerBytes = 0
-  /** The slot's own buffer: 0 when it has none. */
-  buffer = 0
+  /** The slot's own buffer, as an offset into the arena: negative when it has none. */
+  buffer = -1
   bufferSize = 0
-  /** Where in `buffer` the command's data starts: an in-capsule SGL may point behind the start. */
+  /** How far behind the start of the capsule's data the command's own begins. */
   dataOffset = 0
+  /** Where the command's data is, or is to go, as an offset into the arena; negative when it is the device's. */
+  dataAt = -1
+  /** The receive buffer that the data still lies in. */
+  pinned: ReceiveBuffer | null = null
   /** The device's memory is borrowed: it has to be released once it has been sent. */
   isLoan = false
   /** Set for a command that is not on the fast path. */
@@ -71,6 +76,7 @@ export class Slot {
     this.arrivedBytes = 0
     this.answerBytes = 0
     this.dataOffset = 0
+    this.dataAt = -1
     this.request = null
     this.isFused = false
     this.partner = null

@@ -363,6 +363,58 @@ describe('Compare', () => {
   })
 })
 
+describe('capsule data that a memory device takes from the receive buffer', () => {
+  const writes = (count: number) =>
+    Array.from({ length: count }, (_, cid) =>
+      capsuleWith(write(cid, cid * 8, 8, inCapsule(4096)), pattern(4096, cid)),
+    )
+  const written = (lab: Lab) =>
+    Array.from({ length: 32 }, (_, i) => show(lab.device.contents.subarray(i * 4096, (i + 1) * 4096)))
+  const expected = Array.from({ length: 32 }, (_, i) => show(pattern(4096, i)))
+
+  it('stays in as many buffers as it fills, until the device has it', () => {
+    const { lab, peer } = open()
+    lab.device.lends = true
+    lab.device.isHolding = true
+    expect(lab.exchange(peer, ...writes(32))).toBe('')
+    expect(lab.device.held).toHaveLength(32)
+    lab.device.letGo()
+    expect(lab.exchange(peer)).toHaveLength(32 * 48)
+    expect(written(lab)).toEqual(expected)
+    expect(lab.pool.taken).toBe(3)
+  })
+
+  it('is waited for when there is no further buffer', () => {
+    const { lab, peer } = open()
+    lab.device.lends = true
+    lab.device.isHolding = true
+    lab.pool.allowance = 0
+    lab.exchange(peer, ...writes(32))
+    expect(lab.device.held.length).toBeLessThan(32)
+    let answer = ''
+    while (lab.device.held.length > 0) {
+      lab.device.letGo()
+      answer += lab.exchange(peer)
+    }
+    expect(answer).toHaveLength(32 * 48)
+    expect(written(lab)).toEqual(expected)
+  })
+
+  it('is given back when the connection ends before the device has it', () => {
+    const { lab, peer } = open()
+    lab.device.lends = true
+    lab.device.isHolding = true
+    lab.device.abort = () => {}
+    lab.exchange(peer, ...writes(32))
+    peer.close()
+    lab.settle()
+    lab.device.letGo()
+    lab.settle()
+    expect(lab.pool.taken).toBe(0)
+    expect(written(lab)).toEqual(expected)
+  })
+})
+
 describe('back-pressure', () => {
   it('holds commands back for which there is no slot, and loses none', () => {
     const { lab, peer } = open({ sqSize: 4 })
