@@ -19,6 +19,9 @@ export interface Flushable {
   flush(): void
 }
 
+/** Keeps the place of what was flushed, so that nothing is kept alive by it. */
+const CLEAN: Flushable = { flush() {} }
+
 /** What was completed and waits for its owner to hear: linked by `next`. */
 export interface Deliverable {
   next: Deliverable | null
@@ -59,8 +62,10 @@ export class Reactor {
   idleRounds = 0
 
   readonly #pollers: Poller[] = []
+  // Lists that keep their length: emptying an array gives its memory back, and every push then allocates anew.
   #dirty: Flushable[] = []
   #flushing: Flushable[] = []
+  #dirtyCount = 0
   #firstDone: Deliverable | null = null
   #lastDone: Deliverable | null = null
 
@@ -89,7 +94,7 @@ export class Reactor {
 
   /** Has `flushable.flush()` called at the end of this round. The caller sees to it that it registers once a round. */
   flushLater(flushable: Flushable): void {
-    this.#dirty.push(flushable)
+    this.#dirty[this.#dirtyCount++] = flushable
   }
 
   /** Queues a completion: its owner hears in this round or the next, never from inside this call. */
@@ -108,7 +113,7 @@ export class Reactor {
     const pollers = this.#pollers
     for (let i = 0; i < pollers.length; i++) events += pollers[i]!()
     events += this.#deliver()
-    if (this.#dirty.length > 0) this.#flush()
+    if (this.#dirtyCount > 0) this.#flush()
     if (this.ring !== null) this.ring.enter()
     if (events > 0) this.busyRounds++
     else this.idleRounds++
@@ -117,7 +122,7 @@ export class Reactor {
 
   /** True when nothing is queued within the reactor itself, so that it may sleep. */
   get isQuiet(): boolean {
-    return this.#firstDone === null && this.#dirty.length === 0
+    return this.#firstDone === null && this.#dirtyCount === 0
   }
 
   /** Delivers what was completed so far; what completes meanwhile waits behind it, up to a bound. */
@@ -135,9 +140,14 @@ export class Reactor {
 
   #flush(): void {
     const dirty = this.#dirty
+    const count = this.#dirtyCount
     this.#dirty = this.#flushing
     this.#flushing = dirty
-    for (let i = 0; i < dirty.length; i++) dirty[i]!.flush()
-    dirty.length = 0
+    this.#dirtyCount = 0
+    for (let i = 0; i < count; i++) {
+      const flushable = dirty[i]!
+      dirty[i] = CLEAN
+      flushable.flush()
+    }
   }
 }
