@@ -21,6 +21,14 @@ export const FILTER_ERRORS = {
   EPERM: 'that device is in use by another filter or front end',
 } as const
 
+/** What `rpc.py` takes on its command line, in MiB, in place of the number of blocks that it sends. */
+export const TOTAL_SIZE = {
+  summary: 'Size in MiB',
+  param: 'num_blocks',
+  compute: (mebibytes: number, { block_size }: Readonly<Record<string, unknown>>): number =>
+    Math.floor((mebibytes * 2 ** 20) / Number(block_size)),
+} as const
+
 const deleteParams = z.object({ name: z.string().describe('The device') })
 
 /** `bdev_<driver>_delete`: removes a device of that driver, under whatever uses it. */

@@ -11,7 +11,7 @@ import { mapAnonymous, memset, unmap } from '../../sys/memory.ts'
 import { type BdevInfo, type DriverChannel, defineDriver } from '../bdev.ts'
 import { checkBlockSize, checkGeometry, refuseMetadata } from '../geometry.ts'
 import { type BdevIo, IoType } from '../io.ts'
-import { type BdevContext, CREATE_ERRORS, deleteMethod } from '../method.ts'
+import { type BdevContext, CREATE_ERRORS, deleteMethod, TOTAL_SIZE } from '../method.ts'
 
 const params = z.object({
   block_size: uint32.describe('Bytes in a block'),
@@ -144,7 +144,8 @@ export const mallocMethods = [
     errors: { ...CREATE_ERRORS, ENOMEM: 'the machine has less memory than that' },
     saves: true,
     cli: {
-      positional: ['num_blocks', 'block_size'],
+      positional: ['total_size', 'block_size'],
+      computed: { total_size: TOTAL_SIZE },
       flags: {
         name: 'b',
         uuid: 'u',

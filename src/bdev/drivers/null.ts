@@ -11,7 +11,7 @@ import { type BdevInfo, type DriverChannel, defineDriver } from '../bdev.ts'
 import { ExtentState } from '../extents.ts'
 import { checkBlockSize, checkGeometry, refuseMetadata } from '../geometry.ts'
 import { type BdevIo, IoType } from '../io.ts'
-import { type BdevContext, CREATE_ERRORS, deleteMethod } from '../method.ts'
+import { type BdevContext, CREATE_ERRORS, deleteMethod, TOTAL_SIZE } from '../method.ts'
 
 /** Memory that is only ever read: the kernel backs all of it with one page of zeroes. */
 const ZEROES_SIZE = 2 ** 30
@@ -115,7 +115,8 @@ export const nullMethods = [
     errors: CREATE_ERRORS,
     saves: true,
     cli: {
-      positional: ['name', 'num_blocks', 'block_size'],
+      positional: ['name', 'total_size', 'block_size'],
+      computed: { total_size: TOTAL_SIZE },
       flags: {
         uuid: 'u',
         physical_block_size: 'p',
