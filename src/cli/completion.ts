@@ -1,0 +1,77 @@
+/**
+ * Completion for bash, zsh and fish. The scripts only hand the words of the command line to `qpair complete`, so that
+ * a new method is completed without a new script.
+ */
+import type { Declarations } from '../rpc/method.ts'
+import { commandsOfNoun, findCommand, findMethod, nounsOf, singleCommands } from './commands.ts'
+import { CONFIG_COMMANDS } from './config-commands.ts'
+import { OWN_COMMANDS } from './help.ts'
+import { type CommandLine, commandLine } from './options.ts'
+import { UsageError } from './parse-args.ts'
+
+const SCRIPTS: Readonly<Record<string, string>> = {
+  bash: `_qpair() {
+  local IFS=$'\\n'
+  COMPREPLY=($(qpair complete -- "\${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+  [[ \${#COMPREPLY[@]} -gt 0 ]] || compopt -o default
+}
+complete -F _qpair qpair
+`,
+  zsh: `#compdef qpair
+_qpair() {
+  local -a candidates
+  candidates=(\${(f)"$(qpair complete -- "\${(@)words[2,CURRENT]}" 2>/dev/null)"})
+  if (( \${#candidates} )); then compadd -a candidates; else _files; fi
+}
+compdef _qpair qpair
+`,
+  fish: `function __qpair_complete
+  set -l words (commandline -opc) (commandline -ct)
+  qpair complete -- $words[2..-1] 2>/dev/null
+end
+complete -c qpair -f -a '(__qpair_complete)'
+`,
+}
+
+export function completionScript(shell: string | undefined): string {
+  const script = SCRIPTS[shell ?? '']
+  if (script !== undefined) return script
+  throw new UsageError(`completion is for ${Object.keys(SCRIPTS).join(', ')}, not ${shell ?? 'nothing'}`)
+}
+
+/** What may stand where the last of these words is being typed. */
+export function complete(methods: Declarations, words: readonly string[]): string[] {
+  const typed = words.at(-1) ?? ''
+  return candidates(methods, words.slice(0, -1)).filter(candidate => candidate.startsWith(typed))
+}
+
+function candidates(methods: Declarations, before: readonly string[]): string[] {
+  const [first, second] = before
+  if (first === undefined) {
+    const own = OWN_COMMANDS.map(([usage]) => usage.split(' ')[0]!)
+    return [...own, ...singleCommands(methods).map(({ words }) => words[0]!), ...nounsOf(methods)]
+  }
+  if (first === 'completion') return Object.keys(SCRIPTS)
+  const config = CONFIG_COMMANDS.get(first)
+  if (config !== undefined) return flagsAndValues(config, before)
+  if (first === 'rpc') {
+    if (second === undefined) return [...methods.map(({ name }) => name), ...CONFIG_COMMANDS.keys()]
+    const method = findMethod(methods, second)
+    return method === undefined ? [] : flagsAndValues(commandLine(method), before)
+  }
+  const command = findCommand(methods, [first]) ?? findCommand(methods, [first, second ?? ''])
+  if (command !== undefined) return flagsAndValues(commandLine(command.method), before)
+  return second === undefined ? commandsOfNoun(methods, first).map(({ words }) => words[1]!) : []
+}
+
+/** The values that the flag before takes, if it takes one; else the flags. */
+function flagsAndValues(line: CommandLine, before: readonly string[]): string[] {
+  const last = before.at(-1)!.replace(/^--?/, '')
+  const flag = before.at(-1)!.startsWith('-')
+    ? line.options.find(({ on, kind }) => kind !== 'switch' && on.includes(last))
+    : undefined
+  if (flag !== undefined) return [...flag.choices]
+  return line.options.flatMap(({ on, off }) =>
+    [...on, ...off].filter(name => name.length > 1).map(name => `--${name}`),
+  )
+}

@@ -1,0 +1,133 @@
+/** Help at each level, made from the method table. */
+import { DEFAULT_SOCKET } from '../rpc/address.ts'
+import type { Declarations } from '../rpc/method.ts'
+import { type Command, commandsOf, commandsOfNoun, NOUNS, nounsOf, singleCommands } from './commands.ts'
+import { type CliOption, commandLine } from './options.ts'
+import { align } from './output.ts'
+import { placeholder } from './parse-args.ts'
+
+/** Commands that are no methods of the daemon. */
+export const OWN_COMMANDS: readonly (readonly [usage: string, summary: string])[] = [
+  ['serve', 'Runs the daemon in the foreground.'],
+  ['demo', 'Shows two gateways, one multipath disk, and what happens when one is killed.'],
+  ['doctor', 'Checks this host and names remedies.'],
+  ['rpc METHOD', "Calls a method with rpc.py's flags, or with parameters as JSON."],
+  ['save_config', 'Prints the configuration of the running daemon.'],
+  ['load_config', 'Applies a configuration read from a file or from standard input.'],
+  ['save_subsystem_config', 'Prints the configuration of one subsystem.'],
+  ['load_subsystem_config', 'Applies the configuration of one subsystem.'],
+  ['completion SHELL', 'Prints a completion script for bash, zsh or fish.'],
+]
+
+export const GLOBAL_OPTIONS: readonly (readonly [flags: string, summary: string])[] = [
+  ['-r, --rpc-socket ADDRESS', `the daemon's socket or IP:PORT (QPAIR_SOCKET; else ${DEFAULT_SOCKET})`],
+  ['--timeout SECONDS', 'how long to wait for an answer (60)'],
+  ['--json', 'print JSON, on a terminal too'],
+  ['-h, --help', 'help for whatever stands before it'],
+  ['--version', "qpair's version"],
+]
+
+const section = (title: string, rows: readonly (readonly string[])[]): string =>
+  rows.length === 0
+    ? ''
+    : `\n${title}\n${align([[], ...rows])
+        .slice(1)
+        .map(row => `  ${row}\n`)
+        .join('')}`
+
+export function overview(methods: Declarations): string {
+  const nouns = nounsOf(methods).map(noun => [`${noun} VERB`, NOUNS[noun] ?? ''])
+  const singles = singleCommands(methods).map(({ words, method }) => [words[0]!, method.summary])
+  return [
+    'qpair: virtual NVMe disks in user space\n\nUsage: qpair [OPTIONS] COMMAND [ARGUMENTS]\n',
+    section('Commands', [...OWN_COMMANDS, ...singles]),
+    section("The daemon's objects (qpair NOUN --help lists the verbs)", nouns),
+    section('Options, before the command', GLOBAL_OPTIONS),
+  ].join('')
+}
+
+export function nounHelp(methods: Declarations, noun: string): string {
+  const rows = commandsOfNoun(methods, noun).map(({ words, method }) => [
+    words.slice(1).join(' '),
+    method.summary,
+  ])
+  return `Usage: qpair ${noun} VERB [ARGUMENTS]\n${section('Verbs', rows)}\nqpair ${noun} VERB --help says more.\n`
+}
+
+export function methodList(methods: Declarations): string {
+  const rows = methods.map(({ name, summary }) => [name, summary])
+  return `Usage: qpair rpc [-s ADDRESS] [-p PORT] [-t SECONDS] [-r RETRIES] [--dry-run] METHOD [FLAGS | JSON]\n${section('Methods', rows)}`
+}
+
+export function commandHelp({ words, method }: Command): string {
+  const line = commandLine(method)
+  const others = commandsOf(method).filter(command => command.words.join(' ') !== words.join(' '))
+  return [
+    `${method.summary}\n\nUsage: qpair ${usage(words, line.positional, line.options)}\n`,
+    section(
+      'Arguments',
+      line.positional.map(option => [placeholder(option), describe(option)]),
+    ),
+    section(
+      'Options',
+      line.options.map(option => [spellings(option), describe(option)]),
+    ),
+    section(
+      'Errors',
+      Object.entries(method.errors).map(([code, when]) => [code, when]),
+    ),
+    section('Also', [
+      ...others.map(command => [`qpair ${command.words.join(' ')}`]),
+      [`qpair rpc ${method.name}`],
+    ]),
+  ].join('')
+}
+
+function usage(
+  words: readonly string[],
+  positional: readonly CliOption[],
+  options: readonly CliOption[],
+): string {
+  const flags = options.filter(
+    option => option.required && !positional.includes(option) && !isComputed(option, options),
+  )
+  return [
+    ...words,
+    ...(options.length > flags.length ? ['[OPTIONS]'] : []),
+    ...flags.map(option => `--${longest(option)} ${placeholder(option)}`),
+    ...positional.map(option => (option.required ? placeholder(option) : `[${placeholder(option)}]`)),
+  ].join(' ')
+}
+
+/** Whether a word of the command line stands for this parameter. */
+const isComputed = ({ path }: CliOption, options: readonly CliOption[]): boolean =>
+  options.some(({ computed }) => computed?.param === path)
+
+const longest = ({ on }: CliOption): string => on.findLast(name => name.length > 1) ?? on[0]!
+
+/** `-t, --trtype TRTYPE`. */
+export function spellings(option: CliOption): string {
+  const names = [...option.on, ...option.off].sort((a, b) => Math.min(a.length, 2) - Math.min(b.length, 2))
+  const dashed = names.map(name => (name.length === 1 ? `-${name}` : `--${name}`)).join(', ')
+  switch (option.kind) {
+    case 'switch':
+      return dashed
+    case 'pairs':
+      return `${dashed} KEY=VALUE`
+    case 'json':
+      return `${dashed} JSON`
+    default:
+      return `${dashed} ${placeholder(option)}`
+  }
+}
+
+/** What an option means, with what is allowed and what holds without it. */
+export function describe(option: CliOption): string {
+  const notes = [
+    ...(option.choices.length > 0 ? [option.choices.join(', ')] : []),
+    ...(option.required ? ['required'] : []),
+    ...(option.default === undefined ? [] : [`default ${JSON.stringify(option.default)}`]),
+    ...(option.kind === 'list' || option.kind === 'pairs' ? ['may be repeated'] : []),
+  ]
+  return notes.length === 0 ? option.summary : `${option.summary} (${notes.join('; ')})`.trimStart()
+}

@@ -1,0 +1,208 @@
+/** The command `qpair`. Exit codes: 0 it is done; 1 the daemon refused or is not there; 2 the command line is wrong. */
+import { readFileSync } from 'node:fs'
+import { text } from 'node:stream/consumers'
+import { methods } from '../app/methods.ts'
+import { RpcError } from '../core/errors.ts'
+import { DEFAULT_SOCKET } from '../rpc/address.ts'
+import { RpcCallError, RpcConnectionError } from '../rpc/client.ts'
+import { didYouMean } from '../rpc/closest.ts'
+import type { Declarations } from '../rpc/method.ts'
+import { type Command, commandsOfNoun, findCommand, nounsOf, singleCommands } from './commands.ts'
+import { complete, completionScript } from './completion.ts'
+import { CONFIG_COMMANDS, runConfigCommand } from './config-commands.ts'
+import { commandHelp, nounHelp, OWN_COMMANDS, overview } from './help.ts'
+import { commandLine } from './options.ts'
+import { paint, render, type Terminal, toJson } from './output.ts'
+import { parseArgs, UsageError } from './parse-args.ts'
+import { runRpcCommand } from './rpc-command.ts'
+import { type Connection, withClient } from './session.ts'
+
+interface Invocation {
+  readonly connection: Connection
+  /** Whether the address was said on the command line. */
+  readonly addressGiven: boolean
+  readonly json: boolean
+  readonly help: boolean
+  readonly version: boolean
+  readonly rest: readonly string[]
+}
+
+/** Runs one command line and returns the exit code. */
+export async function main(
+  args: readonly string[],
+  terminal: Terminal = processTerminal(),
+  table: Declarations = methods,
+): Promise<number> {
+  try {
+    return await run(terminal, table, readGlobals(terminal, args))
+  } catch (error) {
+    if (error instanceof UsageError) {
+      terminal.writeError(`${paint(terminal, 'red', 'qpair:')} ${error.message}\n`)
+      return 2
+    }
+    if (error instanceof RpcCallError || error instanceof RpcConnectionError || error instanceof RpcError) {
+      terminal.writeError(`${paint(terminal, 'red', 'qpair:')} ${error.message}\n`)
+      return 1
+    }
+    throw error
+  }
+}
+
+/** Options before the command. Those behind it are the command's own, besides --json, --rpc-socket and --help. */
+function readGlobals(terminal: Terminal, args: readonly string[]): Invocation {
+  let given: string | undefined
+  let timeoutMs = 60_000
+  let [json, help, version] = [false, false, false]
+  let i = 0
+  for (; i < args.length && args[i]!.startsWith('-'); i++) {
+    const [flag, joined] = splitFlag(args[i]!)
+    if (flag === '--json') json = true
+    else if (flag === '-h' || flag === '--help') help = true
+    else if (flag === '--version') version = true
+    else if (flag === '-r' || flag === '--rpc-socket' || flag === '--timeout') {
+      if (joined === undefined) i++
+      const value = joined ?? args[i]
+      if (value === undefined) throw new UsageError(`${flag} needs a value`)
+      if (flag !== '--timeout') given = value
+      else if (Number(value) > 0) timeoutMs = Number(value) * 1000
+      else throw new UsageError(`--timeout is a number of seconds, not ${value}`)
+    } else throw new UsageError(`there is no option ${flag} before the command; see qpair --help`)
+  }
+  const address = given ?? (terminal.env['QPAIR_SOCKET'] || DEFAULT_SOCKET)
+  const connection = { address, timeoutMs, retries: 0 }
+  return { connection, addressGiven: given !== undefined, json, help, version, rest: args.slice(i) }
+}
+
+function splitFlag(arg: string): [flag: string, value: string | undefined] {
+  const equals = arg.startsWith('--') ? arg.indexOf('=') : -1
+  return equals === -1 ? [arg, undefined] : [arg.slice(0, equals), arg.slice(equals + 1)]
+}
+
+async function run(terminal: Terminal, table: Declarations, invocation: Invocation): Promise<number> {
+  const { connection, rest } = invocation
+  const [first, ...args] = rest
+  if (invocation.version) {
+    terminal.write(`${packageVersion()}\n`)
+    return 0
+  }
+  if (first === undefined || first === 'help') {
+    terminal.write(overview(table))
+    return first === undefined && !invocation.help ? 2 : 0
+  }
+  const own = invocation.help ? [...args, '--help'] : args
+  switch (first) {
+    case 'serve':
+      // `qpair -r SOCKET serve` and `qpair serve -r SOCKET` mean the same.
+      return (await import('../app/serve.ts')).serve(
+        invocation.addressGiven ? ['-r', connection.address, ...own] : own,
+      )
+    case 'doctor':
+      return (await import('../app/doctor.ts')).doctor(own)
+    case 'demo':
+      return (await import('../app/demo.ts')).demo(own)
+    case 'rpc':
+      await runRpcCommand(terminal, table, connection, own)
+      return 0
+    case 'completion':
+      terminal.write(completionScript(args[0]))
+      return 0
+    case 'complete':
+      // Called by the completion scripts: `qpair complete -- WORD…`.
+      terminal.write(
+        complete(table, args.slice(1))
+          .map(word => `${word}\n`)
+          .join(''),
+      )
+      return 0
+  }
+  const config = first.replaceAll('-', '_')
+  if (CONFIG_COMMANDS.has(config)) await runConfigCommand(terminal, connection, config, own)
+  else await runMethodCommand(terminal, table, invocation, own)
+  return 0
+}
+
+async function runMethodCommand(
+  terminal: Terminal,
+  table: Declarations,
+  invocation: Invocation,
+  args: readonly string[],
+): Promise<void> {
+  const noun = invocation.rest[0]!
+  const isNoun = nounsOf(table).includes(noun)
+  const wantsHelp = args.includes('--help') || args.includes('-h')
+  const [verb, ...behind] = args
+  const single = findCommand(table, [noun])
+  const command = verb === undefined ? single : (findCommand(table, [noun, verb]) ?? single)
+  if (command === undefined) {
+    if (isNoun && (verb === undefined || verb.startsWith('-'))) terminal.write(nounHelp(table, noun))
+    else throw unknownCommand(table, noun, isNoun ? verb : undefined)
+    return
+  }
+  if (wantsHelp) terminal.write(commandHelp(command))
+  else await runMethod(terminal, invocation, command, command === single ? args : behind)
+}
+
+async function runMethod(
+  terminal: Terminal,
+  invocation: Invocation,
+  { method }: Command,
+  args: readonly string[],
+): Promise<void> {
+  const { connection, json, rest } = takeOutputFlags(invocation, args)
+  const params = parseArgs(commandLine(method), rest)
+  const result = await withClient(connection, client => client.request(method.name, params))
+  terminal.write(json ? toJson(result) : render(terminal, method, result))
+}
+
+/** --json and --rpc-socket may also stand behind the command. */
+function takeOutputFlags(
+  { connection, json }: Invocation,
+  args: readonly string[],
+): Pick<Invocation, 'connection' | 'json' | 'rest'> {
+  const rest: string[] = []
+  let { address } = connection
+  let wantsJson = json
+  for (let i = 0; i < args.length; i++) {
+    const [flag, joined] = splitFlag(args[i]!)
+    if (flag === '--json') wantsJson = true
+    else if (flag === '--rpc-socket') {
+      if (joined === undefined) i++
+      const value = joined ?? args[i]
+      if (value === undefined) throw new UsageError('--rpc-socket needs a value')
+      address = value
+    } else rest.push(args[i]!)
+  }
+  return { connection: { ...connection, address }, json: wantsJson, rest }
+}
+
+function unknownCommand(table: Declarations, noun: string, verb: string | undefined): UsageError {
+  if (verb === undefined) {
+    const nouns = [
+      ...OWN_COMMANDS.map(([usage]) => usage.split(' ')[0]!),
+      ...singleCommands(table).map(({ words }) => words[0]!),
+      ...nounsOf(table),
+    ]
+    const isMethod = table.some(({ name }) => name === noun)
+    const hint = isMethod ? `; a method is called with: qpair rpc ${noun}` : didYouMean(noun, nouns)
+    return new UsageError(`there is no command ${noun}${hint}; see qpair --help`)
+  }
+  const verbs = commandsOfNoun(table, noun).map(({ words }) => words[1]!)
+  return new UsageError(
+    `there is no command ${noun} ${verb}${didYouMean(verb, verbs)}; see qpair ${noun} --help`,
+  )
+}
+
+function packageVersion(): string {
+  const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
+  return version
+}
+
+function processTerminal(): Terminal {
+  return {
+    write: output => void process.stdout.write(output),
+    writeError: output => void process.stderr.write(output),
+    isTerminal: process.stdout.isTTY === true,
+    env: process.env,
+    readStdin: () => text(process.stdin),
+  }
+}

@@ -1,0 +1,25 @@
+import type { Terminal } from '../../src/cli/output.ts'
+
+/** A terminal that remembers what was written. */
+export class RecordingTerminal implements Terminal {
+  out = ''
+  error = ''
+  readonly isTerminal: boolean
+  readonly env: Record<string, string>
+  stdin = ''
+
+  constructor({ isTerminal = false, env = {} }: { isTerminal?: boolean; env?: Record<string, string> } = {}) {
+    this.isTerminal = isTerminal
+    this.env = env
+  }
+
+  readonly write = (text: string): void => {
+    this.out += text
+  }
+
+  readonly writeError = (text: string): void => {
+    this.error += text
+  }
+
+  readonly readStdin = async (): Promise<string> => this.stdin
+}
