@@ -270,7 +270,8 @@ export class HostController {
     if (this.#state === 'lost') return
     if (wasReady) {
       this.#startLossTimers()
-      this.#promptAttempts = lastedMs >= STABLE_MS ? this.#targets.length + 1 : 0
+      // Once around all other addresses, and then this one again, unless it has only just failed.
+      this.#promptAttempts = this.#targets.length + (lastedMs >= STABLE_MS ? 1 : 0)
     }
     this.#targetIndex = (this.#targetIndex + 1) % this.#targets.length
     if (--this.#promptAttempts > 0) {
