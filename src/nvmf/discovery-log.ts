@@ -33,7 +33,7 @@ interface Entry {
   readonly treq: number
 }
 
-const TREQ = TransportRequirement.SECURE_CHANNEL_NOT_REQUIRED | TransportRequirement.DISABLE_SQ_FLOW
+const TREQ = TransportRequirement.SECURE_CHANNEL_NOT_SPECIFIED | TransportRequirement.DISABLE_SQ_FLOW
 
 export function discoveryLog(
   subsystems: Iterable<SubsystemSnapshot>,

@@ -33,6 +33,11 @@ export class IoCommand {
   /** What the command's data is to be, as decoded: the transport checks it against the SGL. */
   transfer: Transfer = Transfer.NONE
   lengthBytes = 0
+  /**
+   * The longest SGL that is taken for it. Linux always sends room for the most ranges a Dataset Management command can
+   * have, however many it has (drivers/nvme/host/core.c, nvme_setup_discard).
+   */
+  sglLengthMaxBytes = 0
   namespace: NamespaceView | null = null
 
   /** Ranges of a Dataset Management command that are still to be done: where the next lies, and how many. */
@@ -99,6 +104,7 @@ export class IoCommand {
     io.fua = (cdw12 & CDW12_FUA) !== 0
     this.transfer = type === IoType.READ ? Transfer.TO_HOST : Transfer.FROM_HOST
     this.lengthBytes = lengthBytes
+    this.sglLengthMaxBytes = lengthBytes
     return Status.SUCCESS
   }
 
@@ -133,6 +139,7 @@ export class IoCommand {
     this.#rangesLeft = isDeallocate && this.namespace!.channel!.info.supports.has(IoType.UNMAP) ? count : 0
     this.transfer = Transfer.FROM_HOST
     this.lengthBytes = count * DsmRange.size
+    this.sglLengthMaxBytes = DSM_RANGES_MAX * DsmRange.size
     return Status.SUCCESS
   }
 

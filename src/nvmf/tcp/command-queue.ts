@@ -189,7 +189,10 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
   #checkLength(slot: Slot, sqe: number): number {
     if (this.#view.getUint8(sqe + 1) >> 6 === Psdt.PRP) return Status.INVALID_FIELD
     const length = this.#view.getUint32(sqe + 32, true)
-    return length === slot.lengthBytes ? Status.SUCCESS : Status.DATA_SGL_LENGTH_INVALID
+    const { lengthBytes, sglLengthMaxBytes } = slot.command
+    if (length < lengthBytes || length > sglLengthMaxBytes) return Status.DATA_SGL_LENGTH_INVALID
+    slot.lengthBytes = length
+    return Status.SUCCESS
   }
 
   #decodeRequest(slot: Slot, sqe: number, dataBytes: number): void {

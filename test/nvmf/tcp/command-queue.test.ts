@@ -241,6 +241,16 @@ describe('Dataset Management', () => {
     expect(lab.device.log).toHaveLength(256)
   })
 
+  it('takes one range in the room of 256, as Linux sends it, and no more room than that', () => {
+    const { lab, peer } = open()
+    const data = new Uint8Array(4096)
+    data.set(ranges([8, 16]))
+    expect(lab.exchange(peer, capsuleWith(deallocate(1, 1, inCapsule(4096)), data))).toBe(response(1, 2))
+    expect(lab.device.log).toEqual(['UNMAP 16+8'])
+    const refused = response(2, 3, DNR | Status.DATA_SGL_LENGTH_INVALID)
+    expect(lab.exchange(peer, capsule(deallocate(2, 1, byTransport(4112))))).toBe(refused)
+  })
+
   it('touches nothing when one of the ranges is beyond the end', () => {
     const { lab, peer } = open()
     const data = ranges([8, 16], [2, BLOCK_COUNT - 1])
