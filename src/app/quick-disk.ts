@@ -42,7 +42,7 @@ export async function openQuickDisk(daemon: Callable, disk: QuickDisk): Promise<
     '    modprobe nvme-tcp',
     ...connect,
     '',
-    '  It appears as /dev/nvmeXn1. Elsewhere: `qpair nvmf list`, `qpair bdev list`. Ctrl-C ends the daemon; the data stays.',
+    '  It appears as /dev/nvmeXn1. Elsewhere: `qpair subsystem list`, `qpair bdev list`. Ctrl-C ends the daemon; the data stays.',
     '',
     '',
   ].join('\n')
