@@ -122,6 +122,8 @@ export interface AnyDriver extends Omit<Driver<never>, 'params'> {
 export interface DriverControl {
   /** The device of that name; throws `RpcError` ENODEV naming the ones there are. */
   get(name: string): BdevInfo
+  /** Sends a message to the channels of a device on all reactors: see `DriverChannel.tell`. */
+  tell(name: string, message: unknown): Promise<void>
 }
 
 /** Declares a driver; only here so that its parameters' type is inferred. */

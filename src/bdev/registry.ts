@@ -73,7 +73,10 @@ export class BdevRegistry implements Configurable {
     try {
       // The parameters are what the driver's own schema made of them.
       const anyDriver = driver as Driver<unknown>
-      const info = await anyDriver.create(name, parsed, { get: base => this.get(base) })
+      const info = await anyDriver.create(name, parsed, {
+        get: base => this.get(base),
+        tell: (bdev, message) => this.tell(bdev, message),
+      })
       const config = (): MethodCall[] => anyDriver.config?.(info, parsed) ?? createCall(info, parsed)
       try {
         await this.#insert(info, driver, config)
@@ -116,6 +119,10 @@ export class BdevRegistry implements Configurable {
 
   find(name: string): BdevInfo | undefined {
     return this.#find(name)?.info
+  }
+
+  get driverNames(): string[] {
+    return [...this.#drivers.keys()]
   }
 
   /** In the order of creation. */

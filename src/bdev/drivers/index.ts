@@ -6,6 +6,7 @@ import { passthruDriver, passthruMethods } from '../filters/passthru.ts'
 import { aioDriver, fileMethods, uringDriver } from './file.ts'
 import { mallocDriver, mallocMethods } from './malloc.ts'
 import { nullDriver, nullMethods } from './null.ts'
+import { pluginDriver, pluginMethods } from './plugin.ts'
 
 export const drivers: readonly AnyDriver[] = [
   nullDriver,
@@ -15,6 +16,7 @@ export const drivers: readonly AnyDriver[] = [
   delayDriver,
   errorDriver,
   passthruDriver,
+  pluginDriver,
 ]
 
 export const driverMethods = [
@@ -24,4 +26,5 @@ export const driverMethods = [
   ...delayMethods,
   ...errorMethods,
   ...passthruMethods,
+  ...pluginMethods,
 ]
