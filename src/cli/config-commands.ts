@@ -80,11 +80,11 @@ export async function runConfigCommand(
     terminal.write(toJson(saved, Math.max(indent, 0)))
     return
   }
-  const text = await readConfig(given.json_conf, terminal.readStdin)
+  const file = await readConfig(given.json_conf, terminal.readStdin)
   const skipped = await withClient(connection, client =>
     command === 'load_config'
-      ? loadConfig(client, text, given.include_aliases)
-      : loadSubsystemConfig(client, text),
+      ? loadConfig(client, file, given.include_aliases)
+      : loadSubsystemConfig(client, file),
   )
   if (skipped > 0) {
     terminal.writeError(

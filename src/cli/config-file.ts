@@ -58,8 +58,8 @@ export async function saveSubsystemConfig(client: AnyClient, name: string): Prom
 }
 
 /** Sends what a configuration file says; returns how many calls the daemon's state did not allow any more. */
-export async function loadConfig(client: AnyClient, text: string, includeAliases = false): Promise<number> {
-  const { subsystems } = parse(text) as { subsystems?: Subsystem[] }
+export async function loadConfig(client: AnyClient, file: object, includeAliases = false): Promise<number> {
+  const { subsystems } = file as { subsystems?: Subsystem[] }
   if (!Array.isArray(subsystems)) throw new UsageError('the configuration has no array "subsystems"')
   let open = subsystems.flatMap(({ config }) => config ?? [])
   const aliases = includeAliases ? { include_aliases: true } : {}
@@ -80,19 +80,23 @@ export async function loadConfig(client: AnyClient, text: string, includeAliases
 }
 
 /** The same for one subsystem, in the state that the daemon is in. */
-export async function loadSubsystemConfig(client: AnyClient, text: string): Promise<number> {
-  const { config } = parse(text) as Partial<Subsystem>
+export async function loadSubsystemConfig(client: AnyClient, file: object): Promise<number> {
+  const { config } = file as Partial<Subsystem>
   if (config === undefined) throw new UsageError('the configuration has no array "config"')
   const open = config ?? []
   checkKnown(open, await methodNames(client, {}))
   return (await sendCallable(client, open, await methodNames(client, { current: true }))).length
 }
 
-/** The text of a file, of an argument that is JSON itself, or of standard input. */
+/** Reads a configuration: a file, an argument that is JSON itself, or standard input. */
 export async function readConfig(
   source: string | undefined,
   readStdin: () => Promise<string>,
-): Promise<string> {
+): Promise<object> {
+  return parse(await readText(source, readStdin))
+}
+
+async function readText(source: string | undefined, readStdin: () => Promise<string>): Promise<string> {
   if (source === undefined || source === '-') return readStdin()
   if (existsSync(source)) return readFileSync(source, 'utf8')
   if (source.trimStart().startsWith('{')) return source

@@ -46,7 +46,7 @@ export function renderLikeRpcPy(method: Declared, result: unknown): string {
   if (result === true) return ''
   if (typeof result === 'string') return `${result}\n`
   const isNames = Array.isArray(result) && result.every(element => typeof element === 'string')
-  if (isNames && !/_get_/.test(method.name)) return `${result.map(shellWord).join(' ')}\n`
+  if (isNames && !/(^|_)get(_|$)/.test(method.name)) return `${result.map(shellWord).join(' ')}\n`
   return toJson(result)
 }
 

@@ -221,7 +221,9 @@ function setPath(params: Params, path: string, value: unknown): void {
 
 function checkRequired(line: CommandLine, given: ReadonlyMap<CliOption, unknown>): void {
   const set = new Set([...given.keys()].map(({ path, computed }) => computed?.param ?? path))
-  const missing = line.options.filter(
+  // Words first, in their order.
+  const ordered = [...new Set([...line.positional, ...line.options])]
+  const missing = ordered.filter(
     ({ path, required, computed }) => required && !set.has(computed?.param ?? path),
   )
   // A parameter and the word it is computed from are one thing missing, and the word is how people know it.

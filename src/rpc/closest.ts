@@ -19,17 +19,21 @@ export function didYouMean(typed: string, names: Iterable<string>): string {
   return name === undefined ? '' : `; did you mean ${name}?`
 }
 
-/** Levenshtein's distance, one row at a time. */
+/** How many letters to add, drop, change or swap with their neighbour (optimal string alignment), row by row. */
 function editDistance(a: string, b: string): number {
   // Names longer than this come from nobody's keyboard, and the work is the product of both lengths.
   if (a.length > 128 || b.length > 128) return Number.POSITIVE_INFINITY
+  let before: number[] = []
   let row = Array.from({ length: b.length + 1 }, (_, j) => j)
   for (let i = 1; i <= a.length; i++) {
     const next = [i]
     for (let j = 1; j <= b.length; j++) {
       const change = a[i - 1] === b[j - 1] ? 0 : 1
-      next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + change))
+      const swapped = i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]
+      const swap = swapped ? before[j - 2]! + 1 : Number.POSITIVE_INFINITY
+      next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + change, swap))
     }
+    before = row
     row = next
   }
   return row[b.length]!

@@ -100,7 +100,7 @@ describe('Dispatcher', () => {
     expect(await ask(openShelf('startup'), { id: 1, method: 'shelf_get' })).toEqual(
       error(1, -1, expect.stringMatching(/^Method may only be called after framework is initialized/)),
     )
-    expect(await ask(openShelf('runtime'), { id: 1, method: 'shelf_build' })).toEqual(
+    expect(await ask(openShelf('runtime'), { id: 1, method: 'framework_start_init' })).toEqual(
       error(1, -1, expect.stringMatching(/^Method may only be called before framework is initialized/)),
     )
     expect(await ask(openShelf('startup'), { id: 1, method: 'shelf_wait' })).toMatchObject({ result: true })
@@ -217,7 +217,9 @@ describe('Dispatcher', () => {
       const open = close(shelf)
       const session = new RpcSession()
       const wait = ask(shelf, { id: 1, method: 'shelf_wait' }, session)
-      expect(await ask(shelf, { id: 2, method: 'shelf_build' }, session)).toMatchObject({ result: true })
+      expect(await ask(shelf, { id: 2, method: 'framework_start_init' }, session)).toMatchObject({
+        result: true,
+      })
       open()
       await wait
     })
@@ -225,7 +227,7 @@ describe('Dispatcher', () => {
     it('checks the state when the turn comes, not when the request arrives', async () => {
       const shelf = openShelf('startup')
       const batch = [
-        { id: 1, method: 'shelf_build' },
+        { id: 1, method: 'framework_start_init' },
         { id: 2, method: 'shelf_put', params: { name: 'a' } },
         { id: 3, method: 'shelf_get' },
       ]
@@ -272,7 +274,8 @@ describe('methods about methods', () => {
       'rpc_get_methods',
       'rpc.discover',
       'shelf_wait',
-      'shelf_build',
+      'shelf_tune',
+      'framework_start_init',
     ])
     expect(await dispatcher.call('rpc_get_methods', { include_aliases: true })).toContain('put_on_shelf')
   })

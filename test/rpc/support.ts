@@ -49,6 +49,75 @@ const shelfGet = method({
   run: (_, { shelf }: Pick<ShelfContext, 'shelf'>) => [...shelf.keys()],
 })
 
+const shelfWeigh = method({
+  name: 'shelf_weigh',
+  summary: 'Weighs everything.',
+  params: z.object({}),
+  result: z.array(z.object({ name: z.string(), weight_kg: z.int() })),
+  concurrent: true,
+  cli: {
+    columns: ['name', 'weight_kg', { title: 'heavy', value: ({ weight_kg }) => weight_kg > 20 }],
+  },
+  run: (_, { shelf }: Pick<ShelfContext, 'shelf'>) =>
+    [...shelf].map(([name, weight_kg]) => ({ name, weight_kg })),
+})
+
+const shelfClear = method({
+  name: 'shelf_clear',
+  summary: 'Takes everything off and says what that was.',
+  params: z.object({}),
+  result: z.array(z.string()),
+  run(_, { shelf }: Pick<ShelfContext, 'shelf'>) {
+    const names = [...shelf.keys()]
+    shelf.clear()
+    return names
+  },
+})
+
+const shelfTune = method({
+  name: 'shelf_tune',
+  summary: 'Only before the start.',
+  params: z.object({}),
+  result: z.literal(true),
+  state: 'startup',
+  run: () => true as const,
+})
+
+/** What clients need for saving and loading, of this tiny daemon. */
+const subsystems = method({
+  name: 'framework_get_subsystems',
+  summary: 'Lists the subsystems.',
+  params: z.object({}),
+  result: z.array(z.object({ subsystem: z.string(), depends_on: z.array(z.string()) })),
+  run: () => [
+    { subsystem: 'floor', depends_on: [] },
+    { subsystem: 'shelf', depends_on: ['floor'] },
+  ],
+})
+
+const subsystemConfig = method({
+  name: 'framework_get_config',
+  summary: 'The configuration of one subsystem.',
+  params: z.object({ name: z.string() }),
+  result: z.array(z.object({ method: z.string(), params: z.record(z.string(), z.unknown()) })),
+  run: ({ name }, { shelf }: Pick<ShelfContext, 'shelf'>) =>
+    name === 'shelf'
+      ? [...shelf].map(([key, weight]) => ({ method: 'shelf_put', params: { name: key, weight } }))
+      : [],
+})
+
+const start = method({
+  name: 'framework_start_init',
+  summary: 'Starts.',
+  params: z.object({}),
+  result: z.literal(true),
+  state: 'startup',
+  run(_, { rpc }: Pick<ShelfContext, 'rpc'>) {
+    rpc.state = 'runtime'
+    return true as const
+  },
+})
+
 const shelfWait = method({
   name: 'shelf_wait',
   summary: 'Waits for the gate.',
@@ -73,25 +142,18 @@ const shelfBreak = method({
   },
 })
 
-const shelfBuild = method({
-  name: 'shelf_build',
-  summary: 'Only before the start.',
-  params: z.object({}),
-  result: z.literal(true),
-  state: 'startup',
-  run: (_, { rpc }: Pick<ShelfContext, 'rpc'>) => {
-    rpc.state = 'runtime'
-    return true as const
-  },
-})
-
 export const shelfMethods = [
   ...introspectionMethods,
   shelfPut,
   shelfGet,
   shelfWait,
   shelfBreak,
-  shelfBuild,
+  shelfWeigh,
+  shelfClear,
+  shelfTune,
+  subsystems,
+  subsystemConfig,
+  start,
 ] satisfies MethodTable<ShelfContext>
 
 export interface Shelf {
