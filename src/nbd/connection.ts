@@ -71,6 +71,7 @@ export class Connection implements StreamEvents, Flushable, TransmissionHost {
   #isDraining = false
   #isClosing = false
   #isClosed = false
+  #isEnded = false
 
   constructor(host: ConnectionHost, socket: number, listenerId: number, offer: Offer<ServedExport>) {
     const { reactor } = host
@@ -336,5 +337,4 @@ export class Connection implements StreamEvents, Flushable, TransmissionHost {
     if (this.#staging !== 0) buffers.release(this.#staging, STAGING_SIZE)
     this.#host.ended(this)
   }
-  #isEnded = false
 }

@@ -11,6 +11,7 @@ import {
   EXPORT_NAME_PADDING,
   ExportInformation,
   ExportNameReply,
+  Greeting,
   HandshakeFlag,
   IHAVEOPT,
   Info,
@@ -73,9 +74,10 @@ export class Negotiation<Export extends OfferedExport> {
   constructor(offer: Offer<Export>, send: (bytes: Uint8Array) => void) {
     this.#offer = offer
     this.#send = send
-    const greeting = Buffer.alloc(18)
-    for (const [i, word] of [...NBDMAGIC, ...IHAVEOPT].entries()) greeting.writeUInt32BE(word, i * 4)
-    greeting.writeUInt16BE(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES, 16)
+    const greeting = new Uint8Array(Greeting.size)
+    const view = new DataView(greeting.buffer)
+    for (const [i, word] of [...NBDMAGIC, ...IHAVEOPT].entries()) view.setUint32(i * 4, word, false)
+    Greeting.flags.set(view, 0, HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
     send(greeting)
   }
 
