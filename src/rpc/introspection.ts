@@ -4,7 +4,7 @@ import { RpcError } from '../core/errors.ts'
 import type { RpcInfo } from './dispatcher.ts'
 import { type AnyMethod, method } from './method.ts'
 
-interface NeedsRpc {
+export interface NeedsRpc {
   readonly rpc: RpcInfo
 }
 
