@@ -79,26 +79,28 @@ HLEN[PduType.H2C_TERM_REQ] = TermReq.size
 HLEN[PduType.CAPSULE_CMD] = CapsuleCmd.size
 HLEN[PduType.H2C_DATA] = H2cData.size
 
-/** The common header, as soon as its eight bytes are there: everything by which a PDU is taken apart. */
-export function checkCommonHeader(view: DataView, at: number, rules: PduRules): PduFault | null {
-  const type = view.getUint8(at)
+/**
+ * The common header, as soon as its eight bytes are there: everything by which a PDU is taken apart. `word` is its first
+ * four bytes, so that a header costs two loads.
+ */
+export function checkCommonHeader(word: number, plen: number, rules: PduRules): PduFault | null {
+  const type = word & 0xff
   const hlen = HLEN[type]!
   if (hlen === 0) return Fault.TYPE
   // A termination request is never answered with another one, so there is nothing to find fault with.
   if (type === PduType.H2C_TERM_REQ) return null
-  if (type === PduType.IC_REQ) return checkIcHeader(view, at, rules)
+  if (type === PduType.IC_REQ) return checkIcHeader(word, plen, rules)
   if (!rules.isInitialized) return Fault.IC_MISSING
 
-  const flags = view.getUint8(at + 1)
-  const plen = view.getUint32(at + 4, true)
+  const flags = (word >>> 8) & 0xff
   const bare = hlen + rules.headerDigest
   const hasData = plen > bare
   if (((flags & PduFlag.HDGSTF) !== 0) !== rules.headerDigest > 0) return Fault.HEADER_DIGEST_FLAG
   if (((flags & PduFlag.DDGSTF) !== 0) !== (hasData && rules.dataDigest > 0)) return Fault.DATA_DIGEST_FLAG
-  if (view.getUint8(at + 2) !== hlen) return Fault.HLEN
+  if (((word >>> 16) & 0xff) !== hlen) return Fault.HLEN
   if (!hasData) return plen === bare && type === PduType.CAPSULE_CMD ? null : Fault.PLEN
 
-  const pdo = view.getUint8(at + 3)
+  const pdo = word >>> 24
   if (pdo < bare || pdo % 4 !== 0 || pdo >= plen) return Fault.PDO
   const dataBytes = plen - pdo - rules.dataDigest
   if (dataBytes <= 0) return Fault.PLEN
@@ -106,10 +108,15 @@ export function checkCommonHeader(view: DataView, at: number, rules: PduRules): 
   return dataBytes > rules.maxh2cdata ? Fault.LIMIT : null
 }
 
-function checkIcHeader(view: DataView, at: number, rules: PduRules): PduFault | null {
+function checkIcHeader(word: number, plen: number, rules: PduRules): PduFault | null {
   if (rules.isInitialized) return Fault.NOT_FIRST
-  if (PduHeader.hlen.get(view, at) !== IcReq.size) return Fault.HLEN
-  return PduHeader.plen.get(view, at) === IcReq.size ? null : Fault.PLEN
+  if (((word >>> 16) & 0xff) !== IcReq.size) return Fault.HLEN
+  return plen === IcReq.size ? null : Fault.PLEN
+}
+
+/** Bytes from the start of a PDU of a checked type to the end of its header and header digest. */
+export function headerBytes(type: number, rules: PduRules): number {
+  return HLEN[type]! + (type >= PduType.CAPSULE_CMD ? rules.headerDigest : 0)
 }
 
 /** The rest of an ICReq. */
@@ -153,10 +160,4 @@ export function describeHeader(view: DataView, at: number): string {
     `HLEN ${PduHeader.hlen.get(view, at)}, PDO ${PduHeader.pdo.get(view, at)}, ` +
     `PLEN ${PduHeader.plen.get(view, at)}`
   )
-}
-
-/** Bytes from a PDU's start to the end of its header and header digest, by its checked common header. */
-export function headerBytes(view: DataView, at: number, rules: PduRules): number {
-  const type = PduHeader.type.get(view, at)
-  return HLEN[type]! + (type === PduType.CAPSULE_CMD || type === PduType.H2C_DATA ? rules.headerDigest : 0)
 }

@@ -173,14 +173,15 @@ export class Receiver {
       const available = this.#tail - at
       if (available < PduHeader.size) return null
       this.faultAt = at
-      const fault = checkCommonHeader(view, at, rules)
-      if (fault !== null) return fault
-      const bare = headerBytes(view, at, rules)
+      const word = view.getUint32(at, true)
       const plen = view.getUint32(at + 4, true)
-      // A digest follows the data, so a PDU with data is longer than its header; a PDO beyond the header means padding.
-      const type = view.getUint8(at)
+      const fault = checkCommonHeader(word, plen, rules)
+      if (fault !== null) return fault
+      const type = word & 0xff
+      const bare = headerBytes(type, rules)
       const hasData = plen > bare && type >= PduType.CAPSULE_CMD
-      const dataAt = hasData ? view.getUint8(at + 3) : bare
+      // A PDO beyond the header leaves padding, which is taken with the header.
+      const dataAt = hasData ? word >>> 24 : bare
       if (available < dataAt) return null
       const failed = this.#dispatch(type, at, dataAt, hasData ? plen - dataAt - rules.dataDigest : 0)
       if (failed !== null) return failed

@@ -67,6 +67,7 @@ export class Sender {
   /** Control PDUs: the ICResp goes before everything, a C2HTermReq after everything. */
   #icResp: Uint8Array | null = null
   #termReq: Uint8Array | null = null
+  #hasTerminated = false
 
   #isSending = false
   /** Slots whose data the outstanding send refers to. */
@@ -104,6 +105,7 @@ export class Sender {
   }
 
   get hasWork(): boolean {
+    if (this.#hasTerminated) return false
     return this.#readyHead !== this.#readyTail || this.#icResp !== null || this.#termReq !== null
   }
 
@@ -153,6 +155,7 @@ export class Sender {
     if (this.#termReq !== null && this.#readyHead === this.#readyTail) {
       this.#appendControl(this.#termReq)
       this.#termReq = null
+      this.#hasTerminated = true
     }
     const count = (this.#iovec - (this.#areaOffset >> 2)) / 4 + 1
     this.#isSending = true

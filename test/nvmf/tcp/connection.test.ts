@@ -288,6 +288,24 @@ describe('a fault of the host', () => {
     )
   })
 
+  it('is answered after what was ready, and nothing follows', () => {
+    const { lab, peer } = opened()
+    lab.device.isHolding = true
+    lab.exchange(peer, capsule(read(1, 0, 1)))
+    const [first, late] = lab.device.held
+    expect(late).toBeUndefined()
+    lab.exchange(peer, capsule(read(2, 0, 1)))
+    lab.device.held.splice(0, 1)
+    first!.complete(Status.INTERNAL_ERROR)
+    const fault = bytes('08 00 48 00 48000000')
+    expect(lab.exchange(peer, fault)).toBe(response(1, 3, Status.INTERNAL_ERROR) + termReq(1, 0, fault))
+    lab.device.letGo()
+    expect(lab.exchange(peer)).toBe('')
+    peer.close()
+    lab.settle()
+    expect(lab.pool.taken).toBe(0)
+  })
+
   it('ends by time where the host does not close', () => {
     const { lab, peer } = opened()
     lab.exchange(peer, bytes('08 00 48 00 48000000'))
