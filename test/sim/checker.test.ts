@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { IoType } from '../../src/bdev/io.ts'
 import { Status } from '../../src/spec/nvme-status.ts'
 import { Checker, type Op } from './checker.ts'
-import { fillBlock, GARBAGE, valueOf } from './content.ts'
+import { fillBlock, GARBAGE, writerOf } from './content.ts'
 import { BLOCK_SIZE } from './disk.ts'
 
 const content = (id: number, block = 0): Uint8Array => {
@@ -51,15 +51,15 @@ class History {
 
 describe('the content of blocks', () => {
   it('names its write, and is garbage elsewhere, torn or changed', () => {
-    expect(valueOf(content(7, 3), 3)).toBe(7)
-    expect(valueOf(content(7, 3), 2)).toBe(GARBAGE)
-    expect(valueOf(content(0), 2)).toBe(0)
+    expect(writerOf(content(7, 3), 3)).toBe(7)
+    expect(writerOf(content(7, 3), 2)).toBe(GARBAGE)
+    expect(writerOf(content(0), 2)).toBe(0)
     const torn = content(7, 3)
     torn.set(content(8, 3).subarray(256), 256)
-    expect(valueOf(torn, 3)).toBe(GARBAGE)
+    expect(writerOf(torn, 3)).toBe(GARBAGE)
     const flipped = content(0)
     flipped[511] = 1
-    expect(valueOf(flipped, 3)).toBe(GARBAGE)
+    expect(writerOf(flipped, 3)).toBe(GARBAGE)
   })
 })
 

@@ -12,7 +12,7 @@
  */
 import { IoType } from '../../src/bdev/io.ts'
 import { Status, statusName } from '../../src/spec/nvme-status.ts'
-import { GARBAGE, valueOf, ZEROES } from './content.ts'
+import { GARBAGE, writerOf, ZEROES } from './content.ts'
 import { BLOCK_SIZE, type DiskObserver } from './disk.ts'
 
 export interface Op {
@@ -27,7 +27,7 @@ export interface Op {
 }
 
 /** What the checker keeps of an I/O. Moments are numbers that count everything that happens. */
-interface Record {
+interface History {
   readonly op: Op
   readonly start: number
   end: number
@@ -40,7 +40,7 @@ interface Record {
 interface LiveWrite {
   readonly value: number
   /** The write, or when the value appeared without one: at the start, or by a late landing. */
-  readonly source: Record | { readonly end: number }
+  readonly source: History | { readonly end: number }
 }
 
 interface Block {
@@ -71,8 +71,8 @@ export class Checker implements DiskObserver {
   failed = 0
   readonly #options: CheckerOptions
   readonly #blocks: Block[] = []
-  readonly #records = new Map<number, Record>()
-  readonly #outstanding = new Set<Record>()
+  readonly #records = new Map<number, History>()
+  readonly #outstanding = new Set<History>()
   #moment = 0
 
   constructor(options: CheckerOptions) {
@@ -101,7 +101,7 @@ export class Checker implements DiskObserver {
 
   begin(op: Op): void {
     const blocks = this.#of(op)
-    const record: Record = {
+    const record: History = {
       op,
       start: ++this.#moment,
       end: PENDING,
@@ -150,7 +150,7 @@ export class Checker implements DiskObserver {
   landed(number: number, content: Uint8Array): void {
     const moment = ++this.#moment
     const block = this.#blocks[number]!
-    const value = valueOf(content, number)
+    const value = writerOf(content, number)
     const before = block.held.at(-1)!.value
     block.held.push({ from: moment, value })
     const owners = this.#ownersOf(value, number)
@@ -175,14 +175,14 @@ export class Checker implements DiskObserver {
   }
 
   /** Writes that may have that value in that block. */
-  #ownersOf(value: number, number: number): Record[] {
-    const covers = ({ op }: Record): boolean =>
+  #ownersOf(value: number, number: number): History[] {
+    const covers = ({ op }: History): boolean =>
       number >= op.firstBlock && number < op.firstBlock + op.blockCount && isWriting(op.type)
     if (value !== ZEROES) {
       const record = this.#records.get(value)
       return record !== undefined && covers(record) && record.op.type === IoType.WRITE ? [record] : []
     }
-    const zeroing = (record: Record): boolean => record.op.type === IoType.WRITE_ZEROES && covers(record)
+    const zeroing = (record: History): boolean => record.op.type === IoType.WRITE_ZEROES && covers(record)
     const pending = [...this.#outstanding].filter(zeroing)
     return pending.length > 0 ? pending : [...this.#records.values()].filter(zeroing)
   }
@@ -199,7 +199,7 @@ export class Checker implements DiskObserver {
   /** Hears of each harmful late landing. */
   onLate: (what: string) => void = () => {}
 
-  #acknowledged(record: Record): void {
+  #acknowledged(record: History): void {
     const { op } = record
     this.#of(op).forEach((block, index) => {
       if (record.landed[index] === 0) {
@@ -212,11 +212,11 @@ export class Checker implements DiskObserver {
     })
   }
 
-  #checkRead(record: Record, data: Uint8Array): void {
+  #checkRead(record: History, data: Uint8Array): void {
     const { op } = record
     this.#of(op).forEach((block, index) => {
       const number = op.firstBlock + index
-      const value = valueOf(data.subarray(index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE), number)
+      const value = writerOf(data.subarray(index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE), number)
       const { values, from } = record.candidates[index]!
       if (value === GARBAGE) {
         this.violated(`${describe(op)} returned garbage in block ${number}`)
@@ -232,7 +232,7 @@ export class Checker implements DiskObserver {
     })
   }
 
-  #checkCompare(record: Record, isEqual: boolean): void {
+  #checkCompare(record: History, isEqual: boolean): void {
     const { op } = record
     const blocks = this.#of(op)
     const possible = blocks.map(block => this.#heldDuring(block, record))
@@ -246,7 +246,7 @@ export class Checker implements DiskObserver {
   }
 
   /** What the medium held between the start and the end of an I/O. */
-  #heldDuring(block: Block, { start, end }: Record): number[] {
+  #heldDuring(block: Block, { start, end }: History): number[] {
     const values: number[] = []
     for (let i = block.held.length - 1; i >= 0; i--) {
       const { from, value } = block.held[i]!

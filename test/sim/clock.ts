@@ -39,6 +39,7 @@ export class SimClock {
   /** The order of the next round. */
   #order: Member[] = []
   steps = 0
+  #failure: Error | null = null
 
   constructor(prng: Prng) {
     this.#prng = prng
@@ -98,16 +99,22 @@ export class SimClock {
     return promise
   }
 
+  /** Ends the run with that error. */
+  fail(error: Error): void {
+    this.#failure ??= error
+  }
+
   /** Runs until `condition` holds. */
   async until(condition: () => boolean, limitUs = Number.POSITIVE_INFINITY): Promise<void> {
     const endUs = this.nowUs + limitUs
-    await this.#settle()
-    while (!condition()) {
+    for (;;) {
+      await this.#settle()
+      if (this.#failure !== null) throw this.#failure
+      if (condition()) return
       const next = this.#nextDueUs()
       if (next === Number.POSITIVE_INFINITY) throw new Hang('nothing is left that could happen')
       if (next > endUs) throw new Hang(`it takes longer than ${limitUs / 1e6} s`)
       this.nowUs = Math.max(this.nowUs, next)
-      await this.#settle()
     }
   }
 

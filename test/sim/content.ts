@@ -26,7 +26,7 @@ export function fillBlock(bytes: Uint8Array, id: number, block: number): void {
 }
 
 /** The write whose content that is, `ZEROES`, or `GARBAGE`. */
-export function valueOf(bytes: Uint8Array, block: number): number {
+export function writerOf(bytes: Uint8Array, block: number): number {
   const words = wordsOf(bytes)
   const id = words[0]!
   if (id === ZEROES) return words.every(word => word === 0) ? ZEROES : GARBAGE
