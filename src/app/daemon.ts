@@ -4,6 +4,8 @@ import { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import { NbdExports } from '../nbd/exports.ts'
+import { NvmeControllers } from '../nvme/nvme-controllers.ts'
+import { NvmfTarget } from '../nvmf/target.ts'
 import { Acceptor } from '../reactor/acceptor.ts'
 import { ReactorThreads } from '../reactor/thread.ts'
 import { Dispatcher, type RpcInfo } from '../rpc/dispatcher.ts'
@@ -17,6 +19,7 @@ import { Notifications } from './notifications.ts'
 import type { ServeOptions } from './options.ts'
 import type { ReactorApplication } from './reactor-services.ts'
 import { makeStateDirectory, readConfig, type SavedConfig, STATE_FILE, writeConfig } from './state-file.ts'
+import { VERSION } from './version.ts'
 
 const log = logger('app')
 
@@ -29,6 +32,8 @@ export interface AppContext {
   readonly rpc: RpcInfo
   readonly reactors: ReactorThreads
   readonly bdevs: BdevRegistry
+  readonly nvme: NvmeControllers
+  readonly nvmf: NvmfTarget
   readonly nbd: NbdExports
   readonly workloads: Workloads
   readonly configuration: Configuration
@@ -52,14 +57,19 @@ function buildContext(
     added: ({ name }) => notifications.add('bdev_register', name),
     removed: ({ name }) => notifications.add('bdev_unregister', name),
   })
-  const nbd = new NbdExports({ reactors, acceptor: new Acceptor(reactors), bdevs })
+  const nvme = new NvmeControllers(bdevs, reactors)
+  const acceptor = new Acceptor(reactors)
+  const nvmf = new NvmfTarget({ reactors, sockets: acceptor, bdevs, firmwareRevision: VERSION })
+  const nbd = new NbdExports({ reactors, acceptor, bdevs })
   return {
     ...rest,
     reactors,
     bdevs,
+    nvme,
+    nvmf,
     nbd,
     workloads: new Workloads(bdevs, reactors),
-    configuration: new Configuration([bdevs, nbd]),
+    configuration: new Configuration([bdevs, nvmf, nbd]),
     notifications,
   }
 }
@@ -124,10 +134,12 @@ export class Daemon {
   /** Takes no more requests, ends connections and devices in order, and then the threads. The saved state stays. */
   async stop(): Promise<void> {
     await this.#server?.close()
-    const { bdevs, reactors } = this.context
+    const { bdevs, nvme, nvmf, reactors } = this.context
+    await nvmf.stop()
     for (const { name } of bdevs.list().reverse()) {
       if (bdevs.find(name) !== undefined) await bdevs.remove(name)
     }
+    await nvme.stop()
     await reactors.stop()
     this.#releaseState()
   }
@@ -170,7 +182,10 @@ export class Daemon {
           `${this.#statePath} has the configuration; ${configFile} (-c) counts only for a new --state`,
         )
       }
+      const { nvme } = this.context
+      nvme.isRestoring = true
       await this.#inPhases(saved, (calls, replay) => configuration.restore(calls, replay))
+      nvme.isRestoring = false
     } else if (configFile !== undefined) {
       const given = await readConfig(configFile)
       if (given === undefined) {

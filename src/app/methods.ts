@@ -1,6 +1,8 @@
 /** Every method of the daemon, one list a layer. A new method is one more name in the list of its own layer. */
 import { bdevMethods } from '../bdev/methods.ts'
 import { nbdMethods } from '../nbd/methods.ts'
+import { nvmeMethods } from '../nvme/methods.ts'
+import { nvmfMethods } from '../nvmf/methods.ts'
 import { introspectionMethods } from '../rpc/introspection.ts'
 import type { MethodTable } from '../rpc/method.ts'
 import { workloadMethods } from '../workload/methods.ts'
@@ -15,6 +17,8 @@ export const methods = [
   ...logMethods,
   ...notifyMethods,
   ...bdevMethods,
+  ...nvmfMethods,
+  ...nvmeMethods,
   ...nbdMethods,
   ...workloadMethods,
 ] satisfies MethodTable<AppContext>

@@ -2,6 +2,8 @@
 import type { AnyDriver } from '../bdev/bdev.ts'
 import { ReactorBdevs } from '../bdev/reactor-bdevs.ts'
 import { ReactorNbdServer } from '../nbd/reactor-server.ts'
+import { installNvme } from '../nvme/reactor-nvme.ts'
+import { serveNvmf } from '../nvmf/reactor-services.ts'
 import { ReactorAcceptor } from '../reactor/acceptor.ts'
 import type { Reactor } from '../reactor/reactor.ts'
 import { ReactorWorkloads } from '../workload/reactor-workloads.ts'
@@ -13,8 +15,10 @@ export interface ReactorApplication {
 }
 
 export function buildServices(reactor: Reactor, drivers: readonly AnyDriver[]): void {
+  installNvme(reactor)
   const bdevs = new ReactorBdevs(reactor, drivers)
   new ReactorWorkloads(reactor, bdevs)
   const acceptor = new ReactorAcceptor(reactor)
+  serveNvmf(reactor, bdevs, acceptor)
   new ReactorNbdServer(reactor, acceptor, bdevs)
 }
