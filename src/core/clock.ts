@@ -30,6 +30,11 @@ export class TimerHeap implements Clock {
     return timer
   }
 
+  /** Leaves the time in `cell[0]`. A clock that is read in a loop overrides this so that it allocates nothing. */
+  readInto(cell: Float64Array): void {
+    cell[0] = this.nowUs()
+  }
+
   /** Fires every timer that is due, in order of due time, and says how many. */
   fireDue(): number {
     let fired = 0
@@ -48,6 +53,12 @@ export class TimerHeap implements Clock {
   /** Timers that are set, those cancelled but not yet forgotten included. */
   get pending(): number {
     return this.#heap.length
+  }
+
+  /** Whether `fireDue` has something to do at the time in `cell[0]`. */
+  isDue(cell: Float64Array): boolean {
+    const first = this.#heap[0]
+    return first !== undefined && first.dueUs <= cell[0]!
   }
 
   /** When the next timer is due, or `Infinity`. */

@@ -57,10 +57,10 @@ export class Reactor {
   awaited = 0
   /** The clock's microseconds at the start of this round: good enough for statistics, and free. */
   nowUs = 0
-  /** Rounds that did something, and rounds that found nothing. */
-  busyRounds = 0
-  idleRounds = 0
+  /** When a round last found something to do. */
+  lastEventUs = 0
 
+  readonly #time = new Float64Array(1)
   readonly #pollers: Poller[] = []
   // Lists that keep their length: emptying an array gives its memory back, and every push then allocates anew.
   #dirty: Flushable[] = []
@@ -107,16 +107,16 @@ export class Reactor {
 
   /** One round. Returns the number of events handled. */
   poll(): number {
-    this.nowUs = this.clock.nowUs()
+    this.clock.readInto(this.#time)
+    this.nowUs = this.#time[0]!
     let events = this.ring === null ? 0 : this.ring.reap()
-    if (this.clock.nextDueUs() <= this.nowUs) events += this.clock.fireDue()
+    if (this.clock.isDue(this.#time)) events += this.clock.fireDue()
     const pollers = this.#pollers
     for (let i = 0; i < pollers.length; i++) events += pollers[i]!()
     events += this.#deliver()
     if (this.#dirtyCount > 0) this.#flush()
     if (this.ring !== null) this.ring.enter()
-    if (events > 0) this.busyRounds++
-    else this.idleRounds++
+    if (events > 0) this.lastEventUs = this.nowUs
     return events
   }
 

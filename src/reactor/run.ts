@@ -10,11 +10,11 @@ import { readlinkSync } from 'node:fs'
 import { cpus } from 'node:os'
 import { parentPort, workerData } from 'node:worker_threads'
 import { assert } from '../core/assert.ts'
-import { TimerHeap } from '../core/clock.ts'
 import { errnoName, SysError } from '../core/errors.ts'
 import { applyLogSettings, logger } from '../core/log.ts'
 import { CqeFlag } from '../spec/io-uring.ts'
 import { setAffinity } from '../sys/libc.ts'
+import { MachineClock } from '../sys/machine-clock.ts'
 import { Arena, BufferPool, viewAt } from '../sys/memory.ts'
 import { Uring } from '../sys/uring.ts'
 import { ChannelPort } from './message-port.ts'
@@ -41,7 +41,7 @@ export function runReactor(build: (reactor: Reactor) => void): void {
   if (options.cpu >= 0) stayOn(options.cpu, scratch)
   const ring = new Uring(arena, RING)
   if (options.cpu >= 0) freeRingWorkers(ring, scratch)
-  const clock = new TimerHeap(() => performance.now() * 1000)
+  const clock = new MachineClock(arena)
   const network = new UringNetwork(ring, arena)
   const control = new ChannelPort(parentPort)
   const reactor = new Reactor({
@@ -85,7 +85,6 @@ function spin(reactor: Reactor, ring: Uring, spinUs: number): void {
       timers: clock.pending,
     }
   })
-  let lastEventUs = clock.nowUs()
   let turnsAwake = 0
   const turn = (): void => {
     if (mayBlock()) {
@@ -100,14 +99,13 @@ function spin(reactor: Reactor, ring: Uring, spinUs: number): void {
     for (let round = 0; round < ROUNDS_PER_TURN; round++) {
       const found = reactor.poll()
       events += found
-      if (found > 0) lastEventUs = reactor.nowUs
-      else if (reactor.nowUs - lastEventUs > spinUs) break
+      if (found === 0 && reactor.nowUs - reactor.lastEventUs > spinUs) break
     }
     if (events > 0) busyUs += clock.nowUs() - turnUs
     setImmediate(turn)
   }
   const mayBlock = (): boolean =>
-    turnsAwake >= TURNS_AFTER_WAKE && reactor.isQuiet && clock.nowUs() - lastEventUs > spinUs
+    turnsAwake >= TURNS_AFTER_WAKE && reactor.isQuiet && clock.nowUs() - reactor.lastEventUs > spinUs
   turn()
 }
 

@@ -101,6 +101,11 @@ export const getsockname = (fd: number, address: number, size: number): number =
 export const getpeername = (fd: number, address: number, size: number): number =>
   failing(raw.getpeername(fd, address, size))
 
+/** Writes the time of `clock` to the struct timespec at `address`. */
+export const clockGettime: (clock: number, address: number) => number = libc.func(
+  'int clock_gettime(int, uintptr_t)',
+)
+
 /** Binds the calling thread to the processors in the bit mask at `mask`, `size` bytes long. */
 export const setAffinity = (size: number, mask: number): number => failing(raw.affinity(0, size, mask))
 
