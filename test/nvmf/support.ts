@@ -6,6 +6,7 @@ import { nullDriver } from '../../src/bdev/drivers/null.ts'
 import { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
 import { BdevRegistry } from '../../src/bdev/registry.ts'
 import { logSettings } from '../../src/core/log.ts'
+import { Topic } from '../../src/nvmf/messages.ts'
 import { nvmfMethods } from '../../src/nvmf/methods.ts'
 import { NvmfReactor } from '../../src/nvmf/reactor-target.ts'
 import type { AdminQueue, CommandRequest, Completion, Connection, IoQueue } from '../../src/nvmf/request.ts'
@@ -221,6 +222,8 @@ export class TargetRig {
   readonly sockets = new FakeSockets()
   readonly #dispatcher: Dispatcher<Context>
   readonly rpcInfo: RpcInfo
+  /** Listeners whose connections a reactor was told to end. */
+  readonly unlistened: number[] = []
 
   constructor(reactorCount = 2) {
     this.reactors = new LocalReactorGroup({ count: reactorCount, arenaBytes: 1 << 20 })
@@ -229,6 +232,10 @@ export class TargetRig {
     this.parts = this.reactors.reactors.map(
       reactor => new NvmfReactor(reactor, new ReactorBdevs(reactor, drivers), () => {}),
     )
+    // The transport's part.
+    for (const { control } of this.reactors.reactors) {
+      control.on<number>(Topic.UNLISTEN, listenerId => void this.unlistened.push(listenerId))
+    }
     this.target = new NvmfTarget({
       reactors: this.reactors,
       sockets: this.sockets,

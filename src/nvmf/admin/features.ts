@@ -85,81 +85,20 @@ interface Feature {
 
 export class Features {
   readonly #features = new Map<number, Feature>()
-  readonly #behavior = new Uint8Array(HostBehaviorSupport.size)
 
   constructor(host: FeatureHost) {
-    for (const remembered of REMEMBERED) this.#features.set(remembered.fid, rememberedFeature(remembered))
-    const queues = word(NumberOfQueues.size, view => {
-      NumberOfQueues.nsq.set(view, 0, host.maxIoQueues - 1)
-      NumberOfQueues.ncq.set(view, 0, host.maxIoQueues - 1)
-    })
-    this.#features
-      .set(FeatureId.NUMBER_OF_QUEUES, {
-        default: queues,
-        get: () => answer(queues),
-        set: cdw11 => {
-          const view = wordView(cdw11)
-          const isValid =
-            NumberOfQueues.nsq.get(view, 0) !== 0xffff && NumberOfQueues.ncq.get(view, 0) !== 0xffff
-          return isValid ? answer(queues) : refuse(Status.INVALID_FIELD)
-        },
-      })
-      .set(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, {
-        default: 0,
-        // Interrupts are the host's own affair over Fabrics: vector n is never coalesced.
-        get: cdw11 =>
-          answer(
-            word(InterruptVector.size, view => {
-              InterruptVector.iv.set(view, 0, cdw11 & 0xffff)
-              InterruptVector.cd.set(view, 0, 1)
-            }),
-          ),
-      })
-      .set(FeatureId.ASYNC_EVENT_CONFIGURATION, {
-        default: host.defaultEvents,
-        get: () => answer(host.eventConfiguration),
-        set: cdw11 => {
-          host.eventConfiguration = (cdw11 & host.supportedEvents) >>> 0
-          return SUCCESS
-        },
-      })
-      .set(FeatureId.KEEP_ALIVE_TIMER, {
-        default: host.defaultKatoMs,
-        get: () => answer(host.katoMs),
-        set: cdw11 => {
-          host.katoMs = cdw11
-          return answer(host.katoMs)
-        },
-      })
-      .set(FeatureId.HOST_IDENTIFIER, {
-        default: 1,
-        get: cdw11 => {
-          const isExtended = HostIdentifier.exhid.get(wordView(cdw11), 0) === 1
-          return isExtended
-            ? succeed(host.hostid.slice(0, EXTENDED_HOST_IDENTIFIER_SIZE))
-            : refuse(Status.INVALID_FIELD)
-        },
-        // Over Fabrics it comes with Connect and stays.
-        set: () => refuse(Status.COMMAND_SEQUENCE_ERROR),
-      })
-      .set(FeatureId.HOST_BEHAVIOR_SUPPORT, {
-        default: 0,
-        get: () => succeed(this.#behavior.slice()),
-        set: (_, request) => this.#setBehavior(request),
-      })
-    if (host.hasWriteCache) {
-      this.#features.set(FeatureId.VOLATILE_WRITE_CACHE, {
-        default: 1,
-        get: () => answer(1),
-        // A cache below this daemon cannot be switched off from here, and saying so would lose data.
-        set: cdw11 =>
-          VolatileWriteCache.wce.get(wordView(cdw11), 0) === 1
-            ? SUCCESS
-            : refuse(Status.FEATURE_NOT_CHANGEABLE),
-      })
-    }
-    if (host.isDiscovery) {
-      for (const fid of this.#features.keys()) if (!OF_DISCOVERY.has(fid)) this.#features.delete(fid)
+    const all: [number, Feature][] = [
+      ...REMEMBERED.map((remembered): [number, Feature] => [remembered.fid, rememberedFeature(remembered)]),
+      [FeatureId.NUMBER_OF_QUEUES, numberOfQueues(host)],
+      [FeatureId.INTERRUPT_VECTOR_CONFIGURATION, interruptVector],
+      [FeatureId.ASYNC_EVENT_CONFIGURATION, asyncEventConfiguration(host)],
+      [FeatureId.KEEP_ALIVE_TIMER, keepAliveTimer(host)],
+      [FeatureId.HOST_IDENTIFIER, hostIdentifier(host)],
+      [FeatureId.HOST_BEHAVIOR_SUPPORT, hostBehavior()],
+    ]
+    if (host.hasWriteCache) all.push([FeatureId.VOLATILE_WRITE_CACHE, writeCache])
+    for (const [fid, feature] of all) {
+      if (!host.isDiscovery || OF_DISCOVERY.has(fid)) this.#features.set(fid, feature)
     }
   }
 
@@ -195,15 +134,6 @@ export class Features {
     if (feature.set === undefined) return refuse(Status.FEATURE_NOT_CHANGEABLE)
     return feature.set(SetFeaturesSqe.cdw11.get(sqe, 0), request)
   }
-
-  #setBehavior({ dataOut }: CommandRequest): Completion {
-    if (dataOut.length < HostBehaviorSupport.size) return refuse(Status.DATA_SGL_LENGTH_INVALID)
-    const view = new DataView(dataOut.buffer, dataOut.byteOffset, dataOut.length)
-    if (HostBehaviorSupport.acre.get(view, 0) > 1) return refuse(Status.INVALID_FIELD)
-    this.#behavior.fill(0)
-    this.#behavior[HostBehaviorSupport.acre.offset] = HostBehaviorSupport.acre.get(view, 0)
-    return SUCCESS
-  }
 }
 
 function rememberedFeature({ initial, isAllowed }: Remembered): Feature {
@@ -219,6 +149,87 @@ function rememberedFeature({ initial, isAllowed }: Remembered): Feature {
       return SUCCESS
     },
   }
+}
+
+/** As many as there can be, whatever was asked for: hosts take what they want of them. */
+function numberOfQueues({ maxIoQueues }: FeatureHost): Feature {
+  const queues = word(NumberOfQueues.size, view => {
+    NumberOfQueues.nsq.set(view, 0, maxIoQueues - 1)
+    NumberOfQueues.ncq.set(view, 0, maxIoQueues - 1)
+  })
+  return {
+    default: queues,
+    get: () => answer(queues),
+    set: cdw11 => {
+      const view = wordView(cdw11)
+      const isValid = NumberOfQueues.nsq.get(view, 0) !== 0xffff && NumberOfQueues.ncq.get(view, 0) !== 0xffff
+      return isValid ? answer(queues) : refuse(Status.INVALID_FIELD)
+    },
+  }
+}
+
+/** Interrupts are the host's own affair over Fabrics: vector n is never coalesced. */
+const interruptVector: Feature = {
+  default: 0,
+  get: cdw11 =>
+    answer(
+      word(InterruptVector.size, view => {
+        InterruptVector.iv.set(view, 0, cdw11 & 0xffff)
+        InterruptVector.cd.set(view, 0, 1)
+      }),
+    ),
+}
+
+const asyncEventConfiguration = (host: FeatureHost): Feature => ({
+  default: host.defaultEvents,
+  get: () => answer(host.eventConfiguration),
+  set: cdw11 => {
+    host.eventConfiguration = (cdw11 & host.supportedEvents) >>> 0
+    return SUCCESS
+  },
+})
+
+const keepAliveTimer = (host: FeatureHost): Feature => ({
+  default: host.defaultKatoMs,
+  get: () => answer(host.katoMs),
+  set: cdw11 => {
+    host.katoMs = cdw11
+    return answer(host.katoMs)
+  },
+})
+
+const hostIdentifier = ({ hostid }: FeatureHost): Feature => ({
+  default: 1,
+  get: cdw11 => {
+    const isExtended = HostIdentifier.exhid.get(wordView(cdw11), 0) === 1
+    return isExtended ? succeed(hostid.slice(0, EXTENDED_HOST_IDENTIFIER_SIZE)) : refuse(Status.INVALID_FIELD)
+  },
+  // Over Fabrics it comes with Connect and stays.
+  set: () => refuse(Status.COMMAND_SEQUENCE_ERROR),
+})
+
+function hostBehavior(): Feature {
+  const behavior = new Uint8Array(HostBehaviorSupport.size)
+  return {
+    default: 0,
+    get: () => succeed(behavior),
+    set: (_, { dataOut }) => {
+      if (dataOut.length < HostBehaviorSupport.size) return refuse(Status.DATA_SGL_LENGTH_INVALID)
+      const view = new DataView(dataOut.buffer, dataOut.byteOffset, dataOut.length)
+      const acre = HostBehaviorSupport.acre.get(view, 0)
+      if (acre > 1) return refuse(Status.INVALID_FIELD)
+      behavior[HostBehaviorSupport.acre.offset] = acre
+      return SUCCESS
+    },
+  }
+}
+
+/** A cache below this daemon cannot be switched off from here, and saying so would lose data. */
+const writeCache: Feature = {
+  default: 1,
+  get: () => answer(1),
+  set: cdw11 =>
+    VolatileWriteCache.wce.get(wordView(cdw11), 0) === 1 ? SUCCESS : refuse(Status.FEATURE_NOT_CHANGEABLE),
 }
 
 function wordView(value: number): DataView {
