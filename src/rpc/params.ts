@@ -23,5 +23,13 @@ export const uuid = z
   )
   .transform(text => text.toLowerCase())
 
+/**
+ * A set of names that SPDK keeps as bits. Its schema leaves open how they travel, and its clients send both: an array,
+ * or one text with commas. Comes out as the text.
+ */
+export const nameSet = z
+  .union([z.array(z.string()), z.string()])
+  .transform(names => (typeof names === 'string' ? names : names.join(',')))
+
 /** What most setters answer. */
 export const done = z.literal(true)

@@ -2,7 +2,7 @@
 import { z } from 'zod'
 import { RpcError } from '../../core/errors.ts'
 import { method } from '../../rpc/method.ts'
-import { done, uint16, uint32 } from '../../rpc/params.ts'
+import { done, nameSet, uint16, uint32 } from '../../rpc/params.ts'
 import type { TcpTransportStats } from '../tcp/transport.ts'
 import { type NvmfContext, tgtName } from './context.ts'
 
@@ -34,12 +34,11 @@ const setConfig = method({
       .describe('All false: no device here takes admin commands'),
     poll_groups_mask: z.string().optional().describe('Accepted: connections spread over all reactors'),
     discovery_filter: z.string().optional().describe('Old name of discovery_filters; match_any is no filter'),
-    discovery_filters: z
-      .string()
+    discovery_filters: nameSet
       .optional()
       .describe('Show only listeners that agree with the one a host came by in: transport, address, svcid'),
-    dhchap_digests: z.string().optional().describe('Accepted: there is no authentication'),
-    dhchap_dhgroups: z.string().optional().describe('Accepted: there is no authentication'),
+    dhchap_digests: nameSet.optional().describe('Accepted: there is no authentication'),
+    dhchap_dhgroups: nameSet.optional().describe('Accepted: there is no authentication'),
     dup_host_policy: z
       .enum(['allow', 'restrict_per_listener'])
       .optional()

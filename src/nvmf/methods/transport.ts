@@ -2,7 +2,7 @@
 import { z } from 'zod'
 import { RpcError } from '../../core/errors.ts'
 import { method } from '../../rpc/method.ts'
-import { done, int32, uint16, uint32 } from '../../rpc/params.ts'
+import { done, int32, nameSet, uint16, uint32 } from '../../rpc/params.ts'
 import { checkTrtype } from '../address.ts'
 import type { TransportSettings } from '../messages.ts'
 import { transportSettings } from '../transport-settings.ts'
@@ -53,13 +53,12 @@ const createTransport = method({
     disable_command_passthru: z.boolean().optional().describe('Accepted: no command is passed through'),
     kas: uint16.optional().describe('Granularity of keep alive in units of 100 ms (default 10)'),
     min_kato: uint32.optional().describe('The shortest keep-alive time-out in milliseconds (default 10000)'),
-    masked_oncs: z
-      .string()
+    masked_oncs: nameSet
       .optional()
       .describe(
         'Optional commands that hosts are not offered: all, nvmcmps, nvmdsmsv, nvmwzsv, reservs, nvmcpys',
       ),
-    masked_fuses: z.string().optional().describe('Fused operations that hosts are not offered: all, fcws'),
+    masked_fuses: nameSet.optional().describe('Fused operations that hosts are not offered: all, fcws'),
   }),
   result: done,
   errors: {
