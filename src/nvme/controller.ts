@@ -265,7 +265,9 @@ export class HostController {
       this.#setState('disabled', reason)
       return
     }
-    log.warning(`${this.#name}: ${reason}`)
+    // A controller that stays away is told of once.
+    if (reason === this.#reason) log.debug(`${this.#name}: ${reason}`)
+    else log.warning(`${this.#name}: ${reason}`)
     this.#reason = reason
     if (this.#state === 'lost') return
     if (wasReady) {

@@ -83,6 +83,8 @@ export class NamedController {
   readonly paths: Path[] = []
   /** By namespace id. */
   readonly devices = new Map<number, BdevInfo>()
+  /** The namespaces that the devices were made of, by namespace id. */
+  readonly origins = new Map<number, NamespaceStatus>()
   /** Changes, one after another. */
   work: Promise<void> = Promise.resolve()
 

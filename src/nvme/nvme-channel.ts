@@ -222,11 +222,14 @@ export class NvmeChannel implements DriverChannel {
       return
     }
     const { retryCount } = this.#options
-    if ((statusField & DNR) !== 0 || (retryCount !== -1 && request.retries >= retryCount)) {
+    // Nobody above asked for this abort: it was for a command that took too long, or hit another one than meant.
+    const isStrayAbort = status === Status.ABORTED_BY_REQUEST
+    const isFinal = (statusField & DNR) !== 0 && !isStrayAbort
+    if (isFinal || (retryCount !== -1 && request.retries >= retryCount)) {
       this.#finish(request, status)
       return
     }
-    if (status >> 8 === StatusCodeType.PATH) {
+    if (status >> 8 === StatusCodeType.PATH || isStrayAbort) {
       this.#retryElsewhere(request, path, status)
       return
     }
@@ -235,7 +238,7 @@ export class NvmeChannel implements DriverChannel {
     this.#retryAfter(request, delays?.[(statusField >> 11) & 3] ?? 0)
   }
 
-  /** The path is up and says that it cannot reach the medium. */
+  /** The path is up, but this I/O did not get through. */
   #retryElsewhere(request: IoRequest, path: IoPath, status: number): void {
     const own = this.paths.find(({ io }) => io === path)
     if (own === undefined) {

@@ -325,8 +325,10 @@ export class NvmeControllers {
     const { controller } = path
     for (const [nsid, info] of [...controller.devices]) {
       const known = path.accepted.find(namespace => namespace.nsid === nsid)
-      const isSame = known === undefined || known.blockSize === info.blockSize
-      if (known === undefined ? !controller.hasPathTo(nsid) : !isSame) {
+      const origin = controller.origins.get(nsid)!
+      // Another namespace under the same number is another device.
+      const isGone = known === undefined ? !controller.hasPathTo(nsid) : namespaceMismatch(known, origin)
+      if (isGone) {
         await this.#removeDevice(controller, nsid)
       } else if (known !== undefined && known.blockCount !== info.blockCount) {
         await this.#try(`${info.name} cannot be resized`, () =>
@@ -340,8 +342,12 @@ export class NvmeControllers {
       const policy = this.#policies.get(info.name) ?? controller.options.policy
       await this.#reactors.broadcast(Topic.POLICY, { bdev: info.name, policy })
       const fault = await this.#try(`${info.name} cannot be made`, () => this.#bdevs.add(info))
-      if (fault === undefined) controller.devices.set(namespace.nsid, info)
-      else path.faults.set(namespace.nsid, fault)
+      if (fault === undefined) {
+        controller.devices.set(namespace.nsid, info)
+        controller.origins.set(namespace.nsid, namespace)
+      } else {
+        path.faults.set(namespace.nsid, fault)
+      }
     }
   }
 
@@ -361,6 +367,7 @@ export class NvmeControllers {
   async #removeDevice(controller: NamedController, nsid: number): Promise<void> {
     const info = controller.devices.get(nsid)!
     controller.devices.delete(nsid)
+    controller.origins.delete(nsid)
     if (this.#bdevs.find(info.name) !== undefined) {
       await this.#try(`${info.name} cannot be removed`, () => this.#bdevs.remove(info.name))
     }

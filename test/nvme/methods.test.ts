@@ -349,4 +349,15 @@ describe('namespaces that change', () => {
     await host.settle()
     expect(host.bdevs.list().map(({ name }) => name)).toEqual(['Nvme0n2'])
   })
+
+  it('are new devices when their identifiers are new', async () => {
+    const fake = host.fake()
+    await attach(fake)
+    await host.settle()
+    const { uuid } = host.bdevs.get('Nvme0n1')
+    fake.namespaces[0]!.uuid = 'ab'.repeat(16)
+    fake.notify(0, 4)
+    await host.settle()
+    expect(host.bdevs.get('Nvme0n1').uuid).not.toBe(uuid)
+  })
 })
