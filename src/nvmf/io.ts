@@ -25,7 +25,7 @@ const CDW12_FUA = 0x4000_0000
 const DSM_DEALLOCATE = 0x04
 const RANGE_COUNT_MASK = DSM_RANGES_MAX - 1
 
-/** One I/O command in flight. Preallocated with its request slot and used again and again. */
+/** One I/O command in flight: preallocated, and used again and again. A transport's request slot extends it. */
 export class IoCommand {
   readonly io: BdevIo
   opcode = 0

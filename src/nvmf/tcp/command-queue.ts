@@ -137,8 +137,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
       }
     }
     this.#advance()
-    if ((slot.command.fuse !== Fuse.NORMAL || this.#fusedFirst !== null) && slot.request === null)
-      this.#fuse(slot)
+    if ((slot.fuse !== Fuse.NORMAL || this.#fusedFirst !== null) && slot.request === null) this.#fuse(slot)
     if (slot.buffer >= 0) {
       slot.state = SlotState.RECEIVING
       slot.dataAt = slot.buffer + slot.dataOffset
@@ -153,14 +152,9 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     if (this.#hasFlowControl) this.sender.sqhd = this.#sqHead
   }
 
-  #takesInPlace({ status, request, command }: Slot): boolean {
-    return (
-      status === 0 &&
-      request === null &&
-      command.opcode === NvmOpcode.WRITE &&
-      command.fuse === Fuse.NORMAL &&
-      command.isOnMemory
-    )
+  #takesInPlace(slot: Slot): boolean {
+    const isWrite = slot.request === null && slot.opcode === NvmOpcode.WRITE && slot.fuse === Fuse.NORMAL
+    return isWrite && slot.status === 0 && slot.isOnMemory
   }
 
   #pin(slot: Slot, dataAt: number, buffer: ReceiveBuffer): void {
@@ -175,11 +169,8 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
   }
 
   #decodeIo(slot: Slot, sqe: number, dataBytes: number, queue: IoQueue): void {
-    const { command } = slot
-    let status = command.decode(this.#view, sqe, queue, this.#host.options.maxIoSize)
+    let status = slot.decode(this.#view, sqe, queue, this.#host.options.maxIoSize)
     if (status === Status.SUCCESS) {
-      slot.transfer = command.transfer
-      slot.lengthBytes = command.lengthBytes
       status = this.#checkData(slot, sqe, dataBytes)
       if (status === Status.SUCCESS && slot.transfer !== Transfer.NONE) status = this.#checkLength(slot, sqe)
     }
@@ -189,7 +180,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
   #checkLength(slot: Slot, sqe: number): number {
     if (this.#view.getUint8(sqe + 1) >> 6 === Psdt.PRP) return Status.INVALID_FIELD
     const length = this.#view.getUint32(sqe + 32, true)
-    const { lengthBytes, sglLengthMaxBytes } = slot.command
+    const { lengthBytes, sglLengthMaxBytes } = slot
     if (length < lengthBytes || length > sglLengthMaxBytes) return Status.DATA_SGL_LENGTH_INVALID
     slot.lengthBytes = length
     return Status.SUCCESS
@@ -199,6 +190,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     slot.request = new CapsuleRequest(this, slot, this.#view, sqe)
     const opcode = Sqe.opcode.get(this.#view, sqe)
     const directed = opcode === FABRICS_OPCODE ? FabricsSqe.fctype.get(this.#view, sqe) : opcode
+    slot.lengthBytes = 0
     slot.transfer = (directed & 3) as Transfer
     if (slot.transfer > Transfer.TO_HOST) slot.transfer = Transfer.NONE
     if (slot.transfer !== Transfer.NONE) slot.lengthBytes = Sqe.sgl1Length.get(this.#view, sqe)
@@ -246,8 +238,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
   #admit(slot: Slot): void {
     if (slot.status === 0) {
       const wantsData = slot.transfer === Transfer.FROM_HOST && slot.arrivedBytes < slot.lengthBytes
-      const givesData =
-        slot.transfer === Transfer.TO_HOST && (slot.request !== null || !slot.command.isOnMemory)
+      const givesData = slot.transfer === Transfer.TO_HOST && (slot.request !== null || !slot.isOnMemory)
       if (wantsData || givesData) {
         if (!this.#acquire(slot, slot.lengthBytes)) {
           slot.state = SlotState.STARVED
@@ -274,7 +265,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     else {
       slot.state = SlotState.EXECUTING
       this.executing++
-      const status = slot.command.start(slot.dataAt)
+      const status = slot.start(slot.dataAt)
       if (status !== STARTED) this.#ended(slot, status)
     }
   }
@@ -316,14 +307,14 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
   /** For the device only. */
   ioDone(io: BdevIo): void {
     const slot = this.#slots[io.tag]!
-    const status = this.#isClosed ? io.status : slot.command.next()
+    const status = this.#isClosed ? io.status : slot.next()
     if (status !== STARTED) this.#ended(slot, status)
   }
 
   #ended(slot: Slot, status: number): void {
     this.executing--
     if (slot.pinned !== null) this.#unpin(slot, slot.pinned)
-    slot.isLoan = slot.command.io.lent && status === Status.SUCCESS
+    slot.isLoan = slot.io.lent && status === Status.SUCCESS
     if (slot.isFused) this.#endPair(slot, status)
     else {
       slot.status = statusField(status)
@@ -349,7 +340,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
   #fuse(slot: Slot): void {
     const first = this.#fusedFirst
     this.#fusedFirst = null
-    const { fuse, opcode } = slot.command
+    const { fuse, opcode } = slot
     const isSecond = fuse === Fuse.SECOND && opcode === NvmOpcode.WRITE
     if (first !== null && isSecond) {
       first.partner = slot
@@ -377,7 +368,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     slot.state = SlotState.PAIRING
     const { partner } = slot
     if (partner === null || partner.state !== SlotState.PAIRING) return
-    const first = slot.command.fuse === Fuse.FIRST ? slot : partner
+    const first = slot.fuse === Fuse.FIRST ? slot : partner
     const second = first === slot ? partner : slot
     first.state = SlotState.EXECUTING
     second.state = SlotState.EXECUTING
@@ -389,7 +380,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
       return
     }
     this.executing++
-    const status = second.command.startFused(first.command, first.dataAt, second.dataAt)
+    const status = second.startFused(first, first.dataAt, second.dataAt)
     if (status !== STARTED) this.#ended(second, status)
   }
 
@@ -430,7 +421,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
   release(slot: Slot): void {
     if (slot.isLoan) {
       slot.isLoan = false
-      const { io } = slot.command
+      const { io } = slot
       io.channel!.release(io)
     }
     if (slot.pinned !== null) this.#unpin(slot, slot.pinned)
@@ -471,7 +462,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     }
     // A command whose data is on its way, or whose other half has the I/O, ends in its own time.
     if (slot.state !== SlotState.EXECUTING || slot.isFused) return false
-    const { io } = slot.command
+    const { io } = slot
     io.channel!.abort(io)
     return io.status === Status.ABORTED_BY_REQUEST
   }
@@ -481,8 +472,8 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     this.#isClosed = true
     for (const slot of this.#slots) {
       slot.request?.forget()
-      const hasIo = slot.state === SlotState.EXECUTING && !(slot.isFused && slot.command.fuse === Fuse.FIRST)
-      if (hasIo) slot.command.io.channel!.abort(slot.command.io)
+      const hasIo = slot.state === SlotState.EXECUTING && !(slot.isFused && slot.fuse === Fuse.FIRST)
+      if (hasIo) slot.io.channel!.abort(slot.io)
     }
     this.admin?.closed()
     this.io?.closed()

@@ -230,7 +230,7 @@ export class Sender {
 
   /** The data itself, from the slot's buffer or from the device's memory, and its digest. */
   #appendPayload(slot: Slot, length: number): void {
-    const { segments } = slot.command.io
+    const { segments } = slot.io
     let crc = 0
     if (slot.dataAt >= 0) {
       this.#appendOwn(slot.dataAt, length)

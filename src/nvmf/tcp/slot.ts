@@ -10,7 +10,7 @@
  */
 import type { IoOwner } from '../../bdev/io.ts'
 import type { Arena } from '../../sys/memory.ts'
-import { IoCommand, Transfer } from '../io.ts'
+import { IoCommand } from '../io.ts'
 import type { CapsuleRequest } from './capsule-request.ts'
 import type { ReceiveBuffer } from './receiver.ts'
 
@@ -27,18 +27,14 @@ export const SlotState = {
 } as const
 export type SlotState = (typeof SlotState)[keyof typeof SlotState]
 
-export class Slot {
+export class Slot extends IoCommand {
   readonly index: number
-  readonly command: IoCommand
   state: SlotState = SlotState.FREE
   cid = 0
   /** The status field of the completion, 15 bits with DNR. A command that is refused has it before it is started. */
   status = 0
   dw0 = 0
   dw1 = 0
-  transfer: Transfer = Transfer.NONE
-  /** What the command transfers, by its SGL. */
-  lengthBytes = 0
   /** Of what the host sends: how much has come. */
   arrivedBytes = 0
   /** Of what goes to the host: how much there is; 0 for a response without data. */
@@ -61,8 +57,8 @@ export class Slot {
   partner: Slot | null = null
 
   constructor(index: number, owner: IoOwner, arena: Arena) {
+    super(owner, index, arena)
     this.index = index
-    this.command = new IoCommand(owner, index, arena)
   }
 
   /** Makes it a new command's. */
@@ -71,8 +67,6 @@ export class Slot {
     this.status = 0
     this.dw0 = 0
     this.dw1 = 0
-    this.transfer = Transfer.NONE
-    this.lengthBytes = 0
     this.arrivedBytes = 0
     this.answerBytes = 0
     this.dataOffset = 0
