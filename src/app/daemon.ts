@@ -1,5 +1,6 @@
 /** The daemon: reactors, everything that has state, and the RPC server in front of it. */
 import { join, resolve } from 'node:path'
+import { classifyPlugins, createPluginDisks } from '../bdev/drivers/plugin.ts'
 import { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
@@ -77,6 +78,8 @@ function buildContext(
 export class Daemon {
   readonly context: AppContext
   readonly #options: DaemonOptions
+  /** Modules of `--plugin` that are disks. */
+  readonly #pluginDisks: readonly string[]
   readonly #dispatcher: Dispatcher<AppContext>
   readonly #rpc: RpcInfo = { state: 'startup', methods }
   readonly #statePath: string | undefined
@@ -85,8 +88,14 @@ export class Daemon {
   #isUp = false
   readonly #waiting: (() => void)[] = []
 
-  private constructor(options: DaemonOptions, reactors: ReactorThreads, bdevs: BdevRegistry) {
+  private constructor(
+    options: DaemonOptions,
+    reactors: ReactorThreads,
+    bdevs: BdevRegistry,
+    pluginDisks: readonly string[],
+  ) {
     this.#options = options
+    this.#pluginDisks = pluginDisks
     const { stateDirectory } = options
     this.#statePath = stateDirectory === undefined ? undefined : join(resolve(stateDirectory), STATE_FILE)
     const initialization = { start: () => this.#initialize(), wait: () => this.#whenUp() }
@@ -99,8 +108,9 @@ export class Daemon {
    * when it cannot; nothing of it is left then.
    */
   static async start(options: DaemonOptions): Promise<Daemon> {
-    const drivers = await loadDrivers(options.plugins)
-    const application: ReactorApplication = { plugins: options.plugins }
+    const plugins = await classifyPlugins(options.plugins)
+    const drivers = await loadDrivers(plugins.drivers)
+    const application: ReactorApplication = { plugins: plugins.drivers }
     const reactors = await ReactorThreads.start({
       entry: new URL('./reactor-main.js', import.meta.url),
       cpus: options.cpus,
@@ -112,7 +122,7 @@ export class Daemon {
         process.exit(70)
       },
     })
-    const daemon = new Daemon(options, reactors, new BdevRegistry(reactors, drivers))
+    const daemon = new Daemon(options, reactors, new BdevRegistry(reactors, drivers), plugins.disks)
     try {
       await daemon.#open()
     } catch (error) {
@@ -194,6 +204,8 @@ export class Daemon {
       await this.#inPhases(given, (calls, replay) => configuration.load(calls, replay))
       await this.#save()
     }
+    await createPluginDisks(this.context, this.#pluginDisks)
+    if (this.#pluginDisks.length > 0) await this.#save()
     this.#rpc.state = 'runtime'
     this.#isUp = true
     for (const tell of this.#waiting.splice(0)) tell()
