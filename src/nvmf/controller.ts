@@ -37,6 +37,8 @@ const DISCOVERY_SILENCE_MS = 120_000
 export interface ControllerHost {
   readonly clock: Clock
   readonly target: TargetSnapshot
+  /** How long the target has been there. */
+  readonly uptimeMs: number
   discoveryLog(controller: Controller): Uint8Array
   /** CC.EN changed; resolves when I/O queues may connect, or when all have ended. */
   setEnabled(controller: Controller, isEnabled: boolean): Promise<void>
@@ -73,7 +75,6 @@ export class Controller implements AdminQueue, Identity, LogSource, FeatureHost,
   subsystem: SubsystemSnapshot
 
   readonly #host: ControllerHost
-  readonly #createdUs: number
   readonly #traffic: Int32Array
   readonly #keepAlive: KeepAlive
   readonly #events: AsyncEvents
@@ -93,7 +94,6 @@ export class Controller implements AdminQueue, Identity, LogSource, FeatureHost,
     this.transport = transport
     this.subsystem = subsystem
     this.#host = host
-    this.#createdUs = host.clock.nowUs()
     this.#traffic = new Int32Array(options.traffic)
     this.#events = new AsyncEvents(supportedEvents(subsystem))
     this.defaultKatoMs = options.katoMs
@@ -129,15 +129,11 @@ export class Controller implements AdminQueue, Identity, LogSource, FeatureHost,
   }
 
   get uptimeMs(): number {
-    return (this.#host.clock.nowUs() - this.#createdUs) / 1000
+    return this.#host.uptimeMs
   }
 
   get maxIoQueues(): number {
     return this.transport.maxIoQpairsPerCtrlr
-  }
-
-  get hasWriteCache(): boolean {
-    return this.subsystem.namespaces.some(namespace => namespace.hasWriteCache)
   }
 
   get supportedEvents(): number {

@@ -125,7 +125,9 @@ export class Directory {
       controller.isEnabled = false
       void this.end(ioQueuesOf(controller), 'the admin queue of its controller has ended')
     }
-    if (controller.queues.size === 0) this.#controllers.get(controller.subsystem)?.delete(controller.cntlid)
+    if (controller.queues.size > 0) return
+    this.#controllers.get(controller.subsystem)?.delete(controller.cntlid)
+    log.info(`controller ${controller.cntlid} of ${controller.subsystem.nqn} has ended`)
   }
 
   /** Ends queues, and resolves when all have: true, or false when some have not within `timeoutMs`. */
@@ -205,24 +207,17 @@ export class Directory {
   }
 
   async #admitIo(question: ConnectQuestion, reactor: number, subsystem: Subsystem): Promise<ConnectAnswer> {
-    const { qid } = question
-    const controller = this.#controllers.get(subsystem)?.get(question.cntlid)
+    const { qid, cntlid } = question
+    const duplicate = this.#controllers.get(subsystem)?.get(cntlid)?.queues.get(qid)
+    if (duplicate !== undefined) {
+      log.info(`queue ${qid} of controller ${cntlid} comes before the end of its old connection is known`)
+      await Promise.race([duplicate.closed, this.#sleep(DUPLICATE_QID_WAIT_MS)])
+    }
+    const controller = this.#controllers.get(subsystem)?.get(cntlid)
     const refusal = this.#checkIo(question, controller)
     if (refusal !== undefined) return refusal
-    const duplicate = controller!.queues.get(qid)
-    if (duplicate !== undefined) {
-      log.info(
-        `controller ${controller!.cntlid} of ${subsystem.nqn}: queue ${qid} connects before its old connection has ended`,
-      )
-      await Promise.race([duplicate.closed, this.#sleep(DUPLICATE_QID_WAIT_MS)])
-      if (controller!.queues.has(qid)) {
-        return refuse(
-          Status.INVALID_QUEUE_IDENTIFIER,
-          `queue ${qid} of controller ${controller!.cntlid} exists`,
-        )
-      }
-      const changed = this.#checkIo(question, this.#controllers.get(subsystem)?.get(question.cntlid))
-      if (changed !== undefined) return changed
+    if (controller!.queues.has(qid)) {
+      return refuse(Status.INVALID_QUEUE_IDENTIFIER, `queue ${qid} of controller ${cntlid} exists`)
     }
     return this.#admit(question, reactor, controller!)
   }
@@ -279,7 +274,8 @@ export class Directory {
     const queue = { token, reactor, question, controller, closed, tellClosed }
     this.#queues.set(token, queue)
     controller.queues.set(question.qid, queue)
-    const { cntlid, traffic } = controller
+    const { cntlid, traffic, hostnqn, subsystem } = controller
+    if (question.qid === 0) log.info(`${hostnqn} has controller ${cntlid} of ${subsystem.nqn}`)
     return { admitted: true, token, cntlid, traffic }
   }
 

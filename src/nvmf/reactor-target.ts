@@ -45,6 +45,7 @@ export class NvmfReactor implements ReactorTarget, ControllerHost {
   readonly #subsystems = new Map<string, SubsystemReplica>()
   /** Queues that were admitted, by token. */
   readonly #sessions = new Map<number, Session>()
+  readonly #startedUs: number
   #target: TargetSnapshot | null = null
 
   /** `transportCreated` hears once, before any connection is to be adopted. */
@@ -54,6 +55,7 @@ export class NvmfReactor implements ReactorTarget, ControllerHost {
     transportCreated: (settings: TransportSettings) => void,
   ) {
     this.#reactor = reactor
+    this.#startedUs = reactor.clock.nowUs()
     this.#channels = channels
     this.#transportCreated = transportCreated
     const { control } = reactor
@@ -75,6 +77,10 @@ export class NvmfReactor implements ReactorTarget, ControllerHost {
   get target(): TargetSnapshot {
     assert(this.#target, 'the target is known before hosts come')
     return this.#target
+  }
+
+  get uptimeMs(): number {
+    return (this.clock.nowUs() - this.#startedUs) / 1000
   }
 
   discoveryLog({ hostnqn, connection }: Controller): Uint8Array {

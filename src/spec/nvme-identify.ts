@@ -255,6 +255,8 @@ export type Nsfeat = (typeof Nsfeat)[keyof typeof Nsfeat]
 export const NMIC_SHARED = 0x01
 /** NSATTR: the namespace is write protected at present. */
 export const NSATTR_WRITE_PROTECTED = 0x01
+/** VWCNP, NSFEAT of the command set independent structure: the namespace has no volatile write cache. */
+export const INDEPENDENT_NSFEAT_NO_WRITE_CACHE = 0x20
 /** NSTAT of the command set independent structure: the namespace is ready. */
 export const NSTAT_READY = 0x01
 

@@ -37,7 +37,7 @@ describe('Set and Get Features', () => {
     ['an impossible number of queues', '07', 'ff ff 01 00', {}, 0x002],
     ['coalescing of interrupts', '08', '01 01 00 00', {}, 0x10e],
     ['interrupt vectors', '09', '01 00 01 00', {}, 0x10e],
-    ['a cache that is not there', '06', '01 00 00 00', {}, 0x002],
+    ['to switch off a cache that it cannot reach', '06', '00 00 00 00', {}, 0x10e],
     ['the host identifier', '81', '01 00 00 00', {}, 0x00c],
     ['a feature that is not there', '10', '00 00 00 00', {}, 0x002],
     ['to save', '01', '00 00 00 00', { 43: '80' }, 0x10d],

@@ -30,7 +30,6 @@ export interface FeatureHost {
   /** 16 bytes, as in Connect. */
   readonly hostid: Uint8Array
   readonly maxIoQueues: number
-  readonly hasWriteCache: boolean
   readonly supportedEvents: number
   readonly defaultEvents: number
   eventConfiguration: number
@@ -89,6 +88,7 @@ export class Features {
   constructor(host: FeatureHost) {
     const all: [number, Feature][] = [
       ...REMEMBERED.map((remembered): [number, Feature] => [remembered.fid, rememberedFeature(remembered)]),
+      [FeatureId.VOLATILE_WRITE_CACHE, writeCache],
       [FeatureId.NUMBER_OF_QUEUES, numberOfQueues(host)],
       [FeatureId.INTERRUPT_VECTOR_CONFIGURATION, interruptVector],
       [FeatureId.ASYNC_EVENT_CONFIGURATION, asyncEventConfiguration(host)],
@@ -96,7 +96,6 @@ export class Features {
       [FeatureId.HOST_IDENTIFIER, hostIdentifier(host)],
       [FeatureId.HOST_BEHAVIOR_SUPPORT, hostBehavior()],
     ]
-    if (host.hasWriteCache) all.push([FeatureId.VOLATILE_WRITE_CACHE, writeCache])
     for (const [fid, feature] of all) {
       if (!host.isDiscovery || OF_DISCOVERY.has(fid)) this.#features.set(fid, feature)
     }

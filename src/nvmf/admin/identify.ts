@@ -18,6 +18,7 @@ import {
   IdentifyIndependentNamespace,
   IdentifyNamespace,
   IdentifyNvmController,
+  INDEPENDENT_NSFEAT_NO_WRITE_CACHE,
   Lpa,
   NAMESPACE_LIST_MAX,
   NamespaceDescriptor,
@@ -46,7 +47,6 @@ export interface Identity {
   readonly target: TargetSnapshot
   readonly transport: TransportSettings
   readonly supportedEvents: number
-  readonly hasWriteCache: boolean
   /** What this host sees, ascending. */
   readonly namespaces: readonly NamespaceSnapshot[]
   /** The controllers of the subsystem, ascending. */
@@ -177,7 +177,9 @@ function controllerData(identity: Identity): Uint8Array {
     set.oncs.set(view, 0, OPTIONAL_COMMANDS & ~transport.maskedOncs)
     set.fuses.set(view, 0, FUSES_COMPARE_AND_WRITE & ~transport.maskedFuses)
     set.ofcs.set(view, 0, OFCS_DISCONNECT)
-    set.vwc.set(view, 0, Vwc.FLUSH_REFUSES_BROADCAST | (identity.hasWriteCache ? Vwc.PRESENT : 0))
+    // Hosts read this once, when the controller starts; a namespace with a cache may come later. Those without one say
+    // so themselves.
+    set.vwc.set(view, 0, Vwc.PRESENT | Vwc.FLUSH_REFUSES_BROADCAST)
     if (subsystem.anaReporting) {
       set.anatt.set(view, 0, ANA_TRANSITION_TIME)
       set.anacap.set(view, 0, Anacap.OPTIMIZED | Anacap.NON_OPTIMIZED | Anacap.INACCESSIBLE)
@@ -222,6 +224,7 @@ function nsfeat(namespace: NamespaceSnapshot): number {
 function independentData(namespace: NamespaceSnapshot, { subsystem }: Identity): Uint8Array {
   return structure(view => {
     const set = IdentifyIndependentNamespace
+    set.nsfeat.set(view, 0, namespace.hasWriteCache ? 0 : INDEPENDENT_NSFEAT_NO_WRITE_CACHE)
     set.nmic.set(view, 0, NMIC_SHARED)
     if (subsystem.anaReporting) set.anagrpid.set(view, 0, namespace.anagrpid)
     set.nsattr.set(view, 0, namespace.isReadOnly ? NSATTR_WRITE_PROTECTED : 0)
