@@ -15,9 +15,14 @@ export interface Command {
 /** What each noun is about, in the order of the overview. Nouns not listed here follow by name. */
 export const NOUNS: Readonly<Record<string, string>> = {
   bdev: 'block devices',
-  nvmf: 'the NVMe-oF target: subsystems, namespaces, listeners, hosts',
+  subsystem: 'what hosts connect to, and the devices in it',
+  namespace: 'a device in a subsystem',
+  listener: 'an address where a subsystem is found, and its ANA state',
+  host: 'who may connect',
+  nvmf: 'everything about the NVMe-oF target',
+  nvme: 'disks of other targets, with multipath',
   nbd: 'export over NBD',
-  keyring: 'keys by name',
+  workload: 'load for measurements',
   framework: 'the daemon itself',
   log: 'what the daemon logs',
   notify: 'events',

@@ -96,10 +96,10 @@ async function run(terminal: Terminal, table: Declarations, invocation: Invocati
       return (await import('../app/serve.ts')).serve(
         invocation.addressGiven ? ['-r', connection.address, ...own] : own,
       )
-    case 'doctor':
-      return (await import('../app/doctor.ts')).doctor(own)
     case 'demo':
       return (await import('../app/demo.ts')).demo(own)
+    case 'doctor':
+      return (await import('../app/doctor.ts')).doctor(own)
     case 'rpc':
       await runRpcCommand(terminal, table, connection, own)
       return 0

@@ -2,7 +2,8 @@ import { fileURLToPath } from 'node:url'
 import { describe, expect, it } from 'vitest'
 import { methods } from '../../src/app/methods.ts'
 import type { Declarations } from '../../src/rpc/method.ts'
-import { DIFFERENCES, MISSING, OWN } from './spdk-coverage.ts'
+import { expectDocument } from '../support/document.ts'
+import { DIFFERENCES, MISSING, OWN, renderCoverage, summarize } from './spdk-coverage.ts'
 import { compare, readSpdkSchema } from './spdk-schema.ts'
 
 // SPDK's own schema (its repository's schema/schema.yaml) lies beside the project where it is developed.
@@ -24,15 +25,15 @@ describe('the list of missing methods', () => {
   })
 })
 
+it('is rendered for the reader, up to date', () => {
+  expectDocument('docs/reference/spdk.md', renderCoverage(table))
+})
+
 describe.skipIf(spdk === undefined)("SPDK's schema (skipped where the file is not at hand)", () => {
   it('has every method either here or on the list of missing ones, and those only', () => {
     const ours = [...shared.map(({ name }) => name), ...listed].sort()
     expect(ours).toEqual(spdk!.methods.map(({ name }) => name).sort())
-    const count = (status: string): number =>
-      MISSING.filter(each => each.status === status).flatMap(each => each.methods).length
-    console.log(
-      `SPDK has ${spdk!.methods.length} methods: ${shared.length} implemented, ${count('planned')} planned, ${count('not applicable')} not applicable`,
-    )
+    console.log(summarize(table))
   })
 
   it('agrees with every method here in parameters, types and required marks, but for the listed differences', () => {

@@ -1,5 +1,7 @@
 /** How this daemon's methods relate to SPDK's 296: what is missing and why, and where a shared method differs and why. */
 
+import type { Declarations } from '../../src/rpc/method.ts'
+
 export type Status = 'planned' | 'not applicable'
 
 export interface Missing {
@@ -173,3 +175,44 @@ export const DIFFERENCES: readonly Difference[] = [
   differs('bdev_aio_create', 'direct', 'only here', 'One file driver, with and without the page cache.'),
   differs('bdev_uring_create', 'direct', 'only here', 'One file driver, with and without the page cache.'),
 ]
+
+const implemented = (table: Declarations): string[] =>
+  table.map(({ name }) => name).filter(name => !OWN.test(name))
+
+export function summarize(table: Declarations): string {
+  const count = (status: Status): number =>
+    MISSING.filter(each => each.status === status).flatMap(each => each.methods).length
+  const [here, planned, never] = [implemented(table).length, count('planned'), count('not applicable')]
+  return `SPDK has ${here + planned + never} methods: ${here} implemented, ${planned} planned, ${never} not applicable.`
+}
+
+/** docs/reference/spdk.md */
+export function renderCoverage(table: Declarations): string {
+  const code = (names: readonly string[]): string => names.map(name => `\`${name}\``).join(', ')
+  const rows = (status: Status): string[] =>
+    MISSING.filter(each => each.status === status).map(each => `| ${each.reason} | ${code(each.methods)} |`)
+  return [
+    '<!-- Made from test/rpc/spdk-coverage.ts by `npm run docs`. Do not edit. -->\n',
+    "# SPDK's methods\n",
+    `${summarize(table)} Counted against the schema of SPDK 26.09-pre (August 2026).\n`,
+    '## Implemented\n',
+    `${code(implemented(table))}\n`,
+    'They take the same parameters of the same types, with these exceptions:\n',
+    '| method | parameter | | why |',
+    '|---|---|---|---|',
+    ...DIFFERENCES.map(
+      ({ method, param, kind, reason }) => `| \`${method}\` | \`${param}\` | ${kind} | ${reason} |`,
+    ),
+    '\nWhat an option means here, where it means little, its line in the [reference](rpc.md) says.\n',
+    '## Planned\n',
+    '| for | methods |',
+    '|---|---|',
+    ...rows('planned'),
+    '\n## Not applicable\n',
+    '| why | methods |',
+    '|---|---|',
+    ...rows('not applicable'),
+    '\n## Only here\n',
+    `${code(table.map(({ name }) => name).filter(name => OWN.test(name)))}\n`,
+  ].join('\n')
+}
