@@ -6,13 +6,14 @@ import type { BdevIo, IoOwner } from '../../bdev/io.ts'
 import { assert } from '../../core/assert.ts'
 import type { Stream } from '../../reactor/network.ts'
 import type { Reactor } from '../../reactor/reactor.ts'
-import { Fuse, NvmOpcode, Psdt, SglId, Sqe } from '../../spec/nvme.ts'
+import { Fuse, NvmOpcode, Sqe } from '../../spec/nvme.ts'
 import { DNR, Status } from '../../spec/nvme-status.ts'
 import { ADMIN_IN_CAPSULE_SIZE, CapsuleCmd } from '../../spec/nvme-tcp.ts'
 import { ConnectSqe, FABRICS_OPCODE, FabricsSqe, FabricsType } from '../../spec/nvmf.ts'
 import { STARTED, statusField, Transfer } from '../io.ts'
 import type { AdminQueue, Completion, IoQueue, TransportOptions } from '../request.ts'
 import { CapsuleRequest, type RequestOwner } from './capsule-request.ts'
+import { decodeIo, decodeRequest } from './decode.ts'
 import type { ReceiveBuffer } from './receiver.ts'
 import { Sender, type SlotOwner } from './sender.ts'
 import { Slot, SlotState } from './slot.ts'
@@ -125,10 +126,15 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     const slot = this.#free.pop()
     if (slot === undefined) return null
     const sqe = at + CapsuleCmd.sqe.offset
-    slot.begin(this.#view.getUint16(sqe + 2, true))
-    if (this.io !== null && this.#view.getUint8(sqe) !== FABRICS_OPCODE) {
-      this.#decodeIo(slot, sqe, dataBytes, this.io)
-    } else this.#decodeRequest(slot, sqe, dataBytes)
+    const view = this.#view
+    const { maxIoSize } = this.#host.options
+    slot.begin(view.getUint16(sqe + 2, true))
+    if (this.io !== null && view.getUint8(sqe) !== FABRICS_OPCODE) {
+      decodeIo(slot, view, sqe, dataBytes, this.io, maxIoSize)
+    } else {
+      slot.request = new CapsuleRequest(this, slot, view, sqe)
+      decodeRequest(slot, view, sqe, dataBytes, maxIoSize)
+    }
     if (dataBytes > 0) {
       if (dataAt >= 0 && this.#takesInPlace(slot)) this.#pin(slot, dataAt, buffer)
       else if (!this.#takeSpare(slot) && !this.#acquire(slot, dataBytes)) {
@@ -166,55 +172,6 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
   #unpin(slot: Slot, buffer: ReceiveBuffer): void {
     slot.pinned = null
     this.#host.unpin(buffer)
-  }
-
-  #decodeIo(slot: Slot, sqe: number, dataBytes: number, queue: IoQueue): void {
-    let status = slot.decode(this.#view, sqe, queue, this.#host.options.maxIoSize)
-    if (status === Status.SUCCESS) {
-      status = this.#checkData(slot, sqe, dataBytes)
-      if (status === Status.SUCCESS && slot.transfer !== Transfer.NONE) status = this.#checkLength(slot, sqe)
-    }
-    slot.status = statusField(status)
-  }
-
-  #checkLength(slot: Slot, sqe: number): number {
-    if (this.#view.getUint8(sqe + 1) >> 6 === Psdt.PRP) return Status.INVALID_FIELD
-    const length = this.#view.getUint32(sqe + 32, true)
-    const { lengthBytes, sglLengthMaxBytes } = slot
-    if (length < lengthBytes || length > sglLengthMaxBytes) return Status.DATA_SGL_LENGTH_INVALID
-    slot.lengthBytes = length
-    return Status.SUCCESS
-  }
-
-  #decodeRequest(slot: Slot, sqe: number, dataBytes: number): void {
-    slot.request = new CapsuleRequest(this, slot, this.#view, sqe)
-    const opcode = Sqe.opcode.get(this.#view, sqe)
-    const directed = opcode === FABRICS_OPCODE ? FabricsSqe.fctype.get(this.#view, sqe) : opcode
-    slot.lengthBytes = 0
-    slot.transfer = (directed & 3) as Transfer
-    if (slot.transfer > Transfer.TO_HOST) slot.transfer = Transfer.NONE
-    if (slot.transfer !== Transfer.NONE) slot.lengthBytes = Sqe.sgl1Length.get(this.#view, sqe)
-    if (slot.lengthBytes === 0) slot.transfer = Transfer.NONE
-    let status = this.#checkData(slot, sqe, dataBytes)
-    if (status === Status.SUCCESS && slot.lengthBytes > this.#host.options.maxIoSize)
-      status = Status.INVALID_FIELD
-    slot.status = statusField(status)
-  }
-
-  /** The SGL descriptor against the direction of the command and the data in its capsule (Base 2.1, section 4.3.2). */
-  #checkData(slot: Slot, sqe: number, dataBytes: number): number {
-    if (slot.transfer === Transfer.NONE) return dataBytes > 0 ? Status.INVALID_FIELD : Status.SUCCESS
-    const id = this.#view.getUint8(sqe + Sqe.sgl1Id.offset)
-    if (id === SglId.TRANSPORT_DATA_BLOCK) return dataBytes > 0 ? Status.INVALID_FIELD : Status.SUCCESS
-    if (id !== SglId.DATA_BLOCK_OFFSET || slot.transfer === Transfer.TO_HOST)
-      return Status.SGL_DESCRIPTOR_TYPE_INVALID
-    const offset = Sqe.sgl1Address.get(this.#view, sqe)
-    const length = Sqe.sgl1Length.get(this.#view, sqe)
-    if (offset > dataBytes) return Status.SGL_OFFSET_INVALID
-    if (length > dataBytes - offset) return Status.DATA_SGL_LENGTH_INVALID
-    slot.dataOffset = offset
-    slot.arrivedBytes = length
-    return Status.SUCCESS
   }
 
   /** The slot that waits for data under this transfer tag. */
