@@ -73,17 +73,26 @@ export async function benchNvmeTcp(directory: string, seconds: number, rounds: n
     if (floor !== undefined) {
       await floor.until(() => floor.output.includes('\n'))
       await attach(load, 'Floor', floor.output.trim(), FLOOR_NQN)
+      floor.pause()
     } else {
       console.log('no C compiler: the floor is left out')
     }
     const rows: Row[] = []
     for (const work of WORKS) {
-      const subject = (name: string, bdev: string, server?: Daemon): Subject => ({
-        name,
-        measure: () => sample(load, bdev, work, seconds, server),
-      })
-      const subjects = [subject('qpair', 'Oursn1', target)]
-      if (floor !== undefined) subjects.push(subject('C loop', 'Floorn1'))
+      const subjects: Subject[] = [
+        { name: 'qpair', measure: () => sample(load, 'Oursn1', work, seconds, target) },
+      ]
+      if (floor !== undefined) {
+        subjects.push({
+          name: 'C loop',
+          async measure() {
+            floor.resume()
+            const result = await sample(load, 'Floorn1', work, seconds)
+            floor.pause()
+            return result
+          },
+        })
+      }
       rows.push(...(await compare(`NVMe/TCP, memory, ${work.name}`, subjects, rounds)))
     }
     return rows

@@ -39,6 +39,15 @@ export class Program {
     }
   }
 
+  /** Stops a program that polls, so that it does not compete with another on the same processor. */
+  pause(): void {
+    this.#child.kill('SIGSTOP')
+  }
+
+  resume(): void {
+    this.#child.kill('SIGCONT')
+  }
+
   async stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
     if (this.#child.exitCode === null) this.#child.kill(signal)
     await this.#exited
