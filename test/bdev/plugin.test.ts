@@ -207,6 +207,7 @@ describe('a disk written by a user', () => {
       message: expect.stringContaining(message),
     })
     expect(bdevs.list()).toEqual([])
+    expect(lines.join('')).not.toContain('every I/O fails')
   })
 
   it('is named by the module, or after its file, and is made only once', async () => {

@@ -1,7 +1,6 @@
 /** What every device must do, whatever it is made of. */
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Channel } from '../../src/bdev/channel.ts'
-import { drivers } from '../../src/bdev/drivers/index.ts'
 import { Extents } from '../../src/bdev/extents.ts'
 import { IoType } from '../../src/bdev/io.ts'
 import { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
@@ -11,7 +10,15 @@ import { Prng } from '../../src/core/prng.ts'
 import { Status } from '../../src/spec/nvme-status.ts'
 import { doIo, type IoRequest, PendingIo } from '../support/io.ts'
 import { LocalReactorGroup } from '../support/reactor.ts'
-import { type Bench, BLOCK_COUNT, BLOCK_SIZE, makeDirectories, type Subject, subjects } from './subjects.ts'
+import {
+  allDrivers,
+  type Bench,
+  BLOCK_COUNT,
+  BLOCK_SIZE,
+  makeDirectories,
+  type Subject,
+  subjects,
+} from './subjects.ts'
 
 const SEED = Number(process.env['SEED'] ?? 20261121)
 const prng = new Prng(SEED)
@@ -28,8 +35,8 @@ describe.each(subjects)('$name', (subject: Subject) => {
 
   beforeEach(async () => {
     reactors = new LocalReactorGroup({ count: 2, ring: true, time: 'real' })
-    local = reactors.reactors.map(reactor => new ReactorBdevs(reactor, drivers))
-    bench = { bdevs: new BdevRegistry(reactors, drivers), ...makeDirectories() }
+    local = reactors.reactors.map(reactor => new ReactorBdevs(reactor, allDrivers))
+    bench = { bdevs: new BdevRegistry(reactors, allDrivers), ...makeDirectories() }
     name = await subject.create(bench)
     channel = local[0]!.open(name)
   })

@@ -3,7 +3,16 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { truncate, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import type { AnyDriver } from '../../src/bdev/bdev.ts'
+import { drivers } from '../../src/bdev/drivers/index.ts'
 import type { BdevRegistry } from '../../src/bdev/registry.ts'
+
+// The thread of a plugin can only run what was compiled, so its driver is the compiled one.
+const compiled = new URL('../../dist/bdev/drivers/plugin.js', import.meta.url).href
+const { pluginDriver } = (await import(compiled)) as typeof import('../../src/bdev/drivers/plugin.ts')
+export const allDrivers: readonly AnyDriver[] = drivers.map(driver =>
+  driver.name === 'plugin' ? pluginDriver : driver,
+)
 
 export const BLOCK_SIZE = 512
 export const BLOCK_COUNT = 4096
@@ -67,6 +76,14 @@ const filter = (name: string, driver: string, params: Record<string, unknown>): 
   },
 })
 
+const PLUGIN = `
+  const memory = new Uint8Array(${BLOCK_COUNT * BLOCK_SIZE})
+  export const size = memory.length
+  export async function read(offset, length) { return memory.subarray(offset, offset + length) }
+  export async function write(offset, data) { memory.set(data, offset) }
+  export async function flush() {}
+`
+
 export const subjects: readonly Subject[] = [
   {
     name: 'null',
@@ -83,6 +100,14 @@ export const subjects: readonly Subject[] = [
   file('aio, direct', 'aio', 'disk', { direct: true }),
   file('aio on tmpfs', 'aio', 'memory'),
   file('uring', 'uring', 'disk'),
+  {
+    name: 'plugin',
+    async create({ bdevs, disk }) {
+      const filename = join(disk, 'memory.mjs')
+      await writeFile(filename, PLUGIN)
+      return (await bdevs.create('plugin', 'subject', { filename })).name
+    },
+  },
   filter('passthru over malloc', 'passthru', { base_bdev_name: 'base' }),
   filter('delay over malloc', 'delay', { base_bdev_name: 'base', ...LATENCIES }),
   filter('error over malloc', 'error', { base_name: 'base' }),

@@ -21,7 +21,8 @@ export class PluginThread {
   onDeath: () => void = () => {}
   readonly #worker: Worker
   readonly #lanes: Lanes
-  #isClosing = false
+  /** Its end would be news: it is neither being loaded nor being closed. */
+  #isServing = false
   #lines = 0
   #linesSince = 0
 
@@ -55,7 +56,7 @@ export class PluginThread {
 
   /** Lets the module close what it has open, then ends the thread. Nothing may be outstanding. */
   async close(): Promise<void> {
-    this.#isClosing = true
+    this.#isServing = false
     const closed = new Promise<void>(resolve => {
       const timer = setTimeout(resolve, CLOSE_TIMEOUT_MS)
       const end = (): void => {
@@ -86,8 +87,10 @@ export class PluginThread {
       )
       this.#worker.on('message', (message: ThreadMessage) => {
         clearTimeout(timer)
-        if (message.kind === 'disk') resolve(message.description)
-        else if (message.kind === 'driver') resolve('driver')
+        if (message.kind === 'disk') {
+          this.#isServing = true
+          resolve(message.description)
+        } else if (message.kind === 'driver') resolve('driver')
         else if (message.kind === 'refused') reject(refuse(message.why))
         else if (message.kind === 'failed') this.#say(message.why)
       })
@@ -95,7 +98,7 @@ export class PluginThread {
   }
 
   #ended(code: number): void {
-    if (this.#isClosing) return
+    if (!this.#isServing) return
     this.#say(
       `its thread ended with code ${code}: every I/O fails until the device is deleted and created again`,
     )
