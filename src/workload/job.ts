@@ -46,7 +46,7 @@ export interface JobReport {
   readonly readBacks: number
   readonly inFlight: number
   readonly elapsedUs: number
-  /** The longest time in which nothing completed. */
+  /** The longest time in which nothing completed, since the start or since it was forgotten. */
   readonly longestPauseUs: number
   readonly latencyUs: {
     readonly mean: number
@@ -125,6 +125,12 @@ export class Job implements IoOwner {
     this.#onEnd = ended
     this.#endedUs ||= this.#reactor.clock.nowUs()
     if (this.#inFlight === 0) this.#startReadingBack()
+  }
+
+  /** From now on only pauses to come count. */
+  forgetPause(): void {
+    this.#longestPauseUs = 0
+    this.#lastDoneUs = this.#reactor.clock.nowUs()
   }
 
   report(): JobReport {

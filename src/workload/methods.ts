@@ -87,6 +87,19 @@ const stop = method({
   run: async ({ id }, { workloads }: NeedsWorkloads) => toWire(await workloads.stop(id)),
 })
 
+const forgetPause = method({
+  name: 'workload_forget_pause',
+  summary: "Has a running workload's longest pause counted from now on.",
+  params: z.object({ id: z.int().describe('The workload') }),
+  result: z.literal(true),
+  errors: { ENOENT: 'no workload has that number' },
+  cli: { positional: ['id'] },
+  async run({ id }, { workloads }: NeedsWorkloads) {
+    await workloads.forgetPause(id)
+    return true as const
+  },
+})
+
 function toWire(report: WorkloadReport) {
   return {
     id: report.id,
@@ -105,4 +118,4 @@ function toWire(report: WorkloadReport) {
   }
 }
 
-export const workloadMethods = [start, get, stop]
+export const workloadMethods = [start, get, forgetPause, stop]

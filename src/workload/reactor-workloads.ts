@@ -14,6 +14,7 @@ export class ReactorWorkloads {
       job.start()
     })
     reactor.control.on<number>('workload.report', id => this.#jobs.get(id)!.job.report())
+    reactor.control.on<number>('workload.forget-pause', id => this.#jobs.get(id)!.job.forgetPause())
     reactor.control.on<number>('workload.stop', id => this.#stop(id))
   }
 

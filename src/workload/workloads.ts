@@ -87,6 +87,11 @@ export class Workloads {
     return Promise.all(ids.map(async number => this.#gather(number, 'workload.report')))
   }
 
+  /** Has the longest pause of a workload counted from now on. */
+  async forgetPause(id: number): Promise<void> {
+    await this.#ask(id, 'workload.forget-pause')
+  }
+
   /** Ends a workload, waits for what is in flight, and tells how it went. */
   async stop(id: number): Promise<WorkloadReport> {
     const report = await this.#gather(id, 'workload.stop')
@@ -95,6 +100,12 @@ export class Workloads {
   }
 
   async #gather(id: number, topic: string): Promise<WorkloadReport> {
+    const reports = (await this.#ask(id, topic)) as JobReport[]
+    return { id, bdevName: this.#running.get(id)!.options.bdev_name, ...merge(reports) }
+  }
+
+  /** One answer from each reactor that takes part. */
+  #ask(id: number, topic: string): Promise<unknown[]> {
     const workload = this.#running.get(id)
     if (workload === undefined) {
       const known = [...this.#running.keys()].join(', ')
@@ -103,12 +114,9 @@ export class Workloads {
         `workload ${id} does not run; ${known === '' ? 'none does' : `these do: ${known}`}`,
       )
     }
-    const reports = await Promise.all(
-      Array.from({ length: workload.reactorCount }, (_, index) =>
-        this.#reactors.port(index).call<JobReport>(topic, id),
-      ),
+    return Promise.all(
+      Array.from({ length: workload.reactorCount }, (_, index) => this.#reactors.port(index).call(topic, id)),
     )
-    return { id, bdevName: workload.options.bdev_name, ...merge(reports) }
   }
 }
 
