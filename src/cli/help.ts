@@ -3,7 +3,6 @@ import { DEFAULT_SOCKET } from '../rpc/address.ts'
 import type { Declarations } from '../rpc/method.ts'
 import { type Command, commandsOf, commandsOfNoun, NOUNS, nounsOf, singleCommands } from './commands.ts'
 import { type CliOption, commandLine } from './options.ts'
-import { align } from './output.ts'
 import { placeholder } from './parse-args.ts'
 
 /** Commands that are no methods of the daemon. */
@@ -27,13 +26,21 @@ export const GLOBAL_OPTIONS: readonly (readonly [flags: string, summary: string]
   ['--version', "qpair's version"],
 ]
 
-const section = (title: string, rows: readonly (readonly string[])[]): string =>
-  rows.length === 0
-    ? ''
-    : `\n${title}\n${align([[], ...rows])
-        .slice(1)
-        .map(row => `  ${row}\n`)
-        .join('')}`
+/** A first column beyond this has its text on the next line, or one long flag would push all text off the screen. */
+const FIRST_COLUMN_MAX = 36
+
+function section(title: string, rows: readonly (readonly string[])[]): string {
+  if (rows.length === 0) return ''
+  const width = Math.max(
+    0,
+    ...rows.map(([left = '']) => left.length).filter(length => length <= FIRST_COLUMN_MAX),
+  )
+  const lines = rows.map(([left = '', right = '']) => {
+    const gap = left.length > width && right !== '' ? `\n${' '.repeat(width + 4)}` : '  '
+    return `  ${left.padEnd(width)}${gap}${right}`.trimEnd()
+  })
+  return `\n${title}\n${lines.join('\n')}\n`
+}
 
 export function overview(methods: Declarations): string {
   const nouns = nounsOf(methods).map(noun => [`${noun} VERB`, NOUNS[noun] ?? ''])
@@ -61,6 +68,8 @@ export function methodList(methods: Declarations): string {
 
 export function commandHelp({ words, method }: Command): string {
   const line = commandLine(method)
+  // A word is listed once, among the arguments, unless it has a letter too.
+  const options = line.options.filter(option => !line.positional.includes(option) || option.on.length > 1)
   const others = commandsOf(method).filter(command => command.words.join(' ') !== words.join(' '))
   return [
     `${method.summary}\n\nUsage: qpair ${usage(words, line.positional, line.options)}\n`,
@@ -70,7 +79,7 @@ export function commandHelp({ words, method }: Command): string {
     ),
     section(
       'Options',
-      line.options.map(option => [spellings(option), describe(option)]),
+      options.map(option => [spellings(option), describe(option)]),
     ),
     section(
       'Errors',
@@ -107,7 +116,9 @@ const longest = ({ on }: CliOption): string => on.findLast(name => name.length >
 
 /** `-t, --trtype TRTYPE`. */
 export function spellings(option: CliOption): string {
-  const names = [...option.on, ...option.off].sort((a, b) => Math.min(a.length, 2) - Math.min(b.length, 2))
+  // The opposite of a switch is worth a line where the switch is on by itself.
+  const off = option.off.filter(name => option.default === true || !name.startsWith('no-'))
+  const names = [...option.on, ...off].sort((a, b) => Math.min(a.length, 2) - Math.min(b.length, 2))
   const dashed = names.map(name => (name.length === 1 ? `-${name}` : `--${name}`)).join(', ')
   switch (option.kind) {
     case 'switch':
@@ -116,6 +127,8 @@ export function spellings(option: CliOption): string {
       return `${dashed} KEY=VALUE`
     case 'json':
       return `${dashed} JSON`
+    case 'number':
+      return `${dashed} N`
     default:
       return `${dashed} ${placeholder(option)}`
   }

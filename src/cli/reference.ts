@@ -90,14 +90,21 @@ function typeOf(schema: JsonSchema): string {
     return `array of ${schema.items === undefined ? 'values' : typeOf(schema.items)}`
   if (schema.type === 'integer') return integerName(schema)
   if (schema.type === 'object' && schema.properties !== undefined) {
-    const names = Object.keys(schema.properties)
-    return `{${names.map(name => (schema.required?.includes(name) ? name : `${name}?`)).join(', ')}}`
+    const members = Object.entries(schema.properties).map(([name, member]) => {
+      const inner = hasMembers(member) ? `: ${typeOf(member)}` : ''
+      return `${name}${schema.required?.includes(name) ? '' : '?'}${inner}`
+    })
+    return `{${members.join(', ')}}`
   }
   if (schema.type === 'object' && typeof schema.additionalProperties === 'object') {
     return `object of ${typeOf(schema.additionalProperties)}`
   }
   return schema.type ?? 'any value'
 }
+
+/** Whether a member is worth opening: an object with known members, or an array of such. */
+const hasMembers = (schema: JsonSchema): boolean =>
+  schema.properties !== undefined || (schema.items !== undefined && hasMembers(schema.items))
 
 /** SPDK's name of the range, or the range. */
 function integerName({ minimum = 0, maximum = 0 }: JsonSchema): string {
