@@ -1,5 +1,5 @@
 /** Users' modules, in their real thread: the worker can only run what was compiled, so the drivers come from `dist/`. */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
@@ -231,6 +231,30 @@ describe('a disk written by a user', () => {
         params: { name: 'my-disk', ...params, uuid: bdevs.get('my-disk').uuid },
       },
     ])
+  })
+})
+
+describe('the guide', () => {
+  const guide = readFileSync(new URL('../../docs/guides/write-a-driver.md', import.meta.url), 'utf8')
+  /** The code block that begins with its file's name; the package is not installed where the test writes it. */
+  const block = (name: string): string => {
+    const code = new RegExp(`\\`\\`\\`js\\n// ${name}\\n([^]*?)\\`\\`\\``).exec(guide)![1]!
+    return code.replace('qpair/driver', new URL('../../dist/driver.js', import.meta.url).href)
+  }
+
+  it('begins with a whole disk', async () => {
+    const channel = await open(block('my-disk.js'))
+    const data = new Uint8Array(4096).fill(9)
+    expect((await run(channel, { type: IoType.WRITE, firstBlock: 8, blockCount: 8, data })).status).toBe(0)
+    expect((await run(channel, { type: IoType.READ, firstBlock: 8, blockCount: 8 })).data).toEqual(data)
+  })
+
+  it('has a whole driver', async () => {
+    const all = [...drivers, await loadUserDriver(module(block('zero.js')))]
+    bdevs = new BdevRegistry(reactors, all)
+    local = new ReactorBdevs(reactors.reactors[0]!, all)
+    await bdevs.create('zero', 'z0', { num_blocks: 8 })
+    expect((await run(local.open('z0'), { type: IoType.READ, blockCount: 8 })).status).toBe(Status.SUCCESS)
   })
 })
 
