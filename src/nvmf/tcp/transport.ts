@@ -54,8 +54,6 @@ export class TcpTransport implements ConnectionHost {
   #ioQueues = 0
   #completedIos = 0
   #sweep: Timer | null = null
-  /** Told once there are no connections left, after `close`. */
-  #onQuiet: (() => void) | null = null
 
   constructor({ reactor, target, options, timeouts, onEnded }: TcpTransportParts) {
     assert(options.maxIoSize <= BufferPool.MAX_SIZE, `${options.maxIoSize} bytes fit into one buffer`)
@@ -131,13 +129,6 @@ export class TcpTransport implements ConnectionHost {
     }
   }
 
-  /** Ends every connection, and calls `quiet` when all are gone and have given back what they held. */
-  close(reason: string, quiet: () => void): void {
-    this.#onQuiet = quiet
-    for (const connection of this.#connections) connection.disconnect(reason)
-    this.#tellIfQuiet()
-  }
-
   // Called by connections.
 
   connect(connection: TcpConnection, request: CapsuleRequest): void {
@@ -168,7 +159,6 @@ export class TcpTransport implements ConnectionHost {
     if (index >= 0) this.#starved.splice(index, 1)
     this.bufferFreed()
     this.#onEnded()
-    this.#tellIfQuiet()
   }
 
   /** Those who wait try again at the end of this round; who fails waits again. */
@@ -184,12 +174,5 @@ export class TcpTransport implements ConnectionHost {
     for (const connection of this.#connections) connection.closeIfStalled()
     if (this.#connections.size > 0)
       this.#sweep = this.#reactor.clock.after(SWEEP_MS, () => this.#sweepConnections())
-  }
-
-  #tellIfQuiet(): void {
-    if (this.#connections.size > 0 || this.#onQuiet === null) return
-    const quiet = this.#onQuiet
-    this.#onQuiet = null
-    quiet()
   }
 }
