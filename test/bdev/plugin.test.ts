@@ -238,7 +238,10 @@ describe('the guide', () => {
   const guide = readFileSync(new URL('../../docs/guides/write-a-driver.md', import.meta.url), 'utf8')
   /** The code block that begins with its file's name; the package is not installed where the test writes it. */
   const block = (name: string): string => {
-    const code = new RegExp(`\\`\\`\\`js\\n// ${name}\\n([^]*?)\\`\\`\\``).exec(guide)![1]!
+    const code = guide
+      .split('```')
+      .find(text => text.startsWith(`js\n// ${name}\n`))!
+      .slice(2)
     return code.replace('qpair/driver', new URL('../../dist/driver.js', import.meta.url).href)
   }
 
