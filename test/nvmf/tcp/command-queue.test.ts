@@ -366,6 +366,17 @@ describe('Compare', () => {
     expect(lab.pool.taken).toBe(0)
   })
 
+  it('and Write, fused, are aborted as one when the connection ends', () => {
+    const { lab, peer } = open()
+    lab.device.isHolding = true
+    lab.exchange(peer, capsuleWith(compare(1, '41'), stored(3, 1)), capsuleWith(second(2), fresh))
+    expect(lab.device.held).toHaveLength(1)
+    peer.close()
+    lab.settle()
+    expect(lab.device.held).toEqual([])
+    expect(lab.pool.taken).toBe(0)
+  })
+
   it('is missing before a second half', () => {
     const { lab, peer } = open()
     const answer = lab.exchange(peer, capsuleWith(second(2), fresh))
