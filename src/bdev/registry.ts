@@ -259,7 +259,13 @@ export class BdevRegistry implements Configurable {
     for (const other of [...this.#entries.values()].reverse()) {
       if (other.info.bases.includes(info.name)) await this.remove(other.info.name)
     }
-    await Promise.all([...this.#listeners].map(listener => listener.removing?.(info)))
+    const answers = await Promise.allSettled(
+      [...this.#listeners].map(async listener => listener.removing?.(info)),
+    )
+    for (const answer of answers) {
+      // The device goes all the same: whoever still uses it hears so from its channel.
+      if (answer.status === 'rejected') log.error(`${info.name} is removed, but not let go: ${answer.reason}`)
+    }
     await this.#reactors.broadcast(Topic.REMOVE, info.name)
     this.#entries.delete(info.name)
     for (const claim of entry.baseClaims) claim.release()

@@ -110,6 +110,15 @@ describe('BdevRegistry', () => {
     expect(() => local[0]!.open('n0')).toThrow('there is no bdev n0')
   })
 
+  it('removes a device also when a listener fails to let go', async () => {
+    await bdevs.create('null', 'n0', GEOMETRY)
+    const gone: string[] = []
+    bdevs.listen({ removing: () => Promise.reject(new Error('stuck')) })
+    bdevs.listen({ removed: ({ name }) => gone.push(name) })
+    await reactors.run(bdevs.remove('n0'))
+    expect(gone).toEqual(['n0'])
+  })
+
   it('waits for what is lent before it destroys a device', async () => {
     await bdevs.create('malloc', 'm0', GEOMETRY)
     const channel = local[0]!.open('m0')

@@ -8,6 +8,7 @@
  */
 import { constants, open as openCallback } from 'node:fs'
 import { stat, statfs } from 'node:fs/promises'
+import { resolve } from 'node:path'
 import { promisify } from 'node:util'
 import { z } from 'zod'
 import { RpcError } from '../../core/errors.ts'
@@ -75,6 +76,13 @@ function fileDriver<Params extends FileParams>(
     summary: 'A file or a block device, through io_uring.',
     params,
     create: (bdevName, given) => openFile(bdevName, name, product, given),
+    config: (info, given) => [
+      {
+        method: `bdev_${name}_create`,
+        // Whole, since the daemon may be started again in another directory.
+        params: { name: info.name, ...given, filename: resolve(given.filename), uuid: info.uuid },
+      },
+    ],
     openChannel(info: BdevInfo, { reactor }: ChannelContext) {
       if (reactor.ring === null) {
         throw new RpcError(
