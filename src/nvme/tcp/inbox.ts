@@ -177,7 +177,11 @@ export class Inbox {
     this.#dataLeft -= size
     while (size > 0) {
       const piece = Math.min(size, slots.contiguousBytes(slot))
-      memcpy(slots.address(slot), this.#reactor.arena.base + this.#head, piece)
+      const { base, sizeBytes, u8 } = this.#reactor.arena
+      const target = slots.address(slot) - base
+      // Within the arena offsets are small integers; addresses given to a library call would each be an allocation.
+      if (target >= 0 && target < sizeBytes) u8.copyWithin(target, this.#head, this.#head + piece)
+      else memcpy(target + base, base + this.#head, piece)
       slots.advance(slot, piece)
       this.#head += piece
       size -= piece
