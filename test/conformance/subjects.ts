@@ -1,5 +1,6 @@
 /** Every driver and filter that the conformance suite runs over: a new one is one more line. */
-import { mkdtempSync, rmSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { truncate, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -30,6 +31,8 @@ export interface Subject {
   create(bench: Bench): Promise<string>
   /** Changes the size of the medium and has the device take it over. */
   resize?(bench: Bench, blockCount: number): Promise<unknown>
+  /** Why it cannot be had on this machine. */
+  readonly absent?: string | undefined
   /** Why the device cannot give back what was written to it. */
   readonly forgets?: string
 }
@@ -84,6 +87,27 @@ const PLUGIN = `
   export async function flush() {}
 `
 
+/** A loop device, which goes with the last descriptor of it. */
+function loopDevice(filename: string): string {
+  const device = execFileSync('losetup', ['--find', '--show', filename], { encoding: 'utf8', stdio: 'pipe' })
+  return device.trim()
+}
+
+const detach = (device: string): Buffer => execFileSync('losetup', ['--detach', device], { stdio: 'pipe' })
+
+function whyNoLoopDevices(): string | undefined {
+  const { disk, remove } = makeDirectories()
+  try {
+    writeFileSync(join(disk, 'image'), Buffer.alloc(BLOCK_SIZE))
+    detach(loopDevice(join(disk, 'image')))
+    return undefined
+  } catch {
+    return 'loop devices need root and losetup'
+  } finally {
+    remove()
+  }
+}
+
 export const subjects: readonly Subject[] = [
   {
     name: 'null',
@@ -100,6 +124,18 @@ export const subjects: readonly Subject[] = [
   file('aio, direct', 'aio', 'disk', { direct: true }),
   file('aio on tmpfs', 'aio', 'memory'),
   file('uring', 'uring', 'disk'),
+  {
+    name: 'aio on a block device, direct',
+    absent: whyNoLoopDevices(),
+    async create({ bdevs, disk }) {
+      const filename = loopDevice(await image(disk))
+      try {
+        return (await bdevs.create('aio', 'subject', { filename })).name
+      } finally {
+        detach(filename)
+      }
+    },
+  },
   {
     name: 'plugin',
     async create({ bdevs, disk }) {
