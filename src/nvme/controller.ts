@@ -29,8 +29,10 @@ import {
   readAnaStates,
   readNamespaces,
 } from './discover-controller.ts'
+import { readDiscoveryLog } from './discovery-log.ts'
 import {
   type ControllerStatus,
+  type DiscoveryEntry,
   type HostOptions,
   type NamespaceStatus,
   type PathOpen,
@@ -62,6 +64,7 @@ export class HostController {
   #details: ControllerDetails | null = null
   #controller: ControllerStatus | undefined
   #namespaces: readonly NamespaceStatus[] = []
+  #discovered: readonly DiscoveryEntry[] = []
   /** Attempts to be made without delay: one for each address. */
   #promptAttempts = 0
   #readySinceUs = 0
@@ -220,9 +223,11 @@ export class HostController {
     }
     const cap = await enableController(admin, this.#reactor.clock)
     const details = await identifyController(admin, cap)
-    const granted = await negotiateQueues(admin, ioQueues)
+    const isDiscovery = this.#open.kind === 'discovery'
+    const granted = isDiscovery ? 0 : await negotiateQueues(admin, ioQueues)
     await enableEvents(admin, details.optionalEvents)
-    const namespaces = await readNamespaces(admin, details)
+    const namespaces = isDiscovery ? [] : await readNamespaces(admin, details)
+    const discovered = isDiscovery ? await readDiscoveryLog(admin) : []
     if (this.#admin !== admin) return
     const entries = cap.getUint16(0, true) + 1
     const depth = Math.min(this.#options.ioQueueDepth, entries - 1, details.maxCommands || entries)
@@ -234,6 +239,7 @@ export class HostController {
       ioQueueDepth: Math.max(1, depth),
     }
     this.#namespaces = namespaces
+    this.#discovered = discovered
     this.#ready(admin)
   }
 
@@ -350,6 +356,10 @@ export class HostController {
           })
         } else if (notice === NoticeEvent.ANA_CHANGE) {
           await this.#read(() => this.#readAna(admin))
+        } else if (notice === NoticeEvent.DISCOVERY_LOG_CHANGE && this.#open.kind === 'discovery') {
+          await this.#read(async () => {
+            this.#discovered = await readDiscoveryLog(admin)
+          })
         }
       }
     } catch (error) {
@@ -430,6 +440,7 @@ export class HostController {
       reason: this.#reason,
       controller: this.#controller,
       namespaces: this.#namespaces,
+      discovered: this.#discovered,
     }
     this.#reactor.control.post(Topic.PATH_STATUS, status)
   }

@@ -125,7 +125,7 @@ export async function negotiateQueues(admin: AdminQueue, wanted: number): Promis
 
 /** Asks for those of the wanted events that the controller has. */
 export async function enableEvents(admin: AdminQueue, optionalEvents: number): Promise<void> {
-  const wanted = OptionalEvent.NAMESPACE_ATTRIBUTE | OptionalEvent.ANA_CHANGE
+  const wanted = OptionalEvent.NAMESPACE_ATTRIBUTE | OptionalEvent.ANA_CHANGE | OptionalEvent.DISCOVERY_LOG
   await admin.setFeatures(FeatureId.ASYNC_EVENT_CONFIGURATION, (optionalEvents & wanted) >>> 0)
 }
 

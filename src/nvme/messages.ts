@@ -73,6 +73,8 @@ export interface ReconnectOptions {
 /** A path to open, for its home reactor. */
 export interface PathOpen {
   readonly pathId: number
+  /** What is expected there: namespaces, or a discovery log. */
+  readonly kind: 'io' | 'discovery'
   /** For logs. */
   readonly controller: string
   /** One address; in failover mode all of them, in order. */
@@ -112,6 +114,14 @@ export interface NamespaceStatus {
   /** More than one controller can reach it. */
   readonly isShared: boolean
   readonly isReadOnly: boolean
+}
+
+/** What a discovery controller knows: an NVM subsystem's port, or another discovery controller. */
+export interface DiscoveryEntry {
+  readonly kind: 'subsystem' | 'referral'
+  /** Undefined when it is not reached over TCP. */
+  readonly target: SocketAddress | undefined
+  readonly subnqn: string
 }
 
 /** What Identify Controller says, as far as anybody asks. */
@@ -156,6 +166,8 @@ export interface PathStatus {
   /** Of the last time the path was ready. */
   readonly controller: ControllerStatus | undefined
   readonly namespaces: readonly NamespaceStatus[]
+  /** Of a discovery controller. */
+  readonly discovered: readonly DiscoveryEntry[]
 }
 
 /** A path's status for every reactor, with what an I/O queue needs beside it. */

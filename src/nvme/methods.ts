@@ -7,6 +7,11 @@ import {
   bdevNvmeSetMultipathPolicy,
   bdevNvmeSetPreferredPath,
 } from './methods/control.ts'
+import {
+  bdevNvmeGetDiscoveryInfo,
+  bdevNvmeStartDiscovery,
+  bdevNvmeStopDiscovery,
+} from './methods/discovery.ts'
 import { bdevNvmeSetOptions } from './methods/options.ts'
 import {
   bdevNvmeGetControllerHealthInfo,
@@ -28,4 +33,7 @@ export const nvmeMethods = [
   bdevNvmeGetIoPaths,
   bdevNvmeGetPathIostat,
   bdevNvmeGetControllerHealthInfo,
+  bdevNvmeStartDiscovery,
+  bdevNvmeStopDiscovery,
+  bdevNvmeGetDiscoveryInfo,
 ]

@@ -37,6 +37,8 @@ export interface PathOptions {
   /** Where to connect from; wherever the system chooses when undefined. */
   readonly source: SocketAddress | undefined
   readonly mode: MultipathMode
+  /** A discovery service found it, and finds it again: it is not saved, and kept although it is down at first. */
+  readonly isDiscovered?: boolean
 }
 
 export class Path {
@@ -45,6 +47,7 @@ export class Path {
   /** How the path was asked for, and where it is connected from. */
   readonly mode: MultipathMode
   readonly source: SocketAddress | undefined
+  readonly isDiscovered: boolean
   /** Every address, the first one first: more than one only in failover mode. */
   targets: SocketAddress[]
   status: PathStatus
@@ -60,6 +63,7 @@ export class Path {
     this.controller = controller
     this.mode = options.mode
     this.source = options.source
+    this.isDiscovered = options.isDiscovered ?? false
     this.targets = [target]
     this.status = {
       pathId: id,
@@ -70,6 +74,7 @@ export class Path {
       reason: 'connecting',
       controller: undefined,
       namespaces: [],
+      discovered: [],
     }
   }
 

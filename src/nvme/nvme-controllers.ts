@@ -8,6 +8,7 @@ import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
 import type { SocketAddress } from '../reactor/network.ts'
+import { DiscoveryServices } from './discovery-services.ts'
 import { hostIdOf } from './host-identity.ts'
 import {
   type AbortCommand,
@@ -53,12 +54,15 @@ export class NvmeControllers {
   /** A flush goes to the controller; otherwise it succeeds by itself. */
   passesFlush = true
 
+  readonly discovery = new DiscoveryServices(this)
   readonly #bdevs: BdevRegistry
   readonly #reactors: ReactorGroup
   readonly #controllers = new Map<string, NamedController>()
   readonly #paths = new Map<number, Path>()
   /** By the name of the device, which may not be there yet. */
   readonly #policies = new Map<string, MultipathPolicy>()
+  /** Those who follow a path to a discovery controller. */
+  readonly #followers = new Map<Path, (status: PathStatus) => void>()
   /** Those who wait for a path's status to change. */
   readonly #waiters = new Set<{ readonly path: Path; check(): void }>()
   #nextPathId = 1
@@ -131,6 +135,23 @@ export class NvmeControllers {
     return []
   }
 
+  /** Opens a path to a discovery controller; `follow` hears of every change of its status. Resolves as it settles. */
+  async openDiscovery(
+    options: ControllerOptions,
+    pathOptions: PathOptions,
+    follow: (status: PathStatus) => void,
+  ): Promise<Path> {
+    const controller = new NamedController(options)
+    const path = new Path(this.#nextPathId++, controller, pathOptions)
+    controller.paths.push(path)
+    this.#paths.set(path.id, path)
+    this.#followers.set(path, follow)
+    const settled = this.#until(path, ({ state }) => state !== 'connecting')
+    this.#reactors.port(this.#homeOf(path.id)).post(Topic.PATH_OPEN, this.#openMessage(path, 'discovery'))
+    await settled
+    return path
+  }
+
   /** Takes a path away; with the last one go the controller and its devices. */
   async detachPath(path: Path): Promise<void> {
     if (path.isDetaching) return
@@ -191,6 +212,8 @@ export class NvmeControllers {
 
   /** Detaches everything: for the end of the daemon, when nothing serves the devices any more. */
   async stop(): Promise<void> {
+    const services = this.discovery.list().map(({ options }) => options.controller.name)
+    await Promise.all(services.map(name => this.discovery.stop(name)))
     await Promise.all([...this.#paths.values()].map(path => this.detachPath(path)))
   }
 
@@ -209,10 +232,11 @@ export class NvmeControllers {
     controller.paths.push(path)
     this.#paths.set(path.id, path)
     const settled = this.#until(path, ({ state }) => state !== 'connecting')
-    this.#reactors.port(this.#homeOf(path.id)).post(Topic.PATH_OPEN, this.#openMessage(path))
+    this.#reactors.port(this.#homeOf(path.id)).post(Topic.PATH_OPEN, this.#openMessage(path, 'io'))
     const { state, reason } = await settled
     await controller.work
-    const isKept = state === 'ready' || (this.isRestoring && state === 'waiting')
+    const isPatient = this.isRestoring || path.isDiscovered
+    const isKept = state === 'ready' || (isPatient && state === 'waiting')
     const { host, port } = options.target
     const fault = isKept ? this.#pathFault(path) : `${host} port ${port}: ${reason}`
     const isNew = ([nsid]: [number, BdevInfo]): boolean => !before.has(nsid)
@@ -226,10 +250,11 @@ export class NvmeControllers {
     return devices
   }
 
-  #openMessage(path: Path): PathOpen {
+  #openMessage(path: Path, kind: PathOpen['kind']): PathOpen {
     const { options } = path.controller
     return {
       pathId: path.id,
+      kind,
       controller: options.name,
       targets: path.targets,
       source: path.source,
@@ -273,7 +298,10 @@ export class NvmeControllers {
     if (path === undefined) return
     path.status = status
     const { controller } = path
-    if (!path.isDetaching) {
+    const follow = this.#followers.get(path)
+    if (follow !== undefined) {
+      follow(status)
+    } else if (!path.isDetaching) {
       // What goes wrong here concerns one namespace, and has been said there.
       controller.work = controller.work.then(() => this.#apply(path, status))
     }
@@ -361,7 +389,11 @@ export class NvmeControllers {
     await this.command(path, { pathId: path.id, command: 'close' })
     this.#paths.delete(path.id)
     controller.paths.splice(controller.paths.indexOf(path), 1)
-    if (controller.paths.length === 0) this.#controllers.delete(controller.name)
+    this.#followers.delete(path)
+    const isLast = controller.paths.length === 0
+    if (isLast && this.#controllers.get(controller.name) === controller) {
+      this.#controllers.delete(controller.name)
+    }
   }
 
   async #removeDevice(controller: NamedController, nsid: number): Promise<void> {

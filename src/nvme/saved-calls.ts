@@ -9,8 +9,11 @@ export function savedCalls(nvme: NvmeControllers): MethodCall[] {
     calls.push({ method: 'bdev_nvme_set_options', params: nvme.givenOptions })
   }
   for (const controller of nvme.list()) {
-    for (const path of controller.paths) if (!path.isDetaching) calls.push(...attachCalls(path))
+    for (const path of controller.paths) {
+      if (!path.isDetaching && !path.isDiscovered) calls.push(...attachCalls(path))
+    }
   }
+  calls.push(...nvme.discovery.savedCalls())
   for (const [name, { policy, selector, rrMinIo }] of nvme.policies) {
     const spread = policy === 'active_active' && { selector, rr_min_io: rrMinIo }
     calls.push({ method: 'bdev_nvme_set_multipath_policy', params: { name, policy, ...spread } })

@@ -361,3 +361,66 @@ describe('namespaces that change', () => {
     expect(host.bdevs.get('Nvme0n1').uuid).not.toBe(uuid)
   })
 })
+
+describe('discovery services', () => {
+  const SERVICE = { name: 'disc', trtype: 'tcp', traddr: '10.0.0.1', trsvcid: '8009', wait_for_attach: true }
+  const subsystem = ({ host: at, port }: FakeController): FakeController['discovery'][number] => ({
+    subtype: 2,
+    host: at,
+    port,
+    subnqn: SUBNQN,
+  })
+
+  it('attach what the log names, follow its changes, and detach all in the end', async () => {
+    const [a, b] = gateways()
+    const discovery = host.fake({ port: 8009 }, [])
+    const referral = {
+      subtype: 1,
+      host: '10.0.0.9',
+      port: 8010,
+      subnqn: 'nqn.2014-08.org.nvmexpress.discovery',
+    }
+    discovery.discovery = [subsystem(a), referral]
+    expect(await call('bdev_nvme_start_discovery', SERVICE)).toBe(true)
+    expect(host.bdevs.list().map(({ name }) => name)).toEqual(['disc0n1'])
+    expect(await call('bdev_nvme_get_discovery_info')).toMatchObject([
+      {
+        name: 'disc',
+        trid: { trsvcid: '8009' },
+        referrals: [{ trid: { traddr: '10.0.0.9', trsvcid: '8010' } }],
+      },
+    ])
+
+    const change = async (entries: FakeController['discovery']): Promise<void> => {
+      await host.settle()
+      discovery.discovery = entries
+      discovery.generation++
+      discovery.notify(0xf0, 0x70)
+      await host.settle()
+    }
+    await change([subsystem(a), subsystem(b)])
+    const portsOf = (): string[] => host.nvme.get('disc0').paths.map(path => path.trid.trsvcid)
+    expect(portsOf()).toEqual(['4420', '4421'])
+    await change([subsystem(b)])
+    expect(portsOf()).toEqual(['4421'])
+    expect(host.bdevs.config().map(({ method }) => method)).toEqual(['bdev_nvme_start_discovery'])
+
+    expect(await call('bdev_nvme_stop_discovery', { name: 'disc' })).toBe(true)
+    expect(host.bdevs.list()).toEqual([])
+    expect(host.network.openStreams).toBe(0)
+  })
+
+  it('cannot be started twice, nor at an address where nobody answers', async () => {
+    host.fake({ port: 8009 }, [])
+    await call('bdev_nvme_start_discovery', SERVICE)
+    await expect(call('bdev_nvme_start_discovery', { ...SERVICE, name: 'other' })).rejects.toMatchObject({
+      code: 'EEXIST',
+      message: expect.stringContaining('disc follows 10.0.0.1 port 8009 already'),
+    })
+    const nobody = { ...SERVICE, name: 'other', trsvcid: '8010' }
+    await expect(call('bdev_nvme_start_discovery', nobody)).rejects.toMatchObject({ code: 'EIO' })
+    await expect(call('bdev_nvme_stop_discovery', { name: 'other' })).rejects.toMatchObject({
+      code: 'ENOENT',
+    })
+  })
+})

@@ -54,6 +54,9 @@ export class FakeController {
   /** State of each ANA group. */
   readonly anaStates = new Map<number, number>([[1, 1]])
   connections: FakeConnection[] = []
+  /** What its discovery log names: subtype 2 is an NVM subsystem, 1 a referral. */
+  discovery: { subtype: number; host: string; port: number; subnqn: string }[] = []
+  generation = 1
   /** Every command that arrived, in order: `qid/opcode`. */
   readonly seen: string[] = []
   /** Connections made so far. */
@@ -386,7 +389,7 @@ export class FakeConnection {
     page.setUint8(77, options.mdts)
     page.setUint16(78, this.cntlid, true)
     page.setUint32(80, 0x0001_0400, true)
-    page.setUint32(92, 0x0900, true)
+    page.setUint32(92, 0x8000_0900, true)
     page.setUint16(128, 2, true)
     page.setUint8(259, 3)
     page.setUint16(320, 10, true)
@@ -407,7 +410,8 @@ export class FakeConnection {
   #logPage(sqe: DataView): Uint8Array {
     const size = (sqe.getUint16(42, true) + (sqe.getUint16(44, true) << 16) + 1) * 4
     const offset = sqe.getUint32(48, true)
-    const page = new DataView(new ArrayBuffer(8192))
+    const page = new DataView(new ArrayBuffer(16_384))
+    if (sqe.getUint8(40) === 0x70) this.#discoveryLog(page)
     if (sqe.getUint8(40) === 0x0c) {
       page.setUint16(8, this.controller.anaStates.size, true)
       let at = 16
@@ -423,6 +427,20 @@ export class FakeConnection {
     // 27 degrees, in kelvins.
     if (sqe.getUint8(40) === 0x02) page.setUint16(1, 300, true)
     return new Uint8Array(page.buffer).slice(offset, offset + size)
+  }
+
+  #discoveryLog(page: DataView): void {
+    const { discovery, generation } = this.controller
+    page.setUint32(0, generation, true)
+    page.setUint32(8, discovery.length, true)
+    for (const [i, { subtype, host, port, subnqn }] of discovery.entries()) {
+      const entry = new Uint8Array(page.buffer, 1024 * (i + 1), 1024)
+      // TRTYPE TCP, ADRFAM IPv4.
+      entry.set([3, 1, subtype])
+      entry.set(Buffer.from(String(port).padEnd(32)), 32)
+      entry.set(Buffer.from(subnqn), 256)
+      entry.set(Buffer.from(host.padEnd(256)), 512)
+    }
   }
 
   #performIo(command: FakeCommand): void {

@@ -93,6 +93,8 @@ export const bdevNvmeAttachController = method({
       fast_io_fail_timeout_sec: 'u',
       psk: 'k',
       max_bdevs: 'm',
+      priority: 'p',
+      allow_unrecognized_csi: { on: 'U' },
       'multipath_opts.policy': 'policy',
       'multipath_opts.selector': 'selector',
       'multipath_opts.min_io': 'min-io',
