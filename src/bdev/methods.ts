@@ -28,7 +28,13 @@ const bdevSetOptions = method({
   }),
   result: done,
   state: 'startup',
-  cli: { flags: { bdev_io_pool_size: 'p', bdev_io_cache_size: 'c' } },
+  cli: {
+    flags: {
+      bdev_io_pool_size: 'p',
+      bdev_io_cache_size: 'c',
+      bdev_auto_examine: { on: ['e', 'auto-examine'], off: ['d', 'no-auto-examine'] },
+    },
+  },
   run: () => true as const,
 })
 
@@ -43,7 +49,7 @@ const bdevGetBdevs = method({
   errors: { ENODEV: 'no device has that name' },
   cli: {
     positional: ['name'],
-    flags: { name: 'b', timeout: 't' },
+    flags: { name: 'b', timeout: ['t', 'timeout-ms'] },
     commands: ['bdev list'],
     columns: [
       'name',
@@ -138,6 +144,13 @@ const Counters = z.object({
   io_error: z.record(z.string(), z.int()).optional(),
 })
 
+const QueueDepth = z.object({
+  queue_depth_polling_period: z.int(),
+  queue_depth: z.int(),
+  io_time: z.int(),
+  weighted_io_time: z.int(),
+})
+
 const resetMode = z.enum(['all', 'maxmin', 'error', 'none'])
 
 /** `io_error` is there only when something failed. */
@@ -156,7 +169,7 @@ const bdevGetIostat = method({
   result: z.object({
     tick_rate: z.int(),
     ticks: z.int(),
-    bdevs: z.array(Counters.extend({ name: z.string() })).optional(),
+    bdevs: z.array(Counters.extend({ name: z.string(), ...QueueDepth.partial().shape })).optional(),
     name: z.string().optional(),
     channels: z.array(Counters.extend({ thread_id: z.int() })).optional(),
   }),
@@ -185,6 +198,7 @@ const bdevGetIostat = method({
     const rows = wanted.map((name, index) => ({
       name,
       ...shown(sumCounters(answers.map(answer => answer[index]!.counters))),
+      ...bdevs.queueDepths.get(name),
     }))
     return { ...head, bdevs: rows }
   },
@@ -207,6 +221,24 @@ const bdevResetIostat = method({
   },
 })
 
+const bdevSetQdSamplingPeriod = method({
+  name: 'bdev_set_qd_sampling_period',
+  summary: "Looks at the depth of a device's queue periodically; bdev_get_iostat then shows it.",
+  params: z.object({
+    name: z.string().describe('The device'),
+    period: uint64.describe('Microseconds, looked at every millisecond at most; 0 ends it'),
+  }),
+  result: done,
+  errors: { ENODEV: 'no device has that name' },
+  cli: { positional: ['name', 'period'] },
+  run({ name, period }, { bdevs }: BdevContext) {
+    const info = bdevs.get(name)
+    if (period === 0) bdevs.queueDepths.stop(info.name)
+    else bdevs.queueDepths.start(info.name, period)
+    return true as const
+  },
+})
+
 export const bdevMethods = [
   bdevSetOptions,
   bdevGetBdevs,
@@ -214,5 +246,6 @@ export const bdevMethods = [
   bdevWaitForExamine,
   bdevGetIostat,
   bdevResetIostat,
+  bdevSetQdSamplingPeriod,
   ...driverMethods,
 ]

@@ -20,6 +20,7 @@ import {
   type TellMessage,
   Topic,
 } from './messages.ts'
+import { QueueDepths } from './queue-depth.ts'
 
 const log = logger('bdev')
 
@@ -47,6 +48,7 @@ interface Entry {
 export class BdevRegistry implements Configurable {
   readonly subsystem = 'bdev'
   readonly dependsOn: readonly string[] = []
+  readonly queueDepths: QueueDepths
   readonly #reactors: ReactorGroup
   readonly #drivers: ReadonlyMap<string, AnyDriver>
   /** In the order of creation, so that a filter comes after its base. */
@@ -59,6 +61,7 @@ export class BdevRegistry implements Configurable {
   constructor(reactors: ReactorGroup, drivers: readonly AnyDriver[]) {
     this.#reactors = reactors
     this.#drivers = new Map(drivers.map(driver => [driver.name, driver]))
+    this.queueDepths = new QueueDepths(this)
   }
 
   /**

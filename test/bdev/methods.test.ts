@@ -178,3 +178,21 @@ describe('bdev_get_iostat', () => {
     })
   })
 })
+
+describe('bdev_set_qd_sampling_period', () => {
+  const row = async (): Promise<object> =>
+    ((await call('bdev_get_iostat', { names: ['EE_m0'] })) as { bdevs: object[] }).bdevs[0]!
+
+  it('has the depth of a queue shown until it is told not to', async () => {
+    await call('bdev_malloc_create', { name: 'm0', ...GEOMETRY })
+    await call('bdev_error_create', { base_name: 'm0' })
+    await call('bdev_error_inject_error', { name: 'EE_m0', io_type: 'read', error_type: 'pending' })
+    const held = new PendingIo(local[0]!.open('EE_m0'), { type: IoType.READ, blockCount: 1 })
+    await call('bdev_set_qd_sampling_period', { name: 'EE_m0', period: 1000 })
+    await reactors.until(() => bdevs.queueDepths.get('EE_m0')!.io_time >= 2000)
+    expect(await row()).toMatchObject({ queue_depth_polling_period: 1000, queue_depth: 1 })
+    await call('bdev_set_qd_sampling_period', { name: 'EE_m0', period: 0 })
+    expect(held.isDone).toBe(false)
+    expect(await row()).not.toHaveProperty('queue_depth')
+  })
+})

@@ -290,7 +290,7 @@ export const fileMethods = [
     saves: true,
     cli: {
       positional: ['filename', 'name', 'block_size'],
-      flags: { readonly: 'r', fallocate: 'f', uuid: 'u', nowait: 'n' },
+      flags: { readonly: 'r', fallocate: 'f', uuid: 'u', nowait: ['n', 'no-wait'] },
     },
     async run({ name, ...rest }, { bdevs }: BdevContext) {
       return (await bdevs.create('aio', name, rest)).name

@@ -124,6 +124,11 @@ export const nullMethods = [
         dif_type: 't',
         dif_is_head_of_md: 'd',
         dif_pi_format: 'f',
+        preferred_write_alignment: 'a',
+        preferred_write_granularity: 'g',
+        optimal_write_size: 's',
+        preferred_unmap_alignment: 'c',
+        preferred_unmap_granularity: 'r',
       },
     },
     async run({ name, ...rest }, { bdevs }: BdevContext) {
