@@ -71,7 +71,8 @@ function flagsAndValues(line: CommandLine, before: readonly string[]): string[] 
     ? line.options.find(({ on, kind }) => kind !== 'switch' && on.includes(last))
     : undefined
   if (flag !== undefined) return [...flag.choices]
-  return line.options.flatMap(({ on, off }) =>
+  const shown = line.options.filter(({ dropped }) => !dropped)
+  return shown.flatMap(({ on, off }) =>
     [...on, ...off].filter(name => name.length > 1).map(name => `--${name}`),
   )
 }

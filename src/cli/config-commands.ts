@@ -30,6 +30,7 @@ const option = (
   on: [letter, path.replaceAll('_', '-')],
   off: [],
   computed: undefined,
+  dropped: false,
 })
 
 const INDENT = option('indent', 'number', 'i', 'Spaces of each level; negative: all on one line (default 2)')

@@ -69,7 +69,9 @@ export function methodList(methods: Declarations): string {
 export function commandHelp({ words, method }: Command): string {
   const line = commandLine(method)
   // A word is listed once, among the arguments, unless it has a letter too.
-  const options = line.options.filter(option => !line.positional.includes(option) || option.on.length > 1)
+  const options = line.options.filter(
+    option => !option.dropped && (!line.positional.includes(option) || option.on.length > 1),
+  )
   const others = commandsOf(method).filter(command => command.words.join(' ') !== words.join(' '))
   return [
     `${method.summary}\n\nUsage: qpair ${usage(words, line.positional, line.options)}\n`,

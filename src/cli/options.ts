@@ -1,7 +1,7 @@
 /** The command line of a method, derived from its declaration: which words and flags it takes and what they set. */
 import { assert } from '../core/assert.ts'
 import { type JsonSchema, paramsSchema } from '../rpc/introspection.ts'
-import type { AnyMethod, ComputedWord, Spelling } from '../rpc/method.ts'
+import type { AnyMethod, ComputedWord, FlagSpelling, Spelling } from '../rpc/method.ts'
 
 /**
  * `switch` has no value; `list` may be repeated or separated by commas; `pairs` is a repeated KEY=VALUE; `json` is
@@ -24,6 +24,8 @@ export interface CliOption {
   /** What turns a switch off. */
   readonly off: readonly string[]
   readonly computed: ComputedWord<string> | undefined
+  /** Accepted for the sake of old command lines, and not sent. */
+  readonly dropped: boolean
 }
 
 export interface CommandLine {
@@ -31,7 +33,7 @@ export interface CommandLine {
   readonly options: readonly CliOption[]
 }
 
-type Declared = Pick<AnyMethod<never>, 'params' | 'cli'>
+type Declared = Pick<AnyMethod<never>, 'params' | 'cli' | 'ignored'>
 
 export function commandLine(method: Declared): CommandLine {
   const schema = paramsSchema(method)
@@ -47,6 +49,10 @@ export function commandLine(method: Declared): CommandLine {
       target?.required === true,
     )
     options.push({ ...option, computed })
+  }
+  for (const name of method.ignored) {
+    const type = isSwitch(method.cli.flags?.[name]) ? 'boolean' : 'string'
+    options.push({ ...makeOption(method, name, { type }, false), dropped: true })
   }
   const distinct = withoutTwins(options)
   const positional = (method.cli.positional ?? []).map(path => {
@@ -71,8 +77,7 @@ function makeOption({ cli }: Declared, path: string, given: JsonSchema, required
   const schema = withoutNull(given)
   const kind = kindOf(schema)
   const spelling = cli.flags?.[path] ?? []
-  const isPair = typeof spelling === 'object' && !Array.isArray(spelling)
-  const { on, off } = (isPair ? spelling : { on: spelling }) as { on?: Spelling; off?: Spelling }
+  const { on, off } = isSwitch(spelling) ? spelling : { on: spelling, off: [] }
   const offNames = list(off)
   const own = path.split('.').at(-1)!.replaceAll('_', '-')
   return {
@@ -87,8 +92,12 @@ function makeOption({ cli }: Declared, path: string, given: JsonSchema, required
     on: [...list(on), own].filter((name, i, all) => all.indexOf(name) === i && !offNames.includes(name)),
     off: kind === 'switch' ? [...offNames, `no-${own}`] : offNames,
     computed: undefined,
+    dropped: false,
   }
 }
+
+const isSwitch = (spelling: FlagSpelling | undefined): spelling is Exclude<FlagSpelling, Spelling> =>
+  typeof spelling === 'object' && !Array.isArray(spelling)
 
 const list = (spelling: Spelling = []): readonly string[] =>
   typeof spelling === 'string' ? [spelling] : spelling

@@ -67,6 +67,10 @@ function takeShort(
   i: number,
 ): number {
   const letters = args[i]!.slice(1)
+  // rpc.py has a few long names with one dash: -t1, -k2.
+  if (letters.length > 1 && line.options.some(({ on }) => on.includes(letters))) {
+    return takeLong(line, given, [...args.slice(0, i), `-${args[i]}`, ...args.slice(i + 1)], i)
+  }
   for (let at = 0; at < letters.length; at++) {
     const letter = letters[at]!
     const option = line.options.find(({ on, off }) => on.includes(letter) || off.includes(letter))
@@ -200,6 +204,7 @@ function build(given: ReadonlyMap<CliOption, unknown>): Params {
   const params: Params = {}
   const computed: [CliOption, number][] = []
   for (const [option, value] of given) {
+    if (option.dropped) continue
     if (option.computed === undefined) setPath(params, option.path, value)
     else computed.push([option, value as number])
   }

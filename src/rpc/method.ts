@@ -17,7 +17,10 @@ export type MethodState = 'startup' | 'runtime' | 'any'
 /** How a parameter is spelled on the command line: one letter is short (`-t`), more are long (`--user`). */
 export type Spelling = string | readonly string[]
 
-/** A switch that some client spells the other way round has its letters under `off`: `-o` means `c2h_success: false`. */
+/**
+ * A switch that some client spells the other way round has its letters under `off`: `-o` means `c2h_success: false`.
+ * For an ignored parameter this form says that it is a switch; the plain form, that it has a value.
+ */
 export type FlagSpelling = Spelling | { readonly on?: Spelling; readonly off?: Spelling }
 
 /** A parameter's name, or the dotted path of a member of an object parameter: `listen_address.traddr`. */
@@ -38,11 +41,16 @@ export interface ComputedWord<Path extends string> {
 }
 
 /** The command line of a method. Whatever is not said here follows from the parameters: `--max-queue-depth`. */
-export interface CliOptions<Path extends string, Row, Word extends string = never> {
+export interface CliOptions<
+  Path extends string,
+  Row,
+  Word extends string = never,
+  Ignored extends string = never,
+> {
   /** Parameters that are also taken by position, in this order. */
   readonly positional?: readonly (Path | NoInfer<Word>)[]
   /** The letters that SPDK's `rpc.py` has, and its long spellings where they are not the parameter's name. */
-  readonly flags?: { readonly [path in Path]?: FlagSpelling }
+  readonly flags?: { readonly [path in Path | NoInfer<Ignored>]?: FlagSpelling }
   readonly computed?: { readonly [word in Word]: ComputedWord<Path> }
   /** What to show on a terminal instead of JSON. */
   readonly columns?: readonly Column<Row>[]
@@ -61,6 +69,7 @@ export interface MethodOptions<
   Result extends z.ZodType,
   Context,
   Word extends string = never,
+  Ignored extends string = never,
 > {
   readonly name: Name
   /** One sentence for help, reference and discovery. */
@@ -78,7 +87,7 @@ export interface MethodOptions<
   /** Unknown parameters are ignored, as SPDK does in a few methods, instead of refused. */
   readonly relaxed?: true
   /** Parameters of older SPDK versions that clients still send and that mean nothing here: accepted and dropped. */
-  readonly ignored?: readonly string[]
+  readonly ignored?: readonly Ignored[]
   /** It changes the saved configuration: the answer is sent only after that has been written. */
   readonly saves?: true
   /**
@@ -89,7 +98,7 @@ export interface MethodOptions<
   readonly concurrent?: boolean
   /** Older names of the method. */
   readonly aliases?: readonly string[]
-  readonly cli?: CliOptions<ParamPath<Params>, RowOf<Result>, Word>
+  readonly cli?: CliOptions<ParamPath<Params>, RowOf<Result>, Word, Ignored>
   /** Names in the type of `context` what it needs, and no more; throws `RpcError` to refuse. */
   readonly run: (params: z.output<Params>, context: Context) => z.input<Result> | Promise<z.input<Result>>
 }
@@ -133,11 +142,14 @@ export function method<
   Result extends z.ZodType,
   Context,
   const Word extends string = never,
->(options: MethodOptions<Name, Params, Result, Context, Word>): Method<Name, Params, Result, Context> {
+  const Ignored extends string = never,
+>(
+  options: MethodOptions<Name, Params, Result, Context, Word, Ignored>,
+): Method<Name, Params, Result, Context> {
   const { name, params, cli = {}, ignored = [] } = options
   const has = (path: string): boolean => Object.hasOwn(params.shape, path.split('.', 1)[0]!)
   assert(/^[a-z][a-z0-9_]*(\.[a-z]+)?$/.test(name), `${name} is a method name`)
-  const words = Object.keys(cli.computed ?? {})
+  const words: string[] = [...Object.keys(cli.computed ?? {}), ...ignored]
   for (const path of [...(cli.positional ?? []), ...Object.keys(cli.flags ?? {})]) {
     assert(has(path) || words.includes(path), `${name} has the parameter ${path} that its command line names`)
   }

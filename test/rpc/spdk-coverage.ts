@@ -69,13 +69,7 @@ export const MISSING: readonly Missing[] = [
   missing(
     'planned',
     'Limits and latency histograms of devices.',
-    `bdev_set_qos_limit bdev_enable_histogram bdev_get_histogram bdev_get_histogram_borders
-     bdev_set_qd_sampling_period`,
-  ),
-  missing(
-    'planned',
-    'The host side of the discovery service.',
-    'bdev_nvme_start_discovery bdev_nvme_stop_discovery bdev_nvme_get_discovery_info',
+    `bdev_set_qos_limit bdev_enable_histogram bdev_get_histogram bdev_get_histogram_borders`,
   ),
   missing(
     'planned',

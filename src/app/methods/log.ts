@@ -115,7 +115,7 @@ const logEnableTimestamps = method({
   summary: 'Switches the time before each log line on or off.',
   params: z.object({ enabled: z.boolean().describe('Whether each line starts with the time') }),
   result: z.literal(true),
-  cli: { flags: { enabled: { on: 'e', off: 'd' } } },
+  cli: { flags: { enabled: { on: ['e', 'timestamps'], off: ['d', 'no-timestamps'] } } },
   run({ enabled }, context: NeedsReactors) {
     logSettings.timestamps = enabled
     return publish(context)

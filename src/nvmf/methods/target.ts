@@ -93,7 +93,7 @@ const setCrdt = method({
   result: done,
   state: 'startup',
   saves: true,
-  cli: { flags: { crdt1: 'crdt1', crdt2: 'crdt2', crdt3: 'crdt3' } },
+  cli: { flags: { crdt1: 't1', crdt2: 't2', crdt3: 't3' } },
   run({ crdt1 = 0, crdt2 = 0, crdt3 = 0 }, { nvmf }: NvmfContext) {
     nvmf.settings.crdt = [crdt1, crdt2, crdt3]
     return true as const

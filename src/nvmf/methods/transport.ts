@@ -83,7 +83,7 @@ const createTransport = method({
       num_cqe: 'd',
       max_srq_depth: 's',
       no_srq: 'r',
-      c2h_success: { off: 'o' },
+      c2h_success: { off: ['o', 'c2h-success'] },
       dif_insert_or_strip: 'f',
       sock_priority: 'y',
       acceptor_backlog: 'l',
