@@ -312,7 +312,14 @@ export class NvmeControllers {
     if (path.isDetaching) return
     const { controller } = path
     if (status.state === 'ready') {
-      path.accepted = status.namespaces.filter(namespace => this.#accepts(path, namespace))
+      path.accepted = this.#acceptable(path)
+      for (const namespace of status.namespaces) {
+        const mismatch = this.#conflict(path, namespace)
+        if (mismatch === undefined) continue
+        const { host, port } = status.target
+        const where = `namespace ${namespace.nsid} at ${host} port ${port}`
+        log.error(`${controller.name}: ${where} is not the one of the other paths: ${mismatch}`)
+      }
     }
     const { options } = controller
     const update: PathUpdate = {
@@ -328,24 +335,34 @@ export class NvmeControllers {
     await this.#reactors.broadcast(Topic.PATH_UPDATE, update)
     if (status.state === 'ready') {
       await this.#updateDevices(path, status)
+      await this.#reconsiderSiblings(path)
     } else if (status.state === 'lost') {
       path.isDetaching = true
       await this.#detach(path)
     }
   }
 
-  #accepts(path: Path, namespace: NamespaceStatus): boolean {
+  /** What makes a namespace another one than that which the paths that are up lead to. */
+  #conflict(path: Path, namespace: NamespaceStatus): string | undefined {
     for (const other of path.controller.paths) {
-      const known = other === path ? undefined : other.accepted.find(({ nsid }) => nsid === namespace.nsid)
+      if (other === path || other.status.state !== 'ready') continue
+      const known = other.accepted.find(({ nsid }) => nsid === namespace.nsid)
       const mismatch = known === undefined ? undefined : namespaceMismatch(namespace, known)
-      if (mismatch === undefined) continue
-      const { host, port } = path.status.target
-      log.error(
-        `${path.controller.name}: namespace ${namespace.nsid} at ${host} port ${port} is another one: ${mismatch}`,
-      )
-      return false
+      if (mismatch !== undefined) return mismatch
     }
-    return true
+    return undefined
+  }
+
+  #acceptable(path: Path): NamespaceStatus[] {
+    return path.status.namespaces.filter(namespace => this.#conflict(path, namespace) === undefined)
+  }
+
+  /** When a namespace is replaced, one path hears of it first, and is in the wrong until the others have heard too. */
+  async #reconsiderSiblings(path: Path): Promise<void> {
+    for (const other of path.controller.paths) {
+      if (other === path || other.status.state !== 'ready') continue
+      if (this.#acceptable(other).length > other.accepted.length) await this.#apply(other, other.status)
+    }
   }
 
   /** Makes the devices be those that the paths lead to. */

@@ -360,6 +360,20 @@ describe('namespaces that change', () => {
     await host.settle()
     expect(host.bdevs.get('Nvme0n1').uuid).not.toBe(uuid)
   })
+
+  it('keep all their paths when each hears of the change in its turn', async () => {
+    const [a, b] = gateways()
+    await attach(a)
+    await attach(b)
+    await host.settle()
+    a.namespaces[0]!.uuid = 'ab'.repeat(16)
+    for (const fake of [a, b]) {
+      fake.notify(0, 4)
+      await host.settle()
+    }
+    expect(host.bdevs.get('Nvme0n1').uuid.replaceAll('-', '')).toBe('ab'.repeat(16))
+    expect(host.nvme.get('Nvme0').paths.map(({ accepted }) => accepted.length)).toEqual([1, 1])
+  })
 })
 
 describe('discovery services', () => {
