@@ -13,7 +13,7 @@ export function targetConfig(target: NvmfTarget): MethodCall[] {
   const calls: MethodCall[] = [
     {
       method: 'nvmf_set_config',
-      params: { discovery_filters: filters.join(','), dup_host_policy: duplicateHostPolicy },
+      params: { discovery_filters: filters, dup_host_policy: duplicateHostPolicy },
     },
     { method: 'nvmf_set_max_subsystems', params: { max_subsystems: maxSubsystems } },
     { method: 'nvmf_set_crdt', params: { crdt1: crdt[0], crdt2: crdt[1], crdt3: crdt[2] } },

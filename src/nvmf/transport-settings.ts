@@ -101,8 +101,6 @@ function maskOf(option: string, text: string, bits: Readonly<Record<string, numb
   return mask
 }
 
-/** The list of names again. */
-export const namesOf = (mask: number, bits: Readonly<Record<string, number>>): string =>
-  Object.keys(bits)
-    .filter(name => (mask & bits[name]!) !== 0)
-    .join(',')
+/** The names again, as the array that SPDK's decoder takes. */
+export const namesOf = (mask: number, bits: Readonly<Record<string, number>>): string[] =>
+  Object.keys(bits).filter(name => (mask & bits[name]!) !== 0)

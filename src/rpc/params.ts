@@ -24,8 +24,8 @@ export const uuid = z
   .transform(text => text.toLowerCase())
 
 /**
- * A set of names that SPDK keeps as bits. Its schema leaves open how they travel, and its clients send both: an array,
- * or one text with commas. Comes out as the text.
+ * A set of names that SPDK keeps as bits: an array, as its decoder takes it, or one text with commas, as its schema
+ * describes some. Comes out as the text.
  */
 export const nameSet = z
   .union([z.array(z.string()), z.string()])
