@@ -220,9 +220,13 @@ export class AdminQueue implements QueueEvents {
         return
       }
       const { arena, buffers } = this.#reactor
+      const buffer = readBytes === 0 ? 0 : buffers.acquire(readBytes)
+      if (readBytes > 0 && buffer === 0) {
+        reject(new CommandError(`${name}: the reactor has no memory left`, Status.INTERNAL_ERROR))
+        return
+      }
       const slot = this.#queue.acquire()
       assert(slot >= 0, `fewer than ${SIZE} admin commands are outstanding`)
-      const buffer = readBytes === 0 ? 0 : buffers.acquire(readBytes)
       const segments = new Segments(1)
       if (buffer !== 0) segments.set(buffer, readBytes)
       const end: CommandEnd = (statusField, dw0, dw1) => {

@@ -25,6 +25,8 @@ import type { ControllerStatus, NamespaceStatus } from './messages.ts'
 const TRANSFER_MAX = 1 << 20
 /** An ANA log larger than this is not one. */
 const ANA_LOG_MAX = 1 << 20
+/** More namespaces than this are a controller's mistake. */
+const NAMESPACES_MAX = 8192
 const READY_POLL_MS = 10
 /** Bytes of a capsule without data. */
 const CAPSULE_SIZE = 64
@@ -152,6 +154,7 @@ async function activeNamespaces(admin: AdminQueue): Promise<number[]> {
       if (nsid === 0) return nsids
       // Ascending, or the list could be asked for again and again.
       if (nsid <= after) throw new Error(`the list of namespaces has ${nsid} after ${after}`)
+      if (nsids.length === NAMESPACES_MAX) throw new Error(`there are more than ${NAMESPACES_MAX} namespaces`)
       nsids.push(nsid)
       after = nsid
     }

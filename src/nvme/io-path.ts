@@ -186,8 +186,7 @@ export class IoPath implements QueueEvents {
       // As it had to be; perhaps the controller has connected anew meanwhile.
       this.#openIfWanted()
     } else if (wasConnected || this.#retriesLeft === 0) {
-      this.#isGivenUp = true
-      this.#reactor.control.post(Topic.QUEUE_LOST, { pathId: this.id, generation, reason, wasConnected })
+      this.#giveUp(reason, wasConnected)
     } else {
       this.#retriesLeft--
       this.#timer = this.#reactor.clock.after(CONNECT_RETRY_MS, () => this.#openIfWanted())
@@ -216,7 +215,18 @@ export class IoPath implements QueueEvents {
       depth: controller.ioQueueDepth,
     }
     this.#queueGeneration = this.status.generation
-    this.#queue = new TcpQueue(this.#reactor, options, this)
+    try {
+      this.#queue = new TcpQueue(this.#reactor, options, this)
+    } catch (error) {
+      this.#giveUp((error as Error).message, false)
+    }
+  }
+
+  /** Leaves it to the controller to connect anew, at its own pace. */
+  #giveUp(reason: string, wasConnected: boolean): void {
+    this.#isGivenUp = true
+    const { generation } = this.status
+    this.#reactor.control.post(Topic.QUEUE_LOST, { pathId: this.id, generation, reason, wasConnected })
   }
 
   #connectEnded(statusField: number): void {

@@ -90,8 +90,7 @@ export class NamedController {
   readonly devices = new Map<number, BdevInfo>()
   /** The namespaces that the devices were made of, by namespace id. */
   readonly origins = new Map<number, NamespaceStatus>()
-  /** Changes, one after another. */
-  work: Promise<void> = Promise.resolve()
+  #work: Promise<unknown> = Promise.resolve()
 
   constructor(options: ControllerOptions) {
     this.options = options
@@ -99,6 +98,13 @@ export class NamedController {
 
   get name(): string {
     return this.options.name
+  }
+
+  /** Runs changes of the controller one after another, whether the one before succeeded or not. */
+  inTurn(change: () => Promise<void>): Promise<void> {
+    const done = this.#work.then(change)
+    this.#work = done.catch(() => {})
+    return done
   }
 
   /** The namespace as the first path that has it shows it. */

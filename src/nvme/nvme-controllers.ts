@@ -156,9 +156,9 @@ export class NvmeControllers {
   async detachPath(path: Path): Promise<void> {
     if (path.isDetaching) return
     path.isDetaching = true
+    this.#checkWaiters(path)
     const { controller } = path
-    controller.work = controller.work.then(() => this.#detach(path))
-    await controller.work
+    await controller.inTurn(() => this.#detach(path))
   }
 
   /** Takes one of several addresses of a failover path away. */
@@ -234,7 +234,7 @@ export class NvmeControllers {
     const settled = this.#until(path, ({ state }) => state !== 'connecting')
     this.#reactors.port(this.#homeOf(path.id)).post(Topic.PATH_OPEN, this.#openMessage(path, 'io'))
     const { state, reason } = await settled
-    await controller.work
+    await controller.inTurn(async () => {})
     const isPatient = this.isRestoring || path.isDiscovered
     const isKept = state === 'ready' || (isPatient && state === 'waiting')
     const { host, port } = options.target
@@ -302,9 +302,13 @@ export class NvmeControllers {
     if (follow !== undefined) {
       follow(status)
     } else if (!path.isDetaching) {
-      // What goes wrong here concerns one namespace, and has been said there.
-      controller.work = controller.work.then(() => this.#apply(path, status))
+      const applied = controller.inTurn(() => this.#apply(path, status))
+      applied.catch((error: Error) => log.error(`${controller.name}: ${error.stack ?? error.message}`))
     }
+    this.#checkWaiters(path)
+  }
+
+  #checkWaiters(path: Path): void {
     for (const waiter of this.#waiters) if (waiter.path === path) waiter.check()
   }
 
@@ -338,6 +342,7 @@ export class NvmeControllers {
       await this.#reconsiderSiblings(path)
     } else if (status.state === 'lost') {
       path.isDetaching = true
+      this.#checkWaiters(path)
       await this.#detach(path)
     }
   }
@@ -435,12 +440,13 @@ export class NvmeControllers {
     }
   }
 
+  /** Resolves once the path's status is like that, or the path is being detached. */
   #until(path: Path, isReached: (status: PathStatus) => boolean): Promise<PathStatus> {
     return new Promise(resolve => {
       const waiter = {
         path,
         check: (): void => {
-          if (!isReached(path.status)) return
+          if (!isReached(path.status) && !path.isDetaching) return
           this.#waiters.delete(waiter)
           resolve(path.status)
         },

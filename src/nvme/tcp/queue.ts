@@ -92,7 +92,12 @@ export class TcpQueue implements StreamEvents, InboxEvents, Flushable {
     this.slots = new Slots(options.depth)
     this.#deferred = new Uint16Array(options.depth)
     this.#outbox = new Outbox(reactor, this.slots)
-    this.#inbox = new Inbox(reactor, this.slots, this)
+    try {
+      this.#inbox = new Inbox(reactor, this.slots, this)
+    } catch (error) {
+      this.#outbox.close()
+      throw error
+    }
     // Fabrics and Admin commands may carry this much whatever the controller announces for I/O.
     this.#outbox.inCapsuleBytes = ADMIN_IN_CAPSULE_SIZE
     this.#cancelConnect = reactor.network.connect(
