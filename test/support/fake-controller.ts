@@ -66,6 +66,9 @@ export class FakeController {
   /** Called for each command: a 15-bit status field to end it with, `hold` to leave it, `undefined` to do it. */
   intercept: (command: FakeCommand) => number | 'hold' | undefined = () => undefined
 
+  /** Called with the data of each read, Identify and log page before it is sent. */
+  spoil: (data: Uint8Array) => void = () => {}
+
   readonly #network: MemoryNetwork
   #listener: Listener | null = null
   #nextCntlid: number
@@ -205,6 +208,7 @@ export class FakeConnection {
 
   /** Sends the data of a read, in chunks, and ends the command. */
   sendData(cid: number, data: Uint8Array): void {
+    this.controller.spoil(data)
     const { chunkBytes, c2hSuccess } = this.controller.options
     for (let at = 0; at < data.length; at += chunkBytes) {
       const chunk = data.subarray(at, at + chunkBytes)
