@@ -25,6 +25,7 @@ import {
   enableController,
   enableEvents,
   identifyController,
+  type Namespaces,
   negotiateQueues,
   readAnaStates,
   readNamespaces,
@@ -64,6 +65,7 @@ export class HostController {
   #details: ControllerDetails | null = null
   #controller: ControllerStatus | undefined
   #namespaces: readonly NamespaceStatus[] = []
+  #unusable: readonly string[] = []
   #discovered: readonly DiscoveryEntry[] = []
   /** Attempts to be made without delay: one for each address. */
   #promptAttempts = 0
@@ -226,7 +228,7 @@ export class HostController {
     const isDiscovery = this.#open.kind === 'discovery'
     const granted = isDiscovery ? 0 : await negotiateQueues(admin, ioQueues)
     await enableEvents(admin, details.optionalEvents)
-    const namespaces = isDiscovery ? [] : await readNamespaces(admin, details)
+    const namespaces = isDiscovery ? { usable: [], unusable: [] } : await readNamespaces(admin, details)
     const discovered = isDiscovery ? await readDiscoveryLog(admin) : []
     if (this.#admin !== admin) return
     const entries = cap.getUint16(0, true) + 1
@@ -238,7 +240,7 @@ export class HostController {
       ioQueues: granted,
       ioQueueDepth: Math.max(1, depth),
     }
-    this.#namespaces = namespaces
+    this.#keepNamespaces(namespaces)
     this.#discovered = discovered
     this.#ready(admin)
   }
@@ -352,7 +354,7 @@ export class HostController {
           await this.#read(async () => {
             // Reading the list is what arms the event again; what changed is found by looking.
             await admin.getLogPage(LogPageId.CHANGED_NAMESPACES, 0, CHANGED_NAMESPACES_SIZE)
-            this.#namespaces = await readNamespaces(admin, this.#details!)
+            this.#keepNamespaces(await readNamespaces(admin, this.#details!))
           })
         } else if (notice === NoticeEvent.ANA_CHANGE) {
           await this.#read(() => this.#readAna(admin))
@@ -383,6 +385,14 @@ export class HostController {
       this.#publish()
     })
     return this.#reads
+  }
+
+  #keepNamespaces({ usable, unusable }: Namespaces): void {
+    for (const fault of unusable) {
+      if (!this.#unusable.includes(fault)) log.warning(`${this.#name}: ${fault}`)
+    }
+    this.#namespaces = usable
+    this.#unusable = unusable
   }
 
   async #readAna(admin: AdminQueue): Promise<void> {
@@ -440,6 +450,7 @@ export class HostController {
       reason: this.#reason,
       controller: this.#controller,
       namespaces: this.#namespaces,
+      unusable: this.#unusable,
       discovered: this.#discovered,
     }
     this.#reactor.control.post(Topic.PATH_STATUS, status)

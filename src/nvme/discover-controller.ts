@@ -131,18 +131,23 @@ export async function enableEvents(admin: AdminQueue, optionalEvents: number): P
   await admin.setFeatures(FeatureId.ASYNC_EVENT_CONFIGURATION, (optionalEvents & wanted) >>> 0)
 }
 
+/** Namespaces, and what is wrong with those that cannot be used. */
+export interface Namespaces {
+  readonly usable: readonly NamespaceStatus[]
+  readonly unusable: readonly string[]
+}
+
 /** Every active namespace, with its ANA state when the controller reports any. */
-export async function readNamespaces(
-  admin: AdminQueue,
-  details: ControllerDetails,
-): Promise<NamespaceStatus[]> {
+export async function readNamespaces(admin: AdminQueue, details: ControllerDetails): Promise<Namespaces> {
   const states = await readAnaStates(admin, details)
-  const namespaces: NamespaceStatus[] = []
+  const usable: NamespaceStatus[] = []
+  const unusable: string[] = []
   for (const nsid of await activeNamespaces(admin)) {
     const namespace = await identifyNamespace(admin, nsid, states)
-    if (namespace !== undefined) namespaces.push(namespace)
+    if (typeof namespace === 'string') unusable.push(`namespace ${nsid} ${namespace}`)
+    else if (namespace !== undefined) usable.push(namespace)
   }
-  return namespaces
+  return { usable, unusable }
 }
 
 async function activeNamespaces(admin: AdminQueue): Promise<number[]> {
@@ -161,11 +166,12 @@ async function activeNamespaces(admin: AdminQueue): Promise<number[]> {
   }
 }
 
+/** The namespace, why it cannot be used, or undefined when it is gone. */
 async function identifyNamespace(
   admin: AdminQueue,
   nsid: number,
   states: ReadonlyMap<number, AnaState>,
-): Promise<NamespaceStatus | undefined> {
+): Promise<NamespaceStatus | string | undefined> {
   const id = await admin.identify(Cns.NAMESPACE, nsid)
   const blockCount = IdentifyNamespace.nsze.get(id, 0)
   // It went away since the list was read.
@@ -174,11 +180,9 @@ async function identifyNamespace(
   const format = (flbas & 0xf) | ((flbas >> 1) & 0x30)
   const at = IdentifyNamespace.lbaf0Lbads.offset + format * LBA_FORMAT_SIZE
   const lbads = id.getUint8(at)
-  if (lbads < 9 || lbads > 16) throw new Error(`namespace ${nsid} has blocks of 2^${lbads} bytes`)
+  if (lbads < 9 || lbads > 16) return `has blocks of 2^${lbads} bytes: format it with 512 to 65536`
   const metadataBytes = id.getUint16(at - 2, true)
-  if (metadataBytes !== 0) {
-    throw new Error(`namespace ${nsid} has ${metadataBytes} bytes of metadata a block: format it without`)
-  }
+  if (metadataBytes !== 0) return `has ${metadataBytes} bytes of metadata a block: format it without`
   const anaGroupId = IdentifyNamespace.anagrpid.get(id, 0)
   return {
     nsid,

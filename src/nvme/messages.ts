@@ -166,6 +166,8 @@ export interface PathStatus {
   /** Of the last time the path was ready. */
   readonly controller: ControllerStatus | undefined
   readonly namespaces: readonly NamespaceStatus[]
+  /** What is wrong with namespaces that cannot be used. */
+  readonly unusable: readonly string[]
   /** Of a discovery controller. */
   readonly discovered: readonly DiscoveryEntry[]
 }

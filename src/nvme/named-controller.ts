@@ -74,6 +74,7 @@ export class Path {
       reason: 'connecting',
       controller: undefined,
       namespaces: [],
+      unusable: [],
       discovered: [],
     }
   }

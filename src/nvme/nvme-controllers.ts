@@ -241,7 +241,9 @@ export class NvmeControllers {
     const fault = isKept ? this.#pathFault(path) : `${host} port ${port}: ${reason}`
     const isNew = ([nsid]: [number, BdevInfo]): boolean => !before.has(nsid)
     const devices = [...controller.devices].filter(isNew).map(([, info]) => info)
-    const [unusable] = devices.length === 0 ? path.faults.values() : []
+    const faults = [...path.faults.values(), ...path.status.unusable]
+    // A path that leads to something is kept, whatever else is there.
+    const unusable = path.accepted.some(({ nsid }) => controller.devices.has(nsid)) ? undefined : faults[0]
     if (fault !== undefined || unusable !== undefined) {
       await this.detachPath(path)
       throw new RpcError(isKept ? 'EINVAL' : 'EIO', `${controller.name}: ${fault ?? unusable}`)

@@ -22,8 +22,11 @@ it.each(Array.from({ length: 60 }, (_, seed) => seed))('survives nonsense, seed 
     namespace({ nsid: 2, uuid: 'ef'.repeat(16) }),
   ])
   bad.spoil = data => {
-    if (prng.oneIn(3))
-      for (let i = prng.between(1, 40); i > 0; i--) data[prng.below(data.length)] = prng.u32()
+    if (!prng.oneIn(3)) return
+    // Most fields stand at the front of their structures, and Identify Controller's also from 512 on.
+    const from = prng.pick([0, 0, 64, 128, 512])
+    for (let i = prng.between(1, 40); i > 0; i--)
+      data[from + prng.below(128)] = prng.pick([0, 1, 255, prng.u32()])
   }
   bad.intercept = () => (prng.oneIn(40) ? prng.u32() & 0x7fff : undefined)
   const target = { host: bad.host, port: bad.port }

@@ -194,6 +194,16 @@ describe('bdev_nvme_attach_controller', () => {
     await expect(attach(fake)).rejects.toThrow(/Connect was refused: the host is not allowed to connect/)
   })
 
+  it('leaves out a namespace that cannot be used, and says what is wrong when there is no other', async () => {
+    const odd = namespace({ nsid: 2, blockSize: 256, uuid: 'ef'.repeat(16) })
+    const mixed = host.fake({ port: 4430 }, [namespace(), odd])
+    expect(await attach(mixed)).toEqual(['Nvme0n1'])
+    await call('bdev_nvme_detach_controller', { name: 'Nvme0' })
+    await expect(attach(host.fake({ port: 4431 }, [odd]))).rejects.toThrow(
+      /Nvme0: namespace 2 has blocks of 2\^8 bytes: format it/,
+    )
+  })
+
   it('keeps a path that is down when a saved configuration is replayed', async () => {
     const fake = host.fake()
     fake.down()
