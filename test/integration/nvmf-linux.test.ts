@@ -8,6 +8,8 @@ import { GUEST_PROGRAMS } from './lab/packages.ts'
 const NQN = 'nqn.2016-06.io.spdk:linux1'
 const DISK_UUID = '2d2d3f0a-9a2b-4c55-8b1e-6a7f1c3c9d10'
 const MIB_BLOCKS = 2048
+const NO_LATENCY = { avg_read_latency: 0, p99_read_latency: 0, avg_write_latency: 0, p99_write_latency: 0 }
+const LATENCY_TYPES = ['p99_read', 'avg_read', 'p99_write', 'avg_write']
 
 interface ListenerState {
   readonly address: { readonly trsvcid: string }
@@ -212,6 +214,33 @@ await describeWith(GUEST_PROGRAMS, 'a Linux host', () => {
     expect(before.records).toHaveLength(after.records.length - 1)
   })
 
+  it('loses a device that is taken away under its I/O, and nothing else', async () => {
+    await daemon.rpc('bdev_null_create', { name: 'slow0', block_size: 512, num_blocks: 4096 })
+    await connect(0)
+    await guest.waitFor('test -b /dev/nvme0n1')
+    await daemon.rpc('bdev_delay_create', { name: 'slow', base_bdev_name: 'slow0', ...NO_LATENCY })
+    await daemon.rpc('nvmf_subsystem_add_ns', { nqn: NQN, namespace: { bdev_name: 'slow' } })
+    await guest.waitFor('test -b /dev/nvme0n2')
+    for (const latency_type of LATENCY_TYPES) {
+      await daemon.rpc('bdev_delay_update_latency', {
+        delay_bdev_name: 'slow',
+        latency_type,
+        latency_us: 60e6,
+      })
+    }
+    const stuck = guest.start('dd if=/dev/nvme0n2 of=/dev/null bs=64k count=1 iflag=direct', { check: false })
+    const busy = async (): Promise<boolean> => {
+      const { stdout } = await guest.run('cat /sys/class/nvme-subsystem/*/nvme0/nvme0c0n2/inflight')
+      return Number(stdout.trim().split(/ +/)[0]) > 0
+    }
+    while (!(await busy())) await new Promise(setImmediate)
+    await daemon.rpc('bdev_delay_delete', { name: 'slow' })
+    expect((await stuck.done).code).not.toBe(0)
+    await guest.waitFor('! test -e /sys/block/nvme0n2')
+    await guest.run('dd if=/dev/nvme0n1 of=/dev/null bs=64k count=16 iflag=direct')
+    await daemon.rpc('bdev_null_delete', { name: 'slow0' })
+  })
+
   it('is given up when its network falls silent, and comes back', async () => {
     const controllers = (): Promise<unknown[]> => daemon.rpc('nvmf_subsystem_get_controllers', { nqn: NQN })
     await connect(0, '-k 1')
@@ -222,5 +251,19 @@ await describeWith(GUEST_PROGRAMS, 'a Linux host', () => {
     await guest.setLink(0, true)
     while ((await controllers()).length === 0) await new Promise(setImmediate)
     await guest.waitFor('grep -qx live /sys/class/nvme/nvme0/state')
+  })
+
+  it('finds everything as it was after the daemon was killed and started again', async () => {
+    await daemon.rpc('bdev_null_create', { name: 'late', block_size: 512, num_blocks: 64 })
+    await daemon.rpc('nvmf_subsystem_add_ns', { nqn: NQN, namespace: { bdev_name: 'late', nsid: 7 } })
+    await connect(0)
+    await guest.waitFor('test -b /dev/nvme0n2')
+    const before = await daemon.rpc('nvmf_get_subsystems')
+    await daemon.restart('SIGKILL')
+    expect(await daemon.rpc('nvmf_get_subsystems')).toEqual(before)
+    await guest.waitFor('grep -qx connecting /sys/class/nvme/nvme0/state || test -e /sys/block/nvme0n2')
+    await guest.waitFor('grep -qx live /sys/class/nvme/nvme0/state')
+    await guest.run('dd if=/dev/nvme0n1 of=/dev/null bs=64k count=16 iflag=direct')
+    await guest.run('dd if=/dev/nvme0n2 of=/dev/null bs=512 count=64 iflag=direct')
   })
 })
