@@ -1,6 +1,5 @@
 /** The admin queue of a controller: commands as promises. Control path only. */
 import { Segments } from '../bdev/io.ts'
-import { assert } from '../core/assert.ts'
 import type { SocketAddress } from '../reactor/network.ts'
 import type { Reactor } from '../reactor/reactor.ts'
 import { AdminOpcode, GetLogPageSqe, IdentifySqe, SetFeaturesSqe, Sqe } from '../spec/nvme.ts'
@@ -220,13 +219,18 @@ export class AdminQueue implements QueueEvents {
         return
       }
       const { arena, buffers } = this.#reactor
+      const slot = this.#queue.acquire()
+      if (slot < 0) {
+        const message = `${name}: ${SIZE - 1} admin commands are outstanding already: try again later`
+        reject(new CommandError(message, Status.INTERNAL_ERROR))
+        return
+      }
       const buffer = readBytes === 0 ? 0 : buffers.acquire(readBytes)
       if (readBytes > 0 && buffer === 0) {
+        this.#queue.slots.release(slot)
         reject(new CommandError(`${name}: the reactor has no memory left`, Status.INTERNAL_ERROR))
         return
       }
-      const slot = this.#queue.acquire()
-      assert(slot >= 0, `fewer than ${SIZE} admin commands are outstanding`)
       const segments = new Segments(1)
       if (buffer !== 0) segments.set(buffer, readBytes)
       const end: CommandEnd = (statusField, dw0, dw1) => {

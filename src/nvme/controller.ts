@@ -48,6 +48,8 @@ const log = logger('nvme')
 const DEFAULT_TIMEOUT_MS = 10_000
 /** A connection that did not last this long is not renewed at once. */
 const STABLE_MS = 1000
+/** Abort commands outstanding: four are what a controller has to take (ACL, 0's based, should be at least 3). */
+const ABORTS_MAX = 4
 /** How long a controller that is let go may take to hear of it. */
 const SHUTDOWN_MS = 500
 
@@ -71,6 +73,7 @@ export class HostController {
   #promptAttempts = 0
   #readySinceUs = 0
   #hasFailedFast = false
+  #aborts = 0
   #isClosing = false
   #wanted: 'enabled' | 'disabled' = 'enabled'
   #onClosed: (() => void) | null = null
@@ -140,8 +143,14 @@ export class HostController {
   /** Ends a command early, or the connection when that cannot be done. */
   abort(generation: number, sqid: number, cid: number): void {
     if (generation !== this.#generation || this.#state !== 'ready') return
-    // A refusal says that the command is being executed; its own time-out decides then.
-    this.#admin!.abort(sqid, cid).catch((error: Error) => log.info(`${this.#name}: ${error.message}`))
+    if (this.#aborts === ABORTS_MAX) return
+    this.#aborts++
+    this.#admin!.abort(sqid, cid)
+      // A refusal says that the command is being executed; its own time-out decides then.
+      .catch((error: Error) => log.info(`${this.#name}: ${error.message}`))
+      .finally(() => {
+        this.#aborts--
+      })
   }
 
   /** Reads the ANA log, since I/O met a state that does not agree with it. */

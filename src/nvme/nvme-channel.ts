@@ -161,7 +161,8 @@ export class NvmeChannel implements DriverChannel {
       request.isAborted = true
       if (request.path !== null) {
         isUnderWay = true
-        request.path.abort(request)
+        // What is under way on a healthy path ends by itself sooner than a crowd of Abort commands would end it.
+        if (io !== null) request.path.abort(request)
       } else if (request.timer !== null) {
         request.timer.cancel()
         request.timer = null
@@ -211,13 +212,18 @@ export class NvmeChannel implements DriverChannel {
 
   #failed(request: IoRequest, path: IoPath, statusField: number): void {
     const status = statusField & STATUS_MASK
-    const isLost = status === Status.ABORTED_BY_HOST || status === Status.HOST_PATHING_ERROR
-    if (status === Status.ABORTED_BY_HOST) this.#fence(request, path)
+    // From a connection that is up these would be the controller's words, and count like others.
+    const isLost =
+      !path.isConnected &&
+      (status === Status.ABORTED_BY_HOST ||
+        status === Status.HOST_PATHING_ERROR ||
+        status === Status.ABORTED_SQ_DELETION)
+    if (isLost && status !== Status.HOST_PATHING_ERROR) this.#fence(request, path)
     if (request.isAborted) {
       this.#finish(request, Status.ABORTED_BY_REQUEST)
       return
     }
-    if (isLost || status === Status.ABORTED_SQ_DELETION) {
+    if (isLost) {
       this.#dispatch(request)
       return
     }

@@ -259,6 +259,20 @@ describe('paths that fail', () => {
   })
 })
 
+describe('statuses that a controller should not send', () => {
+  it('counts those of a lost connection like others while the connection is up', async () => {
+    const { a, b, disk } = await twoPaths()
+    const loses: FakeController['intercept'] = ({ opcode, qid }) =>
+      qid > 0 && opcode === 2 ? Status.ABORTED_BY_HOST : undefined
+    a.intercept = loses
+    b.intercept = loses
+    const read = disk.submit(IoType.READ, 0, 1)
+    await host.advance(1000)
+    expect(read.status).toBe(Status.ABORTED_BY_HOST)
+    expect(ios(a) + ios(b)).toBe(4)
+  })
+})
+
 describe('detaching', () => {
   it('takes one path away under I/O', async () => {
     const { a, b, disk } = await twoPaths()
