@@ -1,6 +1,9 @@
 import { defineConfig } from 'vitest/config'
 
-/** The two halves of the suite: `unit` needs no root and no peers, `integration` starts real programs. */
+/**
+ * The parts of the suite: `unit` needs no root and no peers, `sim` runs seeds of the simulation, `integration` starts real
+ * programs.
+ */
 export default defineConfig({
   test: {
     reporters: ['default'],
@@ -9,7 +12,15 @@ export default defineConfig({
         test: {
           name: 'unit',
           include: ['test/**/*.test.ts'],
-          exclude: ['test/integration/**'],
+          exclude: ['test/integration/**', 'test/sim/seeds-*.test.ts'],
+        },
+      },
+      {
+        test: {
+          name: 'sim',
+          include: ['test/sim/seeds-*.test.ts'],
+          // How long it takes follows from the number of seeds, which a nightly run raises.
+          testTimeout: 0,
         },
       },
       {

@@ -31,6 +31,7 @@ export function chooseConfig(prng: Prng): ScenarioConfig {
   const givesUp = prng.oneIn(4)
   const keepAliveMs = prng.pick([2000, 5000, 10_000])
   const timeoutUs = prng.pick([0, 0, 1_000_000, 5_000_000])
+  const depth = prng.pick([1, 4, 16])
   return {
     clientReactors: prng.between(1, 2),
     gatewayReactors: prng.between(1, 2),
@@ -68,12 +69,13 @@ export function chooseConfig(prng: Prng): ScenarioConfig {
     ]),
     givesUp,
     workload: {
-      depth: prng.pick([1, 4, 16]),
+      depth,
       blocksMax: prng.pick([1, 8, 32]),
-      thinkMs: prng.pick([200, 1000]),
+      // So many I/Os a second, whatever the depth.
+      thinkMs: depth * prng.pick([100, 300]),
       overlaps: prng.oneIn(3),
     },
     faultyUs: prng.between(10, 40) * 1_000_000,
-    faults: prng.pick([0, 3, 6, 10]),
+    faults: prng.pick([0, 5, 10, 20]),
   }
 }

@@ -97,6 +97,13 @@ export class Gateway {
     const rpc = new Dispatcher({ methods: nvmfMethods, context })
     const service: Service = { boot, bdevs, rpc, done: new Map(), work: Promise.resolve(), isUp: false }
     this.#service = service
+    service.work = this.#setUp(service)
+    await service.work
+    await this.reconcile()
+    service.isUp = true
+  }
+
+  async #setUp({ bdevs, rpc }: Service): Promise<void> {
     await bdevs.create('image', BDEV, {})
     await rpc.call('nvmf_create_transport', { trtype: 'TCP', ...this.#options.transport })
     const { minCntlid, anaReporting } = this.#options
@@ -108,8 +115,6 @@ export class Gateway {
       max_cntlid: minCntlid + 999,
     })
     await rpc.call('nvmf_subsystem_add_ns', { nqn: SUBSYSTEM, namespace: { bdev_name: BDEV } })
-    await this.reconcile()
-    service.isUp = true
   }
 
   /** Makes the gateway be as the operator wants it, in its turn; nothing when it is down. */

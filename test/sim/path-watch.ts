@@ -22,6 +22,7 @@ export class PathWatch {
   readonly #world: World
   readonly #client: Client
   readonly #paths: readonly Watched[]
+  readonly #withdrawn = new Set<string>()
 
   constructor(world: World, places: readonly PathPlace[], client: Client) {
     this.#world = world
@@ -43,6 +44,17 @@ export class PathWatch {
     }
   }
 
+  /** The operator takes the path to that address away. */
+  withdraw(host: string): void {
+    this.#withdrawn.add(host)
+    this.look()
+  }
+
+  restore(host: string): void {
+    this.#withdrawn.delete(host)
+    this.look()
+  }
+
   /** Whether at every moment of that time there was a path. */
   wasUsable(fromUs: number, toUs: number): boolean {
     const spans = this.#paths.flatMap(path => {
@@ -53,7 +65,7 @@ export class PathWatch {
     for (const span of spans.sort((a, b) => a.fromUs - b.fromUs)) {
       if (span.fromUs <= atUs && span.toUs > atUs) atUs = span.toUs
     }
-    return atUs >= toUs
+    return atUs > toUs
   }
 
   #isSound({ gateway, host }: PathPlace): boolean {
@@ -65,6 +77,7 @@ export class PathWatch {
       wish.ana !== 'inaccessible' &&
       !internet.link(CLIENT_ADDRESS, host).isCut &&
       !internet.link(host, CLIENT_ADDRESS).isCut &&
+      !this.#withdrawn.has(host) &&
       this.#client.attached.includes(host)
     )
   }

@@ -16,10 +16,16 @@ import { World } from './world.ts'
 
 const SECOND = 1_000_000
 const DISK_UUID = '0f0e0d0c-0b0a-4908-8706-050403020100'
+/** Around the beginning and the end of a fault there is much I/O. */
+const HURRY_US = 60_000
 /** When nothing is wrong any more: until every path is back, and until every I/O has ended. */
 const RECOVERY_US = 120 * SECOND
 /** Until what is closed is gone everywhere, hosts that the target has not heard of for long included. */
 const CLOSE_US = 120 * SECOND
+
+/** What host and target log when the other one breaks the protocol: ours never do. */
+const PROTOCOL_FAULT =
+  /: the connection ends|; terminating \(|gave up the connection: FES|ended the connection: fatal/
 
 export interface RunOptions {
   readonly sabotage?: Partial<Sabotage>
@@ -137,7 +143,9 @@ export class Scenario {
   detach(host: string): void {
     this.#operate(`detach of ${host}`, async () => {
       const { attached } = this.client
-      if (attached.length > 1 && attached.includes(host)) await this.client.detach(host)
+      if (attached.length < 2 || !attached.includes(host)) return
+      this.watch.withdraw(host)
+      await this.client.detach(host)
     })
   }
 
@@ -147,6 +155,7 @@ export class Scenario {
       while (!this.client.attached.includes(host)) {
         try {
           await this.client.attach(host, this.config.attachOptions)
+          this.watch.restore(host)
         } catch (error) {
           this.world.trace(`attach of ${host}: ${(error as Error).message}`)
           await this.world.clock.sleep(SECOND)
@@ -184,6 +193,7 @@ export class Scenario {
     let endUs = this.config.faultyUs
     for (const fault of this.faults) {
       const at = (us: number, what: string, act: () => void): void => {
+        clock.after(us - HURRY_US / 2, () => this.workload.hurry(HURRY_US))
         clock.after(us, () => {
           this.world.trace(`*** ${what}`)
           act()
@@ -285,7 +295,11 @@ export async function runSeed(seed: number, options: RunOptions = {}): Promise<R
     printLevel: isVerbose ? 'DEBUG' : 'NOTICE',
     flags: new Set(isVerbose ? ['nvme', 'nvmf', 'nvmf_tcp', 'bdev'] : []),
     timestamps: false,
-    write: (line: string) => world.trace(line.trimEnd()),
+    write: (line: string) => {
+      world.trace(line.trimEnd())
+      if (PROTOCOL_FAULT.test(line))
+        world.clock.fail(new Violation(`host and target misunderstand each other: ${line}`))
+    },
   })
   let failure: string | undefined
   try {

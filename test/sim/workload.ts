@@ -1,6 +1,7 @@
 /** Reads, writes, flushes, compares and zeroes on the multipath device, each told to the checker. */
 import type { Channel } from '../../src/bdev/channel.ts'
 import { BdevIo, type IoOwner, IoType } from '../../src/bdev/io.ts'
+import type { Timer } from '../../src/core/clock.ts'
 import type { Prng } from '../../src/core/prng.ts'
 import { Status } from '../../src/spec/nvme-status.ts'
 import { bytesAt } from '../../src/sys/memory.ts'
@@ -25,11 +26,14 @@ interface Worker {
   readonly reactor: number
   readonly buffer: number
   op: Op | null
+  /** Runs until the next submission. */
+  pause: Timer | null
   /** Called when the I/O has ended, instead of going on. */
   onEnd: (() => void) | null
 }
 
 const RETRY_MS = 200
+const HURRIED_MS = 20
 const TYPES = [
   ...Array<IoType>(8).fill(IoType.READ),
   ...Array<IoType>(8).fill(IoType.WRITE),
@@ -53,6 +57,7 @@ export class Workload implements IoOwner {
   /** For each block, how many writes are under way. */
   readonly #writing = new Map<number, number>()
   #isStopped = false
+  #hurriesUntilUs = 0
   #lastId = 0
 
   constructor(world: World, client: Client, checker: Checker, blockLimit: number, options: WorkloadOptions) {
@@ -66,7 +71,7 @@ export class Workload implements IoOwner {
     for (let i = 0; i < options.depth; i++) {
       const reactor = i % reactors.length
       const buffer = reactors[reactor]!.arena.allocate(options.blocksMax * BLOCK_SIZE)
-      this.#workers.push({ reactor, buffer, op: null, onEnd: null })
+      this.#workers.push({ reactor, buffer, op: null, pause: null, onEnd: null })
     }
   }
 
@@ -116,28 +121,48 @@ export class Workload implements IoOwner {
     else worker.onEnd()
   }
 
+  /** Submits without much of a pause for a while: something interesting is about to happen. */
+  hurry(durationUs: number): void {
+    this.#hurriesUntilUs = this.#world.clock.nowUs + durationUs
+    for (const worker of this.#workers) {
+      if (worker.pause === null) continue
+      worker.pause.cancel()
+      this.#goOn(worker)
+    }
+  }
+
   #goOn(worker: Worker): void {
+    const isHurried = this.#world.clock.nowUs < this.#hurriesUntilUs
+    const thinkMs = isHurried ? HURRIED_MS : this.#options.thinkMs
+    this.#after(this.#prng.below(thinkMs * 1000) / 1000, worker)
+  }
+
+  #after(delayMs: number, worker: Worker): void {
     const { clock } = this.#client.boot.reactors[worker.reactor]!
-    const { thinkMs } = this.#options
-    clock.after(this.#prng.below(thinkMs * 1000) / 1000, () => this.#next(worker))
+    worker.pause = clock.after(delayMs, () => this.#next(worker))
   }
 
   #next(worker: Worker): void {
+    worker.pause = null
     if (this.#isStopped) return
-    const type = this.#prng.pick(TYPES)
-    const [firstBlock, blockCount] = this.#chooseRange(type)
+    const wanted = this.#prng.pick(TYPES)
+    const range = this.#chooseRange(wanted)
+    // Everything is being written just now.
+    const type = range === undefined ? IoType.FLUSH : wanted
+    const [firstBlock, blockCount] = range ?? [0, 1]
     if (this.#submit(worker, type, firstBlock, blockCount)) return
-    this.#client.boot.reactors[worker.reactor]!.clock.after(RETRY_MS, () => this.#next(worker))
+    this.#after(RETRY_MS, worker)
   }
 
-  #chooseRange(type: IoType): [number, number] {
+  #chooseRange(type: IoType): [number, number] | undefined {
     const { blocksMax, overlaps } = this.#options
     const isWrite = type === IoType.WRITE || type === IoType.WRITE_ZEROES
-    for (let attempt = 0; ; attempt++) {
-      const blockCount = attempt > 20 ? 1 : this.#prng.between(1, blocksMax)
+    for (let attempt = 0; attempt < 50; attempt++) {
+      const blockCount = attempt > 20 ? 1 : this.#prng.between(1, Math.min(blocksMax, this.blockLimit))
       const firstBlock = this.#prng.below(this.blockLimit - blockCount + 1)
       if (overlaps || !isWrite || !this.#isWritten(firstBlock, blockCount)) return [firstBlock, blockCount]
     }
+    return undefined
   }
 
   #isWritten(firstBlock: number, blockCount: number): boolean {

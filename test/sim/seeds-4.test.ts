@@ -1,0 +1,3 @@
+import { seedsOfPart } from './seeds.ts'
+
+seedsOfPart(4)
