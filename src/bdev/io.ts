@@ -95,12 +95,15 @@ export class Segments {
 
   /** Copies into the part of this list that starts at `offset` bytes, from `length` bytes at `address`. */
   copyFrom(address: number, offset: number, length: number): void {
-    this.#walk(COPY_FROM, address, offset, length)
+    // Nearly every list is one segment, and a call with fewer numbers beyond 31 bits leaves less garbage.
+    if (this.count === 1 && offset === 0) memcpy(this.addresses[0]!, address, length)
+    else this.#walk(COPY_FROM, address, offset, length)
   }
 
   /** Copies the part of this list that starts at `offset` bytes to `length` bytes at `address`. */
   copyTo(address: number, offset: number, length: number): void {
-    this.#walk(COPY_TO, address, offset, length)
+    if (this.count === 1 && offset === 0) memcpy(address, this.addresses[0]!, length)
+    else this.#walk(COPY_TO, address, offset, length)
   }
 
   /** Whether the part of this list that starts at `offset` bytes equals the `length` bytes at `address`. */

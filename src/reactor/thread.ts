@@ -1,4 +1,5 @@
 /** Reactors as threads, from the control thread's side. */
+import { setFlagsFromString } from 'node:v8'
 import { Worker } from 'node:worker_threads'
 import { assert } from '../core/assert.ts'
 import { currentLogSettings, type LogSettings } from '../core/log.ts'
@@ -7,6 +8,9 @@ import { mapAnonymous, viewAt } from '../sys/memory.ts'
 import type { ReactorGroup } from './group.ts'
 import { ChannelPort } from './message-port.ts'
 import type { Port } from './port.ts'
+
+/** Where a reactor allocates, in MiB: resident once the reactor has been busy. */
+const NURSERY_MIB = 32
 
 /** What a reactor thread is started with; `runReactor` reads it. */
 export interface ReactorOptions {
@@ -53,6 +57,9 @@ export class ReactorThreads implements ReactorGroup {
   }
 
   static async start(options: ThreadsOptions): Promise<ReactorThreads> {
+    // A reactor's garbage is a few boxed addresses an I/O, none of which survives. V8 sizes its nursery by survivors, so
+    // by itself it would stay at 1 MiB and be collected dozens of times a second. For threads that start from here on.
+    setFlagsFromString(`--min-semi-space-size=${NURSERY_MIB}`)
     const one = mapAnonymous(4096)
     viewAt(one, 8).setUint32(0, 1, true)
     const threads = options.cpus.map((cpu, index): ReactorThread => {
@@ -67,7 +74,12 @@ export class ReactorThreads implements ReactorGroup {
         log: currentLogSettings(),
         application: options.application,
       }
-      const worker = new Worker(options.entry, { workerData: data, name: `reactor_${index}` })
+      const worker = new Worker(options.entry, {
+        workerData: data,
+        name: `reactor_${index}`,
+        // V8 counts three semi-spaces.
+        resourceLimits: { maxYoungGenerationSizeMb: NURSERY_MIB * 3 },
+      })
       worker.on('error', error => options.onFailure(index, error as Error))
       const port = new ChannelPort(worker, () => write(doorbell, one, 8))
       return { worker, port, doorbell }
