@@ -1,6 +1,6 @@
 /** Programs that a benchmark starts and ends: our own daemon, the floor, peers, fio. */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { connect, type RpcClient } from '../src/rpc/client.ts'
@@ -87,10 +87,13 @@ export class Daemon {
   }
 }
 
-/** Processor time of a process so far, in seconds. */
+/** Processor time of all threads of a process so far, in seconds: by the scheduler, which counts in nanoseconds. */
 export function cpuSeconds(pid: number): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]!.split(' ')
-  return (Number(fields[11]) + Number(fields[12])) / 100
+  const tasks = `/proc/${pid}/task`
+  return readdirSync(tasks).reduce(
+    (sum, task) => sum + Number(readFileSync(`${tasks}/${task}/schedstat`, 'utf8').split(' ')[0]) / 1e9,
+    0,
+  )
 }
 
 /** Resident memory of a process, in MiB. */
