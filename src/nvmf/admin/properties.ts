@@ -29,6 +29,12 @@ const READY_TIMEOUT = 20
 const SQE_SIZE_LOG2 = 6
 const CQE_SIZE_LOG2 = 4
 
+/**
+ * There is no such property, or not of that size. Without Do Not Retry, although trying again is useless: nvme-cli 2.3
+ * asks for all registers that PCIe has, and takes only the bare status for "not here".
+ */
+const NO_PROPERTY: Completion = { status: Status.INVALID_FIELD }
+
 /** What the controller does when a host sets CC or NSSR. */
 export interface PropertyEffects {
   /** CC.EN went from 0 to 1. Ready when it resolves. */
@@ -79,7 +85,7 @@ export class Properties {
     const { sqe } = request
     const ofst = PropertyGetSqe.ofst.get(sqe, 0)
     const isLong = PropertyGetSqe.propertySize.get(sqe, 0) === PropertySize.BYTES_8
-    if (isLong !== (ofst === Property.CAP)) return refuse(Status.INVALID_FIELD)
+    if (isLong !== (ofst === Property.CAP)) return NO_PROPERTY
     switch (ofst) {
       case Property.CAP:
         return {
@@ -98,7 +104,7 @@ export class Properties {
       case Property.CRTO:
         return { status: Status.SUCCESS, dw0: this.#crto.getUint32(0, true) }
       default:
-        return refuse(Status.INVALID_FIELD)
+        return NO_PROPERTY
     }
   }
 
