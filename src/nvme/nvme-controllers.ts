@@ -167,8 +167,12 @@ export class NvmeControllers {
     await this.command(path, { pathId: path.id, command: 'remove-target', target })
   }
 
-  /** Sends a command to the path's home. */
-  command<T = void>(path: Path, command: PathCommand): Promise<T> {
+  /** Sends a command to the path's home. Throws `RpcError` ENODEV for a path that is being detached. */
+  async command<T = void>(path: Path, command: PathCommand): Promise<T> {
+    if (path.isDetaching && command.command !== 'close') {
+      const { host, port } = path.status.target
+      throw new RpcError('ENODEV', `${path.controller.name}: the path to ${host} port ${port} is being detached`)
+    }
     return this.#reactors.port(this.#homeOf(path.id)).call<T>(Topic.PATH_COMMAND, command)
   }
 

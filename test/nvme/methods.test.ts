@@ -266,6 +266,17 @@ describe('other methods', () => {
     expect(await call('bdev_nvme_get_controllers')).toMatchObject([{ ctrlrs: [{ state: 'enabled' }] }])
   })
 
+  it('reset refuses a path that is being detached', async () => {
+    const [a] = gateways()
+    await attach(a)
+    const detached = host.nvme.detachPath(host.nvme.get('Nvme0').paths[0]!)
+    await expect(call('bdev_nvme_reset_controller', { name: 'Nvme0' })).rejects.toMatchObject({
+      code: 'ENODEV',
+      message: expect.stringContaining('10.0.0.1 port 4420 is being detached'),
+    })
+    await host.run(detached)
+  })
+
   it('show the paths of each reactor, and which one is in use', async () => {
     host.close()
     start(2)
