@@ -31,7 +31,11 @@ if (!quick) {
   )
 }
 const projects = quick ? ['--project', 'unit'] : []
-const { status } = spawnSync(bin('vitest'), ['run', ...projects, '--reporter=default', '--reporter=./test/closing-line.ts'], {
-  stdio: 'inherit',
-})
+const { status } = spawnSync(
+  bin('vitest'),
+  ['run', ...projects, '--reporter=default', '--reporter=./test/closing-line.ts'],
+  {
+    stdio: 'inherit',
+  },
+)
 process.exit(status ?? 1)
