@@ -171,7 +171,10 @@ export class NvmeControllers {
   async command<T = void>(path: Path, command: PathCommand): Promise<T> {
     if (path.isDetaching && command.command !== 'close') {
       const { host, port } = path.status.target
-      throw new RpcError('ENODEV', `${path.controller.name}: the path to ${host} port ${port} is being detached`)
+      throw new RpcError(
+        'ENODEV',
+        `${path.controller.name}: the path to ${host} port ${port} is being detached`,
+      )
     }
     return this.#reactors.port(this.#homeOf(path.id)).call<T>(Topic.PATH_COMMAND, command)
   }
