@@ -123,6 +123,11 @@ export class Checker implements DiskObserver {
     }
   }
 
+  /** The client has crashed: nobody will hear of the end, and a write may land at any time, or not at all. */
+  abandon(op: Op): void {
+    this.#outstanding.delete(this.#records.get(op.id)!)
+  }
+
   /** `data`: what a read returned. */
   end(op: Op, status: number, data: Uint8Array | null): void {
     const record = this.#records.get(op.id)!

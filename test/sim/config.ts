@@ -27,6 +27,15 @@ export interface ScenarioConfig {
   readonly faults: number
 }
 
+/** Of `bdev_nvme_set_multipath_policy`. */
+export function choosePolicy(prng: Prng): Record<string, unknown> {
+  return prng.pick([
+    { policy: 'active_passive' },
+    { policy: 'active_active', selector: 'round_robin', rr_min_io: prng.between(1, 3) },
+    { policy: 'active_active', selector: 'queue_depth' },
+  ])
+}
+
 export function chooseConfig(prng: Prng): ScenarioConfig {
   const givesUp = prng.oneIn(4)
   const keepAliveMs = prng.pick([2000, 5000, 10_000])
@@ -62,11 +71,7 @@ export function chooseConfig(prng: Prng): ScenarioConfig {
           fast_io_fail_timeout_sec: prng.pick([0, 0, 3]),
         }
       : { ctrlr_loss_timeout_sec: -1, reconnect_delay_sec: prng.between(1, 2) },
-    policy: prng.pick([
-      { policy: 'active_passive' },
-      { policy: 'active_active', selector: 'round_robin', rr_min_io: prng.between(1, 3) },
-      { policy: 'active_active', selector: 'queue_depth' },
-    ]),
+    policy: choosePolicy(prng),
     givesUp,
     workload: {
       depth,

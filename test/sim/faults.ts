@@ -1,6 +1,6 @@
 /** Everything that goes wrong, when, and for how long: decided by the seed before the run begins. */
 import type { Prng } from '../../src/core/prng.ts'
-import { CLIENT_ADDRESS } from './config.ts'
+import { CLIENT_ADDRESS, choosePolicy } from './config.ts'
 import type { AnaName, Gateway } from './gateway.ts'
 import { GOOD_LINK, type LinkQuality } from './link.ts'
 import type { Scenario } from './scenario.ts'
@@ -58,6 +58,12 @@ const EFFECTS: readonly ((scenario: Scenario, prng: Prng) => Effect)[] = [
   detachPath,
   slowDisk,
   pause,
+  sever,
+  sever,
+  sever,
+  disablePath,
+  changePolicy,
+  crashClient,
 ]
 
 /** A path's bytes are silently lost, in one direction or in both. */
@@ -150,7 +156,9 @@ function resetPath({ paths, client, background }: Scenario, prng: Prng): Effect 
     begin: () => {
       const cntlid = client.cntlid(host)
       // A path that is down cannot be reached at once, and the operator hears so.
-      if (cntlid !== undefined) background(`reset of ${host}`, client.reset(cntlid), ['EIO', 'ENODEV'])
+      if (cntlid !== undefined) {
+        background(`reset of ${host}`, client.command('reset', cntlid), ['EIO', 'ENODEV', 'EALREADY'])
+      }
     },
     end: () => {},
   }
@@ -200,5 +208,52 @@ function pause({ world, gateways, client }: Scenario, prng: Prng): Effect {
       if (reactor !== undefined) world.clock.pause(reactor, forUs)
     },
     end: () => {},
+  }
+}
+
+/** Something between client and gateway resets a connection: the admin queue's, or an I/O queue's. */
+function sever({ paths, client }: Scenario, prng: Prng): Effect {
+  const { host } = prng.pick(paths)
+  return {
+    of: 'connections',
+    text: `a connection to ${host} is reset`,
+    begin: () => client.node.machine.severOne(host, prng),
+    end: () => {},
+  }
+}
+
+function disablePath(scenario: Scenario, prng: Prng): Effect {
+  const { host } = prng.pick(scenario.paths)
+  return {
+    of: 'paths',
+    text: `the path to ${host} is disabled`,
+    begin: () => scenario.disable(host),
+    end: () => scenario.enable(host),
+  }
+}
+
+function changePolicy({ paths, client, background }: Scenario, prng: Prng): Effect {
+  const { host } = prng.pick(paths)
+  const policy = choosePolicy(prng)
+  return {
+    of: 'policy',
+    text: `the policy is ${JSON.stringify(policy)}, then ${host} is preferred`,
+    begin: () => {
+      if (client.isUp) background('the policy', client.setPolicy(policy), ['ENODEV'])
+    },
+    end: () => {
+      const cntlid = client.cntlid(host)
+      if (cntlid !== undefined) background('the preferred path', client.prefer(cntlid), ['ENODEV'])
+    },
+  }
+}
+
+function crashClient(scenario: Scenario, prng: Prng): Effect {
+  const kind = prng.pick(['program', 'power'] as const)
+  return {
+    of: 'life of the client',
+    text: `the client crashes (${kind})`,
+    begin: () => scenario.crashClient(kind),
+    end: () => scenario.startClient(),
   }
 }

@@ -79,6 +79,8 @@ export class NetworkMachine implements SocketMachine {
   readonly name: string
   readonly internet: Internet
   readonly addresses: readonly string[]
+  /** Counts the programs that ran: what one had begun does not go on in the next. */
+  life = 0
   /** Off: it neither answers nor refuses. */
   isUp = true
   readonly #listeners = new Map<string, OpenListener>()
@@ -148,14 +150,22 @@ export class NetworkMachine implements SocketMachine {
     return this.#listeners.get(`${host}:${port}`)
   }
 
+  /** Resets one connection with that address, if there is one. */
+  severOne(host: string, prng: Prng): void {
+    const sockets = [...this.#sockets.values()].filter(({ remote }) => remote.host === host)
+    if (sockets.length > 0) prng.pick(sockets).sever()
+  }
+
   /** The programs end at once; the kernel lives on, closes their sockets and refuses connections. */
   endPrograms(): void {
+    this.life++
     this.#listeners.clear()
     for (const socket of [...this.#sockets.values()]) socket.abandon()
   }
 
   /** The power is gone. What it had sent may or may not have left. */
   powerOff(): void {
+    this.life++
     this.isUp = false
     this.#listeners.clear()
     for (const socket of this.#sockets.values()) socket.vanish(this.internet.prng.oneIn(2))
@@ -236,6 +246,7 @@ export class SimNetwork implements Network, SocketHost {
 
 class ConnectAttempt {
   readonly #network: SimNetwork
+  readonly #life: number
   readonly #remote: SocketAddress
   readonly #source: SocketAddress | undefined
   readonly #events: StreamEvents
@@ -252,6 +263,7 @@ class ConnectAttempt {
     done: (stream: Stream | undefined, errno: number) => void,
   ) {
     this.#network = network
+    this.#life = network.machine.life
     this.#remote = remote
     this.#source = source
     this.#events = events
@@ -277,9 +289,14 @@ class ConnectAttempt {
     this.#network.tellLater(() => this.#done(undefined, errno))
   }
 
+  /** Nobody waits for it any more. */
+  get #isStale(): boolean {
+    return this.#isOver || this.#life !== this.#network.machine.life
+  }
+
   /** Sends the first segment, again and again until somebody answers. */
   #knock(local: SocketAddress): void {
-    if (this.#isOver) return
+    if (this.#isStale) return
     const { internet } = this.#network.machine
     const out = internet.link(local.host, this.#remote.host)
     const back = internet.link(this.#remote.host, local.host)
@@ -292,7 +309,7 @@ class ConnectAttempt {
   }
 
   #knocked(far: NetworkMachine, local: SocketAddress, back: Link): void {
-    if (this.#isOver) return
+    if (this.#isStale) return
     const { machine } = this.#network
     const { internet } = machine
     const listener = far.isUp ? far.listener(this.#remote) : undefined
@@ -317,11 +334,10 @@ class ConnectAttempt {
   }
 
   #accepted(): void {
-    if (this.#isOver) return
+    if (this.#isStale) return
     this.#isOver = true
     this.#timer?.cancel()
     const socket = this.#socket!
-    // A machine that crashed meanwhile has no reactor to tell.
     this.#network.tellLater(() => {
       socket.attach(this.#network, this.#events)
       this.#done(socket, 0)

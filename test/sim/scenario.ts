@@ -5,7 +5,7 @@
 import { RpcError } from '../../src/core/errors.ts'
 import { logSettings } from '../../src/core/log.ts'
 import { Checker } from './checker.ts'
-import { Client, DEVICE } from './client.ts'
+import { Client } from './client.ts'
 import { CLIENT_ADDRESS, chooseConfig, type ScenarioConfig } from './config.ts'
 import { NO_SABOTAGE, type Sabotage, SharedDisk } from './disk.ts'
 import { chooseFaults, type Fault } from './faults.ts'
@@ -76,6 +76,8 @@ export class Scenario {
   readonly faults: readonly Fault[]
   /** The operator's own changes of paths, one after another. */
   #operator: Promise<void> = Promise.resolve()
+  readonly #disabled = new Set<string>()
+  #clientLife = 0
 
   constructor(seed: number, options: RunOptions = {}) {
     this.world = new World(seed)
@@ -134,7 +136,7 @@ export class Scenario {
   /** Raises the workload's limit to what the host and all gateways agree upon. */
   followSize(): void {
     const sizes = this.gateways.filter(({ isUp }) => isUp).map(({ blockCount }) => blockCount ?? 0)
-    const seen = this.client.bdevs.find(DEVICE)?.blockCount ?? 0
+    const seen = this.client.blockCount
     if (this.gateways.every(({ node, isUp }) => node.running === null || isUp)) {
       this.workload.blockLimit = Math.max(this.workload.blockLimit, Math.min(seen, ...sizes))
     }
@@ -152,7 +154,8 @@ export class Scenario {
   /** Adds the path again, over and over until it can be reached. */
   attachAgain(host: string): void {
     this.#operate(`attach of ${host}`, async () => {
-      while (!this.client.attached.includes(host)) {
+      const life = this.#clientLife
+      while (this.client.isUp && life === this.#clientLife && !this.client.attached.includes(host)) {
         try {
           await this.client.attach(host, this.config.attachOptions)
           this.watch.restore(host)
@@ -164,8 +167,57 @@ export class Scenario {
     })
   }
 
+  async #attachAll(): Promise<void> {
+    const { client, config } = this
+    const life = this.#clientLife
+    await client.rpc('bdev_nvme_set_options', config.hostOptions)
+    for (const { host } of this.paths) {
+      this.attachAgain(host)
+      await this.#operator
+    }
+    if (client.isUp && life === this.#clientLife) await client.setPolicy(config.policy)
+  }
+
+  /** The client loses all it knew; what it had under way may or may not have happened. */
+  crashClient(kind: 'program' | 'power'): void {
+    this.workload.crashed()
+    this.client.node.crash(kind)
+    this.#disabled.clear()
+  }
+
+  startClient(): void {
+    this.client.start()
+    // What the operator asked of the life before will never be answered.
+    this.#clientLife++
+    this.#operator = Promise.resolve()
+    this.workload.start()
+    this.background('start of the client', this.#attachAll())
+  }
+
+  /** Disables the path, if there is another one. */
+  disable(host: string): void {
+    this.#operate(`disabling ${host}`, async () => {
+      const cntlid = this.client.cntlid(host)
+      if (this.client.attached.length < 2 || cntlid === undefined) return
+      this.watch.withdraw(host)
+      await this.client.command('disable', cntlid)
+      this.#disabled.add(host)
+    })
+  }
+
+  enable(host: string): void {
+    this.#operate(`enabling ${host}`, async () => {
+      const cntlid = this.client.cntlid(host)
+      if (!this.#disabled.delete(host) || cntlid === undefined) return
+      this.watch.restore(host)
+      // When it cannot be reached at once it is tried again and again.
+      const enabled = this.client.command('enable', cntlid)
+      this.background(`enabling ${host}`, enabled, ['EIO', 'ENODEV'])
+    })
+  }
+
   #operate(what: string, act: () => Promise<void>): void {
-    this.#operator = this.#operator.then(act)
+    this.#operator = this.#operator.then(() => (this.client.isUp ? act() : undefined))
     this.background(what, this.#operator)
   }
 
@@ -179,10 +231,7 @@ export class Scenario {
   async #setUp(): Promise<void> {
     const { clock } = this.world
     await clock.run(Promise.all(this.gateways.map(gateway => gateway.start())), 10 * SECOND)
-    const { client, config } = this
-    await clock.run(client.rpc('bdev_nvme_set_options', config.hostOptions), SECOND)
-    for (const { host } of this.paths) await clock.run(client.attach(host, config.attachOptions), 10 * SECOND)
-    await clock.run(client.setPolicy(config.policy), SECOND)
+    await clock.run(this.#attachAll(), 60 * SECOND)
     this.watch.look()
   }
 
@@ -243,7 +292,7 @@ export class Scenario {
     await this.#within(
       10 * SECOND,
       `the host sees ${blockCount} blocks`,
-      () => this.client.bdevs.find(DEVICE)?.blockCount === blockCount,
+      () => this.client.blockCount === blockCount,
     )
     this.workload.blockLimit = blockCount
     await clock.run(this.workload.readAll(), RECOVERY_US)
@@ -280,7 +329,7 @@ export class Scenario {
   }
 
   close(): void {
-    this.client.boot.end()
+    this.client.node.running?.end()
     for (const gateway of this.gateways) gateway.node.running?.end()
   }
 }

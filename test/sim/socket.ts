@@ -193,6 +193,15 @@ export class SimSocket implements Stream {
     return 1
   }
 
+  /** Somebody in between resets the connection: what was on its way is lost, and both ends hear of it. */
+  sever(): void {
+    for (const end of [this as SimSocket, this.peer]) {
+      end.#isReset = true
+      end.#wire.length = 0
+      end.#wake()
+    }
+  }
+
   /** The program is gone: so is the socket, and the kernel tells the other end. */
   abandon(): void {
     this.#leave()

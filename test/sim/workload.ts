@@ -67,21 +67,34 @@ export class Workload implements IoOwner {
     this.#checker = checker
     this.#options = options
     this.blockLimit = blockLimit
-    const { reactors } = client.boot
-    for (let i = 0; i < options.depth; i++) {
-      const reactor = i % reactors.length
-      const buffer = reactors[reactor]!.arena.allocate(options.blocksMax * BLOCK_SIZE)
-      this.#workers.push({ reactor, buffer, op: null, pause: null, onEnd: null })
-    }
   }
 
+  /** Starts, or starts again after a crash of the client. */
   start(): void {
+    const { depth, blocksMax } = this.#options
+    const { reactors } = this.#client
+    for (let i = 0; i < depth; i++) {
+      const reactor = i % reactors.length
+      const buffer = reactors[reactor]!.arena.allocate(blocksMax * BLOCK_SIZE)
+      this.#workers.push({ reactor, buffer, op: null, pause: null, onEnd: null })
+    }
     for (const worker of this.#workers) this.#goOn(worker)
   }
 
   /** No more I/O is submitted; what is under way ends. */
   stop(): void {
     this.#isStopped = true
+  }
+
+  /** The client is gone, and what was under way with it. */
+  crashed(): void {
+    for (const { op } of this.#workers) {
+      if (op === null) continue
+      this.#checker.abandon(op)
+      this.#mark(op, -1)
+    }
+    this.#workers.length = 0
+    this.#channels.length = 0
   }
 
   get isIdle(): boolean {
@@ -138,7 +151,7 @@ export class Workload implements IoOwner {
   }
 
   #after(delayMs: number, worker: Worker): void {
-    const { clock } = this.#client.boot.reactors[worker.reactor]!
+    const { clock } = this.#client.reactors[worker.reactor]!
     worker.pause = clock.after(delayMs, () => this.#next(worker))
   }
 
