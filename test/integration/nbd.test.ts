@@ -161,6 +161,7 @@ await describeWith(PROGRAMS, 'NBD exports', () => {
       `--size=${SIZE}`,
       '--verify=crc32c',
       '--verify_fatal=1',
+      '--verify_state_save=0',
       '--randseed=7',
     )
   })
