@@ -15,6 +15,9 @@ import type { World } from './world.ts'
 
 export const BLOCK_SIZE = 512
 
+/** However slow the disk is. */
+const LATENCY_MAX_US = 3_000_000
+
 /** Hears of everything that reaches the medium. */
 export interface DiskObserver {
   landed(block: number, content: Uint8Array): void
@@ -146,7 +149,7 @@ export class SharedDisk {
 
   #takesUs(): number {
     const slow = this.#prng.oneIn(50) ? 20 : 1
-    return this.#prng.between(...this.latencyUs) * slow
+    return Math.min(this.#prng.between(...this.latencyUs) * slow, LATENCY_MAX_US)
   }
 
   #eachBlock(

@@ -7,6 +7,8 @@ import type { Scenario } from './scenario.ts'
 
 export interface Fault {
   readonly text: string
+  /** I/O takes longer, and nothing is broken. */
+  readonly isSlow?: true
   readonly atUs: number
   readonly forUs: number
   begin(): void
@@ -96,6 +98,7 @@ function slowLink({ world, paths }: Scenario, prng: Prng): Effect {
   }
   return {
     of: `quality ${host}`,
+    isSlow: true,
     text: `the link to ${host} is slow (${quality.delayUs.join(' to ')} µs, ${quality.bytesPerUs} bytes/µs)`,
     begin: set(quality),
     end: set(GOOD_LINK),
@@ -183,6 +186,7 @@ function slowDisk({ disk }: Scenario, prng: Prng): Effect {
   const good = disk.latencyUs
   return {
     of: 'disk',
+    isSlow: true,
     text: `the disk takes ${latencyUs.join(' to ')} µs`,
     begin: () => {
       disk.latencyUs = latencyUs
@@ -201,6 +205,7 @@ function pause({ world, gateways, client }: Scenario, prng: Prng): Effect {
   const forUs = prng.pick([0.02, 0.5, 3]) * SECOND
   return {
     of: `processor of ${name}`,
+    isSlow: true,
     text: `a reactor of ${name} stands still for ${forUs / SECOND} s`,
     begin: () => {
       const reactors = victim.node.running?.reactors ?? []

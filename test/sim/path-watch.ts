@@ -68,6 +68,15 @@ export class PathWatch {
     return atUs > toUs
   }
 
+  /** Whether one and the same path could be used all that time. */
+  hadOneThroughout(fromUs: number, toUs: number): boolean {
+    return this.#paths.some(
+      ({ isSound, sinceUs, usable }) =>
+        (isSound && sinceUs + NOTICE_US <= fromUs) ||
+        usable.some(span => span.fromUs <= fromUs && span.toUs >= toUs),
+    )
+  }
+
   #isSound({ gateway, host }: PathPlace): boolean {
     const { internet } = this.#world
     const wish = gateway.wishes.get(host)!

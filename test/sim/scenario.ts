@@ -18,6 +18,8 @@ const SECOND = 1_000_000
 const DISK_UUID = '0f0e0d0c-0b0a-4908-8706-050403020100'
 /** Around the beginning and the end of a fault there is much I/O. */
 const HURRY_US = 60_000
+/** Beyond the time in which a silent path is found, twice: for a retry, and for what is slow without any fault. */
+const PATIENCE_US = 5 * SECOND
 /** When nothing is wrong any more: until every path is back, and until every I/O has ended. */
 const RECOVERY_US = 120 * SECOND
 /** Until what is closed is gone everywhere, hosts that the target has not heard of for long included. */
@@ -74,6 +76,8 @@ export class Scenario {
   readonly paths: readonly PathPlace[]
   readonly watch: PathWatch
   readonly faults: readonly Fault[]
+  /** Until then something is slow, not broken: I/O may take long on a path that is up. */
+  slowUntilUs = 0
   /** The operator's own changes of paths, one after another. */
   #operator: Promise<void> = Promise.resolve()
   readonly #disabled = new Set<string>()
@@ -200,8 +204,14 @@ export class Scenario {
       const cntlid = this.client.cntlid(host)
       if (this.client.attached.length < 2 || cntlid === undefined) return
       this.watch.withdraw(host)
-      await this.client.command('disable', cntlid)
-      this.#disabled.add(host)
+      try {
+        await this.client.command('disable', cntlid)
+        this.#disabled.add(host)
+      } catch (error) {
+        // It is being enabled just now, which is not to be waited for.
+        if (!(error instanceof RpcError && error.code === 'EALREADY')) throw error
+        this.watch.restore(host)
+      }
     })
   }
 
@@ -246,6 +256,7 @@ export class Scenario {
         clock.after(us, () => {
           this.world.trace(`*** ${what}`)
           act()
+          if (fault.isSlow) this.slowUntilUs = Math.max(this.slowUntilUs, clock.nowUs + fault.forUs)
           this.watch.look()
         })
       }
@@ -255,11 +266,27 @@ export class Scenario {
     }
     const every = (): void => {
       this.watch.look()
+      this.#checkPatience()
       this.followSize()
       if (clock.nowUs < startUs + endUs) clock.after(100_000, every)
     }
     every()
     await clock.until(() => clock.nowUs >= startUs + endUs, endUs + SECOND)
+  }
+
+  /** A path that went silent has to be found in time, when there is another one. */
+  #checkPatience(): void {
+    const { nowUs } = this.world.clock
+    const patienceUs = Number(this.config.hostOptions['keep_alive_timeout_ms']) * 2000 + PATIENCE_US
+    if (nowUs - this.slowUntilUs < patienceUs) return
+    if (!this.watch.hadOneThroughout(nowUs - patienceUs, nowUs)) return
+    for (const { id, submittedUs } of this.checker.outstanding) {
+      if (nowUs - submittedUs < patienceUs) continue
+      const lastedS = (nowUs - submittedUs) / SECOND
+      throw new Violation(
+        `I/O ${id} has not ended after ${lastedS.toFixed(1)} s, though a path could be used`,
+      )
+    }
   }
 
   /** Nothing is wrong any more: every path comes back, every I/O ends, and all data is there. */

@@ -83,6 +83,10 @@ export class SimSocket implements Stream {
   #receiving: Place[] | null = null
   #sending: Place[] | null = null
   #sentBytes = 0
+  /** What was taken from memory by the present send, to see that it is left alone until the end. */
+  #taken: { readonly address: number; readonly bytes: Uint8Array }[] = []
+  /** Everything was taken, and the sender may be told. */
+  #isSent = false
   #isClosing = false
   /** No program has it any more. */
   isGone = false
@@ -125,6 +129,8 @@ export class SimSocket implements Stream {
     const view = viewAt(iovecs, count * IOVEC_SIZE)
     this.#sending = []
     this.#sentBytes = 0
+    this.#taken = []
+    this.#isSent = false
     for (let at = 0; at < count * IOVEC_SIZE; at += IOVEC_SIZE) {
       const address = view.getUint32(at, true) + view.getUint32(at + 4, true) * 2 ** 32
       this.#sending.push({ address, size: view.getUint32(at + 8, true) })
@@ -152,8 +158,12 @@ export class SimSocket implements Stream {
 
   #pollSend(): number {
     if (this.#sending === null) return 0
-    if (!this.#isReset && this.#sending.length > 0) return 0
+    if (!this.#isReset && !this.#isSent) return 0
     this.#sending = null
+    for (const { address, bytes } of this.#taken) {
+      if (Buffer.compare(bytesAt(address, bytes.length), bytes) === 0) continue
+      throw new Error('memory changed between send and onSent')
+    }
     this.#events!.onSent(this.#isReset ? -Errno.EPIPE : this.#sentBytes)
     return 1
   }
@@ -267,6 +277,7 @@ export class SimSocket implements Stream {
         const place = places[0]!
         const part = Math.min(place.size, bytes.length - filled)
         bytes.set(bytesAt(place.address, part), filled)
+        this.#taken.push({ address: place.address, bytes: bytes.subarray(filled, filled + part) })
         filled += part
         place.address += part
         place.size -= part
@@ -276,7 +287,16 @@ export class SimSocket implements Stream {
       this.#unreadBytes += filled
       this.#transmit({ kind: 'data', bytes: bytes.subarray(0, filled), dueUs: 0 })
     }
-    if (places.length === 0) this.#wake()
+    if (places.length > 0) return
+    // The kernel tells the sender when it likes, perhaps after the peer has answered.
+    const { clock } = this.#parts
+    const tell = (): void => {
+      if (this.#sending !== places) return
+      this.#isSent = true
+      this.#wake()
+    }
+    if (prng.oneIn(4)) clock.after(prng.between(1, 1000), tell)
+    else tell()
   }
 
   #transmit(segment: Segment): void {
