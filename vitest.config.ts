@@ -2,7 +2,7 @@ import { defineConfig } from 'vitest/config'
 
 /**
  * The parts of the suite: `unit` needs no root and no peers, `sim` runs seeds of the simulation, `integration` starts real
- * programs.
+ * programs. One after the other, the quickest first.
  */
 export default defineConfig({
   test: {
@@ -11,6 +11,7 @@ export default defineConfig({
       {
         test: {
           name: 'unit',
+          sequence: { groupOrder: 0 },
           include: ['test/**/*.test.ts'],
           exclude: ['test/integration/**', 'test/sim/seeds-*.test.ts'],
         },
@@ -18,6 +19,7 @@ export default defineConfig({
       {
         test: {
           name: 'sim',
+          sequence: { groupOrder: 1 },
           include: ['test/sim/seeds-*.test.ts'],
           // How long it takes follows from the number of seeds, which a nightly run raises.
           testTimeout: 0,
@@ -26,6 +28,7 @@ export default defineConfig({
       {
         test: {
           name: 'integration',
+          sequence: { groupOrder: 2 },
           include: ['test/integration/**/*.test.ts'],
           testTimeout: 300_000,
           hookTimeout: 300_000,
