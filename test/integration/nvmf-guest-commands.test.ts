@@ -1,7 +1,7 @@
 /** nvme-cli and the block layer of Linux against a daemon as `qpair serve --disk` starts it: what each command answers. */
 
 import { once } from 'node:events'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import type { AddressInfo } from 'node:net'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -146,6 +146,60 @@ await describeWith(GUEST_PROGRAMS, 'nvme-cli and a disk served by one command', 
       const refused = await guest.run(`nvme read ${device} ${past}`, { check: false })
       expect(refused.stdout + refused.stderr).toMatch(/LBA/)
     }
+    await host.clearKernelLog()
+  })
+
+  it('answers whatever operation code it is sent, and stays connected', async () => {
+    await connect()
+    await host.clearKernelLog()
+    // Bits 0 and 1 say which way data goes (both ways is not possible here). Left out: an event request (0c), which waits for an event, Keep Alive
+    // (18), and fabrics commands (7f), which are the host's own.
+    const send = `
+      for opcode in $(seq 0 33) $(seq 124 136) $(seq 191 194) 255; do
+        case $1-$opcode in admin-12|admin-24|*-127) continue;; esac
+        case $((opcode & 3)) in
+          0|3) data=;;
+          1) data="--write --data-len=4096 --input-file=/dev/zero";;
+          2) data="--read --data-len=4096";;
+        esac
+        nvme $1-passthru $2 --opcode=$opcode --namespace-id=1 --timeout=20000 $data $3 >/tmp/out 2>&1
+        grep -qE "NVMe status|is Success" /tmp/out || echo "$1 opcode $opcode: $(cat /tmp/out)"
+        grep -qE "NVMe status.*(Abort|Path)" /tmp/out && echo "$1 opcode $opcode: $(cat /tmp/out)"
+      done; true`
+    await guest.run(`cat >/tmp/send <<'END'\n${send}\nEND`)
+    for (const fields of ['', '"--cdw10=0xffffffff --cdw11=0xffffffff --cdw12=0xffffffff"']) {
+      for (const [kind, device] of [
+        ['admin', '/dev/nvme0'],
+        ['io', '/dev/nvme0n1'],
+      ]) {
+        expect(await host.text(`sh /tmp/send ${kind} ${device} ${fields}`)).toBe('')
+      }
+    }
+    expect(await host.text("dmesg | grep -iE 'timeout|reconnect|reset' || true")).toBe('')
+    await guest.run('dd if=/dev/nvme0n1 of=/dev/null bs=1M count=1 iflag=direct')
+    await host.clearKernelLog()
+  })
+
+  it('is told that a device may only be read', async () => {
+    const filename = join(directory, 'readonly.img')
+    writeFileSync(filename, Buffer.alloc(MIB, 0x5a))
+    await daemon.rpc('bdev_aio_create', { name: 'readonly', filename, block_size: 512, readonly: true })
+    const nsid = await gateway.addNamespace(NQN, 'readonly')
+    await connect()
+    const device = `/dev/nvme0n${nsid}`
+    await guest.waitFor(`test -b ${device}`)
+    expect(await host.text(`cat /sys/block/nvme0n${nsid}/ro`)).toBe('1')
+    expect(
+      await guest.run(`dd if=/dev/zero of=${device} bs=512 count=1`, { check: false }),
+    ).not.toMatchObject({
+      code: 0,
+    })
+    const write = `nvme write ${device} --start-block=0 --block-count=0 --data-size=512 --data=/dev/zero`
+    const { code, stdout, stderr } = await guest.run(write, { check: false })
+    expect(code, stdout + stderr).not.toBe(0)
+    expect(await host.text(`head -c ${MIB} ${device} | tr -d Z | wc -c`)).toBe('0')
+    await gateway.daemon.rpc('nvmf_subsystem_remove_ns', { nqn: NQN, nsid })
+    await gateway.daemon.rpc('bdev_aio_delete', { name: 'readonly' })
     await host.clearKernelLog()
   })
 

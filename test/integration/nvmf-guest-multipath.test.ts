@@ -118,6 +118,34 @@ await describeWith(GUEST_PROGRAMS, 'Linux multipath over two gateways', () => {
     await switchPath(1, 'optimized')
   })
 
+  it('keeps the ANA state of a path over a crash of its gateway', async () => {
+    await switchPath(0, 'inaccessible')
+    await gateways[0]!.daemon.restart('SIGKILL')
+    await live(0)
+    await host.waitForText(anaState(0), 'inaccessible')
+    await load.progress()
+    expect(await gateways[0]!.completed('disk')).toBe(0)
+    await switchPath(0, 'optimized')
+  })
+
+  it('spreads I/O by round robin, and loses no byte when either gateway ends', async () => {
+    const policy = '/sys/class/nvme-subsystem/nvme-subsys0/iopolicy'
+    await guest.run(`echo round-robin >${policy}`)
+    for (const [path, signal] of [[0, 'SIGKILL'] as const, [1, 'SIGTERM'] as const]) {
+      const before = await Promise.all(gateways.map(gateway => gateway.completed('disk')))
+      await load.progress(256)
+      for (const [index, gateway] of gateways.entries()) {
+        expect(await gateway.completed('disk')).toBeGreaterThan(before[index]! + 50)
+      }
+      await gateways[path]!.daemon.restart(signal)
+      await load.progress()
+      await live(path)
+      await host.waitForText(anaState(path), 'optimized')
+      await load.progress()
+    }
+    await guest.run(`echo numa >${policy}`)
+  })
+
   it('sees the image grow, without a new connection', async () => {
     truncateSync(image, SIZE + 16 * MIB)
     for (const { daemon } of gateways) await daemon.rpc('bdev_uring_rescan', { name: 'disk' })
