@@ -5,6 +5,7 @@
  *   command READ 1 MiB at 0      piece 0: 0..256K      piece 1: 256K..512K   …at most `PIECES_MAX` at once; a piece that
  *                                                                             was sent takes the next part of its command
  */
+import type { Channel } from '../bdev/channel.ts'
 import { BdevIo, type IoOwner } from '../bdev/io.ts'
 import type { Arena } from '../sys/memory.ts'
 
@@ -71,6 +72,7 @@ export class Piece implements IoOwner {
 /** The commands and pieces of one reactor. Grows to the most that were ever in use; bounded by the connections. */
 export class RequestPool {
   readonly #arena: Arena
+  readonly #all: Piece[] = []
   readonly #pieces: Piece[] = []
   readonly #commands: NbdCommand[] = []
 
@@ -85,6 +87,7 @@ export class RequestPool {
       const header = this.#arena.allocate(HEADER_ROOM, HEADER_ROOM)
       if (header === 0) return null
       piece = new Piece(header, this.#arena.offsetOf(header))
+      this.#all.push(piece)
     }
     piece.owner = owner
     return piece
@@ -94,6 +97,11 @@ export class RequestPool {
     piece.owner = null
     piece.command = null
     this.#pieces.push(piece)
+  }
+
+  /** Asks `channel` for the early end of every I/O that `owner` has there. */
+  abort(owner: PieceOwner, channel: Channel): void {
+    for (const piece of this.#all) if (piece.owner === owner) channel.abort(piece.io)
   }
 
   acquireCommand(): NbdCommand {

@@ -158,7 +158,7 @@ export class Transmission implements PieceOwner {
     }
   }
 
-  /** The stream is gone: gives back everything but the I/Os that the device still has. */
+  /** The stream is gone: gives back everything but the I/Os that the device still has, and asks for the end of those. */
   abandon(): void {
     this.#isAbandoned = true
     const command = this.#writing
@@ -174,6 +174,8 @@ export class Transmission implements PieceOwner {
         piece = next
       }
     }
+    // A device may hold them for ever, and with them the connection, its export and whoever wants to end that.
+    this.#pool.abort(this, this.#channel)
   }
 
   /** False when the request cannot be taken now (or the connection is ending). */

@@ -1,8 +1,9 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { errorMethods } from '../../src/bdev/filters/error.ts'
 import { logSettings } from '../../src/core/log.ts'
 import { exportUri } from '../../src/nbd/exports.ts'
 import { nbdExportList, nbdExportStart, nbdExportStop } from '../../src/nbd/methods.ts'
-import { type Client, EXPORT, request, simpleReply, WireService } from './support.ts'
+import { ascii, type Client, EXPORT, request, simpleReply, string, WireService } from './support.ts'
 
 const READ = 0
 const WRITE = 1
@@ -168,6 +169,40 @@ describe('the removal of a bdev under its clients', () => {
     service.reactors.advance(3_000_000)
     await service.reactors.run(removed)
     expect(service.bdevs.list()).toEqual([])
+  })
+})
+
+describe('a device that holds its I/O for ever', () => {
+  const PENDING = { name: 'EE_m0', io_type: 'read', error_type: 'pending', num: 10 }
+
+  async function heldRead(): Promise<Client> {
+    const { bdevs, reactors } = service
+    await reactors.run(bdevs.create('error', 'EE_m0', { base_name: 'm0' }))
+    await service.exports.start({ ...EXPORT, bdev: 'EE_m0' })
+    const injectError = errorMethods.find(({ name }) => name === 'bdev_error_inject_error')!
+    await injectError.run(injectError.params.parse(PENDING) as never, { bdevs } as never)
+    const client = (await service.dial()).enter({ name: string(ascii('EE_m0')).slice(8) })
+    client.send(request({ type: READ, length: 4096 }))
+    return client
+  }
+
+  it('does not keep its export from being stopped', async () => {
+    await heldRead()
+    let isStopped = false
+    void service.exports.stop('EE_m0').then(() => {
+      isStopped = true
+    })
+    await service.turn()
+    service.reactors.advance(3_000_000)
+    await service.turn()
+    expect(isStopped).toBe(true)
+  })
+
+  it('does not keep the connection of a client that has left', async () => {
+    const client = await heldRead()
+    client.peer.close()
+    await service.turn()
+    expect(service.exports.get('EE_m0').connectionCount).toBe(0)
   })
 })
 
