@@ -410,15 +410,16 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
   /** Asks for the early end of the command `cid`. True when it has been ended with `ABORTED_BY_REQUEST`. */
   abort(cid: number): boolean {
     const slot = this.#slots.find(candidate => candidate.state !== SlotState.FREE && candidate.cid === cid)
-    if (slot === undefined) return false
+    // The halves of a fused operation know each other by their slots, so neither ends without the other.
+    if (slot === undefined || slot.isFused) return false
     if (slot.state === SlotState.STARVED) {
       this.#starved.splice(this.#starved.indexOf(slot), 1)
       slot.status = Status.ABORTED_BY_REQUEST
       this.#answer(slot)
       return true
     }
-    // A command whose data is on its way, or whose other half has the I/O, ends in its own time.
-    if (slot.state !== SlotState.EXECUTING || slot.isFused) return false
+    // A command whose data is on its way ends in its own time.
+    if (slot.state !== SlotState.EXECUTING) return false
     const { io } = slot
     io.channel!.abort(io)
     return io.status === Status.ABORTED_BY_REQUEST

@@ -528,6 +528,20 @@ describe('abort', () => {
     expect(show(peer.take())).toBe(response(5, 2, Status.ABORTED_BY_REQUEST))
   })
 
+  it('leaves a half of a fused operation to its other half, also while it waits for a buffer', () => {
+    const { lab, peer } = open()
+    lab.pool.allowance = 0
+    const first = entry('05', 5, byTransport(512), { cdw10: 3, flags: '41' })
+    expect(lab.exchange(peer, capsule(first))).toBe('')
+    expect(abort(lab, 5)).toBe(false)
+    lab.pool.allowance = 10
+    const asked = lab.exchange(peer, capsule(write(6, 3, 1, byTransport(512), { flags: '42' })))
+    expect(asked).toBe(r2t(6, 31, 512) + r2t(5, 0, 512))
+    const answer = lab.exchange(peer, h2cData(5, 0, 0, stored(3, 1)), h2cData(6, 31, 0, pattern(512)))
+    expect(answer).toBe(response(5, 3) + response(6, 3))
+    expect(lab.device.log).toEqual(['COMPARE_AND_WRITE 3+1'])
+  })
+
   it('does not know other commands, nor stop the host in the middle of its data', () => {
     const { lab, peer } = open()
     lab.exchange(peer, capsule(write(5, 0, 2, byTransport(1024))))
