@@ -163,21 +163,22 @@ class Emulated implements IoOwner {
 
   #compare(parent: BdevIo): number {
     const { channel, lock } = this.#emulation
+    const left = parent.blockCount - this.#doneBlocks
+    if (this.#buffer === 0 && left > 0) {
+      this.#buffer = channel.reactor.buffers.acquire(this.#bufferBytes(parent))
+      if (this.#buffer === 0) return this.#wait()
+    }
+    // Last, so that nobody who holds the lock waits for what those behind him may have.
     if (parent.type === IoType.COMPARE_AND_WRITE && !this.#holdsLock) {
       if (Atomics.compareExchange(lock, 0, 0, 1) !== 0) return this.#wait()
       this.#holdsLock = true
     }
-    const left = parent.blockCount - this.#doneBlocks
     if (left === 0) {
       if (parent.type === IoType.COMPARE) return Status.SUCCESS
       this.#writeSecondHalf(parent)
       return PENDING
     }
     const { blockSize } = channel.info
-    if (this.#buffer === 0) {
-      this.#buffer = channel.reactor.buffers.acquire(this.#bufferBytes(parent))
-      if (this.#buffer === 0) return this.#wait()
-    }
     this.#pieceBlocks = Math.min(left, BufferPool.MAX_SIZE / blockSize)
     this.#piece.set(this.#buffer, this.#pieceBlocks * blockSize)
     this.#submitChild(IoType.READ, parent.firstBlock + this.#doneBlocks, this.#pieceBlocks, this.#piece)
