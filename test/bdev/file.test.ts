@@ -9,9 +9,11 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { Channel } from '../../src/bdev/channel.ts'
+import { FileChannel } from '../../src/bdev/drivers/file-channel.ts'
 import { networkIdentity } from '../../src/bdev/drivers/file-identity.ts'
 import { drivers } from '../../src/bdev/drivers/index.ts'
 import { IoType } from '../../src/bdev/io.ts'
@@ -19,8 +21,10 @@ import { bdevMethods } from '../../src/bdev/methods.ts'
 import { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
 import { BdevRegistry } from '../../src/bdev/registry.ts'
 import { logSettings } from '../../src/core/log.ts'
+import { Opcode } from '../../src/spec/io-uring.ts'
 import { Status } from '../../src/spec/nvme-status.ts'
-import { doIo, type IoRequest } from '../support/io.ts'
+import type { RingHandler, Uring } from '../../src/sys/uring.ts'
+import { doIo, type IoRequest, PendingIo } from '../support/io.ts'
 import { LocalReactorGroup } from '../support/reactor.ts'
 
 let reactors: LocalReactorGroup
@@ -234,5 +238,31 @@ describe('networkIdentity', () => {
 
   it('is unknown for a local file', () => {
     expect(networkIdentity(MOUNTS, '254:0', '/var/disk0')).toBeUndefined()
+  })
+})
+
+describe('a file system without support for a flush', () => {
+  it('fails it, and zeroes nothing in its place', async () => {
+    await create()
+    const prepared: number[] = []
+    const handlers: RingHandler[] = []
+    const ring = {
+      register: (handler: RingHandler) => handlers.push(handler),
+      unregister() {},
+      prepare: (opcode: number) => void prepared.push(opcode),
+    } as unknown as Uring
+    const reactor = reactors.reactors[0]!
+    const info = local.find('f0')!
+    const channel = new Channel(info, reactor, new FileChannel(info, reactor, ring))
+    // The slot of the first is used again by the second.
+    const zeroing = new PendingIo(channel, { type: IoType.WRITE_ZEROES, blockCount: 8 })
+    handlers[0]!.complete(0, 0)
+    await reactors.until(() => zeroing.isDone)
+    const flush = new PendingIo(channel, { type: IoType.FLUSH })
+    handlers[0]!.complete(-constants.errno.EOPNOTSUPP, 0)
+    await reactors.until(() => flush.isDone || prepared.length > 2)
+    expect(prepared).toEqual([Opcode.FALLOCATE, Opcode.FSYNC])
+    expect([zeroing.statuses, flush.statuses]).toEqual([[Status.SUCCESS], [Status.INVALID_OPCODE]])
+    for (const io of [zeroing, flush]) io.free()
   })
 })

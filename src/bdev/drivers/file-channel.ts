@@ -205,7 +205,7 @@ class Transfer implements RingHandler {
     const io = this.io!
     if (result === -EINTR || result === -EAGAIN) this.go()
     else if (io.type === IoType.READ || io.type === IoType.WRITE) this.#transferred(io, result)
-    else if (result === -EOPNOTSUPP) this.#cannotAllocate(io)
+    else if (result === -EOPNOTSUPP && !this.#isSyncing) this.#cannotAllocate(io)
     else if (result < 0) this.#fail(io, -result)
     else if (io.fua && io.type !== IoType.FLUSH && !this.#isSyncing) this.#sync()
     else this.#end(Status.SUCCESS)
