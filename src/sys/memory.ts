@@ -96,6 +96,11 @@ export class Arena {
     return this.base + offset
   }
 
+  /** Bytes that have not been handed out. */
+  get freeBytes(): number {
+    return this.sizeBytes - this.#used
+  }
+
   /** The offset of one of the arena's own addresses within its views. */
   offsetOf(address: number): number {
     return address - this.base
@@ -106,40 +111,107 @@ export class Arena {
   }
 }
 
+/** What a span is cut from, unless the arena has no more left than a buffer: every size of a buffer divides it. */
+const SPAN_SIZE = 1 << 20
+const PAGE = 4096
+/** This part of the arena is not for buffers: what else is taken from it is small, and nobody can wait for it. */
+const RESERVE_DIVISOR = 16
+
+/** A piece of the arena that is cut into buffers of one size, for as long as one of them is in use. */
+interface Span {
+  readonly address: number
+  readonly sizeBytes: number
+  bufferSize: number
+  readonly free: number[]
+  used: number
+}
+
 /**
- * Data buffers of one reactor, in a few sizes, carved from its arena as they are first needed and kept for ever.
- * Exhaustion returns 0: the caller keeps the request waiting, which is back-pressure.
+ * Data buffers of one reactor, in a few sizes.
+ *
+ *   arena  | span: 4 KiB x 256 | span: 128 KiB x 8 | span: 128 KiB x 8 | …  | not for buffers |
+ *
+ * When the arena is used up, a span of which no buffer is in use is cut anew for the size that is wanted: whatever was
+ * in demand at one time, memory comes back for what is in demand later. Exhaustion returns 0: the caller keeps the
+ * request waiting, which is back-pressure.
  */
 export class BufferPool {
   /** The largest buffer there is, in bytes. */
-  static readonly MAX_SIZE = 1 << 20
+  static readonly MAX_SIZE = SPAN_SIZE
 
   readonly #arena: Arena
+  /** Of each size the spans that have a free buffer, the one to be used next at the end. */
   readonly #classes = [4096, 16384, 65536, 131072, 1 << 18, BufferPool.MAX_SIZE].map(size => ({
     size,
-    free: [] as number[],
+    spans: [] as Span[],
   }))
+  readonly #spans: Span[] = []
+  /** The span of each page of the arena, by its place in `#spans`. */
+  readonly #spanOfPage: Uint32Array
 
   constructor(arena: Arena) {
     this.#arena = arena
+    this.#spanOfPage = new Uint32Array(arena.sizeBytes / PAGE)
   }
 
   /** The address of a page-aligned buffer of at least `sizeBytes` (at most `MAX_SIZE`), or 0 when there is none. */
   acquire(sizeBytes: number): number {
-    const { size, free } = this.#classOf(sizeBytes)
-    return free.pop() ?? this.#arena.allocate(size, 4096)
+    const { size, spans } = this.#classOf(sizeBytes)
+    if (spans.length === 0) {
+      const span = this.#newSpan(size) ?? this.#idleSpan(size)
+      if (span === undefined) return 0
+      cut(span, size)
+      spans.push(span)
+    }
+    const span = spans[spans.length - 1]!
+    span.used++
+    const address = span.free.pop()!
+    if (span.free.length === 0) spans.pop()
+    return address
   }
 
   /** `sizeBytes` as given to `acquire`. */
   release(address: number, sizeBytes: number): void {
-    this.#classOf(sizeBytes).free.push(address)
+    const span = this.#spans[this.#spanOfPage[this.#arena.offsetOf(address) / PAGE]!]!
+    assert(span.used > 0, 'a buffer is given back once')
+    if (span.free.length === 0) this.#classOf(sizeBytes).spans.push(span)
+    span.free.push(address)
+    span.used--
   }
 
-  #classOf(sizeBytes: number): { readonly size: number; readonly free: number[] } {
+  #classOf(sizeBytes: number): { readonly size: number; readonly spans: Span[] } {
     const classes = this.#classes
     for (let i = 0; i < classes.length; i++) {
       if (sizeBytes <= classes[i]!.size) return classes[i]!
     }
     throw new RangeError(`${sizeBytes} bytes fit into the largest buffer, ${BufferPool.MAX_SIZE}`)
   }
+
+  #newSpan(size: number): Span | undefined {
+    const room = this.#arena.freeBytes - this.#arena.sizeBytes / RESERVE_DIVISOR - PAGE
+    const sizeBytes = room >= SPAN_SIZE ? SPAN_SIZE : size
+    const address = room >= sizeBytes ? this.#arena.allocate(sizeBytes, PAGE) : 0
+    if (address === 0) return undefined
+    const first = this.#arena.offsetOf(address) / PAGE
+    this.#spanOfPage.fill(this.#spans.length, first, first + sizeBytes / PAGE)
+    const span = { address, sizeBytes, bufferSize: size, free: [], used: 0 }
+    this.#spans.push(span)
+    return span
+  }
+
+  /** A span of another size of which nothing is in use, and which is large enough. */
+  #idleSpan(size: number): Span | undefined {
+    const span = this.#spans.find(({ used, sizeBytes }) => used === 0 && sizeBytes >= size)
+    if (span === undefined) return undefined
+    const { spans } = this.#classOf(span.bufferSize)
+    spans.splice(spans.indexOf(span), 1)
+    return span
+  }
+}
+
+function cut(span: Span, size: number): void {
+  span.bufferSize = size
+  span.free.length = 0
+  // From the last one down, so that they are handed out from the first one up.
+  for (let offset = span.sizeBytes - size; offset >= 0; offset -= size) span.free.push(span.address + offset)
 }
