@@ -31,8 +31,6 @@ const MSG_NOSIGNAL = 0x4000
 const IOV_MAX = 1024
 const ECANCELED = 125
 const ETIMEDOUT = 110
-const EINTR = 4
-const EAGAIN = 11
 
 /** What one stream keeps in the arena: two message headers and the two iovecs of a split receive. */
 const BLOCK_SIZE = Msghdr.size * 2 + IOVEC_SIZE * 2
@@ -197,9 +195,6 @@ class UringStream implements Stream, Deliverable {
   }
 
   #received(result: number, flags: number): void {
-    if ((result === -EINTR || result === -EAGAIN) && !this.#closing) {
-      throw new Error(`a receive on a blocking socket ends with data or an error, not ${result}`)
-    }
     this.#receiving = false
     this.#pollFirst = (flags & CqeFlag.SOCK_NONEMPTY) === 0 ? RECVSEND_POLL_FIRST : 0
     this.#events.onReceived(result)
