@@ -4,7 +4,8 @@
  */
 import { RpcError } from '../../src/core/errors.ts'
 import { logSettings } from '../../src/core/log.ts'
-import { Checker } from './checker.ts'
+import { Status } from '../../src/spec/nvme-status.ts'
+import { Checker, type Op } from './checker.ts'
 import { Client } from './client.ts'
 import { CLIENT_ADDRESS, chooseConfig, type ScenarioConfig } from './config.ts'
 import { NO_SABOTAGE, type Sabotage, SharedDisk } from './disk.ts'
@@ -93,7 +94,9 @@ export class Scenario {
     this.checker = new Checker({
       blockCount: config.blockCount,
       violated: what => world.clock.fail(new Violation(what)),
-      mayFail: op => config.givesUp && !this.watch.wasUsable(op.submittedUs, world.clock.nowUs),
+      mayFail: (op, status) =>
+        (config.givesUp && !this.watch.wasUsable(op.submittedUs, world.clock.nowUs)) ||
+        this.#wasTooSlow(op, status),
     })
     this.checker.onLate = what => world.trace(what)
     const sabotage = { ...NO_SABOTAGE, ...options.sabotage }
@@ -272,6 +275,13 @@ export class Scenario {
     }
     every()
     await clock.until(() => clock.nowUs >= startUs + endUs, endUs + SECOND)
+  }
+
+  /** The operator wants commands aborted that take long, and everything took long, the retries included. */
+  #wasTooSlow({ submittedUs }: Op, status: number): boolean {
+    const { action_on_timeout: action, timeout_us: timeoutUs } = this.config.hostOptions
+    const isAborted = status === Status.ABORTED_BY_REQUEST && action === 'abort' && timeoutUs !== 0
+    return isAborted && this.slowUntilUs > submittedUs
   }
 
   /** A path that went silent has to be found in time, when there is another one. */
