@@ -23,6 +23,8 @@ export default defineConfig({
           include: ['test/sim/seeds-*.test.ts'],
           // How long it takes follows from the number of seeds, which a nightly run raises.
           testTimeout: 0,
+          // The parts take equally long, and nothing else runs beside them.
+          maxWorkers: 4,
         },
       },
       {
