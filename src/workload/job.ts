@@ -10,7 +10,7 @@
 
 import type { Channel } from '../bdev/channel.ts'
 import { BdevIo, type IoOwner, IoType } from '../bdev/io.ts'
-import { assert } from '../core/assert.ts'
+import { RpcError } from '../core/errors.ts'
 import { Prng } from '../core/prng.ts'
 import type { Reactor } from '../reactor/reactor.ts'
 import { Status } from '../spec/nvme-status.ts'
@@ -95,6 +95,7 @@ export class Job implements IoOwner {
   #readingBack = false
   #onEnd: (() => void) | undefined
 
+  /** Throws `RpcError` ENOMEM when the reactor has not that many buffers; it keeps none then. */
   constructor(reactor: Reactor, channel: Channel, options: JobOptions) {
     this.options = options
     this.#reactor = reactor
@@ -110,7 +111,14 @@ export class Job implements IoOwner {
       io.tag = tag
       this.#ios.push(io)
       const buffer = reactor.buffers.acquire(options.ioSize)
-      assert(buffer !== 0, `reactor ${reactor.index} has memory for ${options.queueDepth} buffers`)
+      if (buffer === 0) {
+        this.#releaseBuffers()
+        throw new RpcError(
+          'ENOMEM',
+          `reactor ${reactor.index} has ${tag} buffers of ${options.ioSize} bytes left, and a queue depth of ` +
+            `${options.queueDepth} needs as many: make io_size or queue_depth smaller`,
+        )
+      }
       this.#buffers.push(buffer)
     }
   }
@@ -299,10 +307,14 @@ export class Job implements IoOwner {
 
   #endIfQuiet(): void {
     if (this.#inFlight > 0 || this.#onEnd === undefined) return
-    for (const buffer of this.#buffers.splice(0)) this.#reactor.buffers.release(buffer, this.options.ioSize)
+    this.#releaseBuffers()
     const ended = this.#onEnd
     this.#onEnd = undefined
     ended()
+  }
+
+  #releaseBuffers(): void {
+    for (const buffer of this.#buffers.splice(0)) this.#reactor.buffers.release(buffer, this.options.ioSize)
   }
 }
 

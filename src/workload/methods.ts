@@ -61,6 +61,7 @@ const start = method({
   errors: {
     ENODEV: 'no device has that name',
     EINVAL: 'the device is too small, or the size is not whole blocks',
+    ENOMEM: 'a reactor has too few buffers for that queue depth',
   },
   cli: { positional: ['bdev_name'] },
   run: (options, { workloads }: NeedsWorkloads) => workloads.start(options),

@@ -9,9 +9,15 @@ export class ReactorWorkloads {
   constructor(reactor: Reactor, bdevs: ReactorBdevs) {
     reactor.control.on<{ id: number; options: JobOptions }>('workload.start', ({ id, options }) => {
       const channel = bdevs.open(options.bdev)
-      const job = new Job(reactor, channel, options)
-      this.#jobs.set(id, { job, close: () => bdevs.close(channel) })
-      job.start()
+      const close = (): void => bdevs.close(channel)
+      try {
+        const job = new Job(reactor, channel, options)
+        this.#jobs.set(id, { job, close })
+        job.start()
+      } catch (error) {
+        close()
+        throw error
+      }
     })
     reactor.control.on<number>('workload.report', id => this.#jobs.get(id)!.job.report())
     reactor.control.on<number>('workload.forget-pause', id => this.#jobs.get(id)!.job.forgetPause())

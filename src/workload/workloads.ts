@@ -75,9 +75,15 @@ export class Workloads {
         unitCount: share,
         ioCountMax: Math.floor((options.io_count + index) / reactorCount),
       }
-      await this.#reactors.port(index).call('workload.start', { id, options: job })
+      // From the first on it runs, on one reactor more each time; if one cannot, all end.
+      try {
+        await this.#reactors.port(index).call('workload.start', { id, options: job })
+      } catch (error) {
+        if (this.#running.has(id)) await this.stop(id)
+        throw error
+      }
+      this.#running.set(id, { options, reactorCount: index + 1 })
     }
-    this.#running.set(id, { options, reactorCount })
     return id
   }
 

@@ -45,6 +45,21 @@ async function told<T>(promise: Promise<T>): Promise<() => Promise<T>> {
   return () => promise
 }
 
+describe('a workload for which a reactor has no memory', () => {
+  it('is refused with what to change, runs nowhere, and keeps nothing', async () => {
+    await bdevs.create('null', 'n0', { block_size: 512, num_blocks: 2 ** 24 })
+    const { buffers } = reactors.reactors[1]!
+    for (let i = 0; i < 40; i++) expect(buffers.acquire(1 << 20)).toBeGreaterThan(0)
+    const tooMuch = { ...OPTIONS, bdev_name: 'n0', io_size: 1 << 20, queue_depth: 70, verify: false }
+    const refusal = reactors.run(workloads.start(tooMuch))
+    await expect(refusal).rejects.toMatchObject({ code: 'ENOMEM', message: /make io_size or queue_depth/ })
+    expect(await workloads.report()).toEqual([])
+    const [report] = await reactors.run(bdevs.iostat(['n0'], 'none'))
+    expect(report!.map(({ isOpen }) => isOpen)).toEqual([false])
+    for (let i = 0; i < 10; i++) expect(buffers.acquire(1 << 20)).toBeGreaterThan(0)
+  })
+})
+
 describe('a verified workload', () => {
   it('reads and writes on every reactor, finds what it wrote, and reads it all back at the end', async () => {
     const id = await workloads.start(OPTIONS)
