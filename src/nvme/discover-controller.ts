@@ -61,12 +61,8 @@ export interface ControllerDetails {
   readonly status: Omit<ControllerStatus, 'ioQueues' | 'ioQueueDepth'>
   /** Events that the controller can send: `OptionalEvent`. */
   readonly optionalEvents: number
-  /** Keep alive granularity in milliseconds, 0 when the controller has none. */
-  readonly keepAliveGranularityMs: number
   /** The longest time in which a namespace may be in ANA state `change`, in seconds. */
   readonly anaTransitionSec: number
-  /** Asynchronous Event Requests that may be outstanding. */
-  readonly eventRequests: number
   readonly maxCommands: number
   readonly anaGroupsMax: number
   readonly namespacesMax: number
@@ -105,9 +101,7 @@ export async function identifyController(admin: AdminQueue, cap: DataView): Prom
       retryDelaysMs,
     },
     optionalEvents: get(IdentifyController.oaes),
-    keepAliveGranularityMs: get(IdentifyController.kas) * 100,
     anaTransitionSec: get(IdentifyController.anatt),
-    eventRequests: get(IdentifyController.aerl) + 1,
     maxCommands: get(IdentifyController.maxcmd),
     anaGroupsMax: get(IdentifyController.nanagrpid),
     namespacesMax: get(IdentifyController.nn),

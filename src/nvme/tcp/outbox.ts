@@ -17,8 +17,6 @@ import { type Slots, Transfer } from './slots.ts'
 /** The kernel's limit of one send. */
 const IOVECS_MAX = 1024
 const IOVEC_SIZE = 16
-/** Bytes before the submission queue entry in a capsule. */
-export const CAPSULE_HEAD_SIZE = 8
 const CAPSULE_SIZE = 72
 /** Room for the heads of data PDUs, beside that for capsules. */
 const DATA_HEADS_SIZE = 8192
