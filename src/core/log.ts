@@ -1,6 +1,7 @@
 /**
  * One line per event to stderr, filtered by level, and by flag below that. A line has a stable shape:
- * `2026-11-21T10:00:00.000Z WARNING nvmf: what happened and what it means`.
+ * `2026-11-21T10:00:00.000Z WARNING nvmf: what happened and what it means`. What follows in a message of several lines
+ * (a stack) is indented.
  */
 export const LogLevel = { ERROR: 0, WARNING: 1, NOTICE: 2, INFO: 3, DEBUG: 4 } as const
 export type LogLevelName = keyof typeof LogLevel
@@ -51,18 +52,25 @@ export function applyLogSettings({ flags, ...plain }: LogSettings): void {
   Object.assign(logSettings, plain, { flags: new Set(flags) })
 }
 
+/** Peers choose some of the words. They begin no line of their own, and steer no terminal. */
+const harmless = (message: string): string =>
+  message
+    .replace(/\n */g, '\n    ')
+    .replace(/[^\P{Cc}\n]/gu, control => `\\x${control.charCodeAt(0).toString(16).padStart(2, '0')}`)
+
 export function logger(flag: LogFlag): Logger {
   const print = (level: LogLevelName, message: string): void => {
     const least = isJournal ? logSettings.level : logSettings.printLevel
     const wanted =
       LogLevel[level] <= LogLevel[least] || (LogLevel[level] >= LogLevel.INFO && logSettings.flags.has(flag))
     if (!wanted) return
+    const text = harmless(message)
     if (isJournal) {
-      logSettings.write(`<${PRIORITIES[LogLevel[level]]}>${flag}: ${message}\n`)
+      logSettings.write(`<${PRIORITIES[LogLevel[level]]}>${flag}: ${text}\n`)
       return
     }
     const time = logSettings.timestamps ? `${new Date().toISOString()} ` : ''
-    logSettings.write(`${time}${level} ${flag}: ${message}\n`)
+    logSettings.write(`${time}${level} ${flag}: ${text}\n`)
   }
   return {
     error: message => print('ERROR', message),
