@@ -1,14 +1,14 @@
 /** `qpair doctor`: looks at the host and says what is missing, what that means and what to type. */
 import { accessSync, constants, existsSync, readFileSync } from 'node:fs'
-import { createServer } from 'node:net'
+import { connect, createServer } from 'node:net'
 import { availableParallelism, freemem, release } from 'node:os'
 import { dirname, join } from 'node:path'
 import { parseArgs, styleText } from 'node:util'
 import { RpcError, SysError } from '../core/errors.ts'
+import { formatSize } from '../core/format-size.ts'
 import { Arena } from '../sys/memory.ts'
 import { Uring } from '../sys/uring.ts'
 import { DEFAULT_RPC_SOCKET } from './options.ts'
-import { formatSize } from './size.ts'
 
 type Level = 'ok' | 'note' | 'warning' | 'failure'
 
@@ -22,12 +22,13 @@ interface Finding {
 
 const HELP = `Usage: qpair doctor [--json]
 
-Checks this host: as the machine that runs qpair (io_uring, memory, limits, ports) and as one that connects to it
+Checks this host: as the machine that runs qpair (Node.js, io_uring, memory, limits, ports) and as one that connects to it
 (the kernel's NVMe modules and tools). Exit code 1 when the daemon cannot run here.
 `
 
 /** Each check stands for itself: one that cannot be made is a finding, not the end. */
 const CHECKS: readonly (() => Finding | Promise<Finding>)[] = [
+  node,
   kernel,
   ioUring,
   memory,
@@ -76,6 +77,11 @@ function line({ check, level, found, remedy }: Finding): string {
   const [colour, word] = MARKS[level]
   const mark = process.stdout.isTTY ? styleText(colour, word) : word
   return `${mark}  ${check.padEnd(18)} ${found}\n${remedy === undefined ? '' : `${' '.repeat(28)}-> ${remedy}\n`}`
+}
+
+/** The launcher refuses versions that are too old before anything is loaded; so what runs here is new enough. */
+function node(): Finding {
+  return { check: 'Node.js', level: 'ok', found: `${process.version}, ${process.arch}` }
 }
 
 const KERNEL_MIN = [6, 1] as const
@@ -179,7 +185,7 @@ function port(number: number, what: string): Promise<Finding> {
       resolve({
         check,
         level: 'note',
-        found: `${what}: ${error.code}`,
+        found: `${what}: ${error.code === 'EADDRINUSE' ? 'in use, by a target that runs here already or another program' : error.code}`,
         remedy: `ss -ltnp 'sport = ${number}' shows who has it; or listen on another port`,
       }),
     )
@@ -189,11 +195,12 @@ function port(number: number, what: string): Promise<Finding> {
   })
 }
 
-function rpcSocket(): Finding {
+async function rpcSocket(): Promise<Finding> {
   const check = 'RPC socket'
   const path = process.env['QPAIR_SOCKET'] ?? DEFAULT_RPC_SOCKET
   if (existsSync(path)) {
-    return { check, level: 'note', found: `${path} exists: a daemon serves it, or left it behind` }
+    if (await isServed(path)) return { check, level: 'ok', found: `a daemon serves ${path}` }
+    return { check, level: 'note', found: `${path} was left behind; a daemon that starts takes it over` }
   }
   try {
     accessSync(dirname(path), constants.W_OK)
@@ -207,6 +214,18 @@ function rpcSocket(): Finding {
       remedy: 'choose another socket with -r',
     }
   }
+}
+
+/** Whether somebody accepts connections there. */
+function isServed(path: string): Promise<boolean> {
+  return new Promise(resolve => {
+    const socket = connect(path)
+    const answer = (served: boolean) => () => {
+      socket.destroy()
+      resolve(served)
+    }
+    socket.on('connect', answer(true)).on('error', answer(false))
+  })
 }
 
 function moduleIsThere(name: string): boolean {

@@ -90,36 +90,36 @@ export function parseServeOptions(argv: readonly string[]): ServeOptions | 'help
 
 type Values = ReturnType<typeof parse>
 
+const text = { type: 'string' } as const
+const list = { type: 'string', multiple: true } as const
+const flag = { type: 'boolean' } as const
+
+/** The flags of `qpair serve`, by their long names. */
+export const SERVE_OPTIONS = {
+  'rpc-socket': { ...text, short: 'r' },
+  cpumask: { ...text, short: 'm' },
+  config: { ...text, short: 'c' },
+  'vhost-path': { ...text, short: 'S' },
+  logflag: { ...list, short: 'L' },
+  loglevel: text,
+  'wait-for-rpc': flag,
+  'mem-size': { ...text, short: 's' },
+  'no-pci': { ...flag, short: 'u' },
+  'single-file-segments': { ...flag, short: 'g' },
+  'no-huge': flag,
+  state: text,
+  plugin: list,
+  reactors: text,
+  disk: text,
+  size: text,
+  listen: list,
+  nqn: text,
+  help: { ...flag, short: 'h' },
+}
+
 function parse(argv: readonly string[]) {
-  const text = { type: 'string' } as const
-  const list = { type: 'string', multiple: true } as const
-  const flag = { type: 'boolean' } as const
   try {
-    return parseArgs({
-      args: [...argv],
-      allowPositionals: false,
-      options: {
-        'rpc-socket': { ...text, short: 'r' },
-        cpumask: { ...text, short: 'm' },
-        config: { ...text, short: 'c' },
-        'vhost-path': { ...text, short: 'S' },
-        logflag: { ...list, short: 'L' },
-        loglevel: text,
-        'wait-for-rpc': flag,
-        'mem-size': { ...text, short: 's' },
-        'no-pci': { ...flag, short: 'u' },
-        'single-file-segments': { ...flag, short: 'g' },
-        'no-huge': flag,
-        state: text,
-        plugin: list,
-        reactors: text,
-        disk: text,
-        size: text,
-        listen: list,
-        nqn: text,
-        help: { ...flag, short: 'h' },
-      },
-    }).values
+    return parseArgs({ args: [...argv], allowPositionals: false, options: SERVE_OPTIONS }).values
   } catch (cause) {
     throw new RpcError('EINVAL', `${(cause as Error).message.split('. ')[0]}. See qpair serve --help`, {
       cause,

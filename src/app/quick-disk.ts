@@ -2,8 +2,8 @@
 import { open } from 'node:fs/promises'
 import { basename, resolve } from 'node:path'
 import { RpcError } from '../core/errors.ts'
+import { formatSize } from '../core/format-size.ts'
 import type { QuickDisk } from './options.ts'
-import { formatSize } from './size.ts'
 
 const BLOCK_SIZE = 512
 

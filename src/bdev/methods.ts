@@ -1,6 +1,7 @@
 /** The RPC methods that concern every device, and those of the drivers. */
 import { z } from 'zod'
 import { RpcError } from '../core/errors.ts'
+import { formatSize } from '../core/format-size.ts'
 import { method } from '../rpc/method.ts'
 import { done, uint32, uint64 } from '../rpc/params.ts'
 import { BdevDescription, describeBdev } from './describe.ts'
@@ -54,7 +55,7 @@ const bdevGetBdevs = method({
     columns: [
       'name',
       { title: 'PRODUCT', value: row => row.product_name },
-      { title: 'SIZE', value: row => `${(row.num_blocks * row.block_size) / 2 ** 20} MiB` },
+      { title: 'SIZE', value: row => formatSize(row.num_blocks * row.block_size) },
       { title: 'BLOCK', value: row => row.block_size },
       { title: 'CLAIMED', value: row => row.claim_type ?? '-' },
       'uuid',

@@ -2,6 +2,7 @@
  * Completion for bash, zsh and fish. The scripts only hand the words of the command line to `qpair complete`, so that
  * a new method is completed without a new script.
  */
+import { SERVE_OPTIONS } from '../app/options.ts'
 import type { Declarations } from '../rpc/method.ts'
 import { commandsOfNoun, findCommand, findMethod, nounsOf, singleCommands } from './commands.ts'
 import { CONFIG_COMMANDS } from './config-commands.ts'
@@ -33,16 +34,49 @@ complete -c qpair -f -a '(__qpair_complete)'
 `,
 }
 
+export const COMPLETION_HELP = `Usage: qpair completion SHELL
+
+Prints a completion script for bash, zsh or fish. It calls qpair, which must be in the PATH.
+
+  bash  source <(qpair completion bash)       in ~/.bashrc
+  zsh   source <(qpair completion zsh)        in ~/.zshrc, after compinit
+  fish  qpair completion fish | source        in ~/.config/fish/config.fish
+`
+
 export function completionScript(shell: string | undefined): string {
   const script = SCRIPTS[shell ?? '']
   if (script !== undefined) return script
-  throw new UsageError(`completion is for ${Object.keys(SCRIPTS).join(', ')}, not ${shell ?? 'nothing'}`)
+  const shells = Object.keys(SCRIPTS).join(', ')
+  throw new UsageError(
+    shell === undefined
+      ? `say for which shell: ${shells}; see qpair completion --help`
+      : `completion is for ${shells}, not ${shell}`,
+  )
 }
 
 /** What may stand where the last of these words is being typed. */
 export function complete(methods: Declarations, words: readonly string[]): string[] {
   const typed = words.at(-1) ?? ''
-  return candidates(methods, words.slice(0, -1)).filter(candidate => candidate.startsWith(typed))
+  return candidates(methods, afterGlobals(words.slice(0, -1))).filter(candidate =>
+    candidate.startsWith(typed),
+  )
+}
+
+/** The words behind the options that stand before the command. */
+function afterGlobals(words: readonly string[]): readonly string[] {
+  const at = words.findIndex(
+    (word, i) => !word.startsWith('-') && !GLOBALS_WITH_VALUE.includes(words[i - 1] ?? ''),
+  )
+  return at === -1 ? [] : words.slice(at)
+}
+
+const GLOBALS_WITH_VALUE = ['-r', '--rpc-socket', '--timeout']
+
+/** The flags of commands that are no methods, which have no table of parameters. */
+const OWN_FLAGS: Readonly<Record<string, readonly string[]>> = {
+  serve: Object.keys(SERVE_OPTIONS).map(name => `--${name}`),
+  demo: ['--seconds', '--help'],
+  doctor: ['--json', '--help'],
 }
 
 function candidates(methods: Declarations, before: readonly string[]): string[] {
@@ -52,6 +86,7 @@ function candidates(methods: Declarations, before: readonly string[]): string[] 
     return [...own, ...singleCommands(methods).map(({ words }) => words[0]!), ...nounsOf(methods)]
   }
   if (first === 'completion') return Object.keys(SCRIPTS)
+  if (OWN_FLAGS[first] !== undefined) return [...OWN_FLAGS[first]]
   const config = CONFIG_COMMANDS.get(first)
   if (config !== undefined) return flagsAndValues(config, before)
   if (first === 'rpc') {

@@ -27,6 +27,7 @@ const option = (
   choices: [],
   default: undefined,
   numbers: false,
+  texts: false,
   on: [letter, path.replaceAll('_', '-')],
   off: [],
   computed: undefined,

@@ -81,7 +81,7 @@ export function commandHelp({ words, method }: Command): string {
     ),
     section(
       'Options',
-      options.map(option => [spellings(option), describe(option)]),
+      options.map(option => [spellings(option), describe(unlessWord(option, line.options))]),
     ),
     section(
       'Errors',
@@ -113,6 +113,13 @@ function usage(
 /** Whether a word of the command line stands for this parameter. */
 const isComputed = ({ path }: CliOption, options: readonly CliOption[]): boolean =>
   options.some(({ computed }) => computed?.param === path)
+
+/** A parameter that a word of the command line stands for is not required beside it. */
+function unlessWord(option: CliOption, options: readonly CliOption[]): CliOption {
+  const word = options.find(({ computed }) => computed?.param === option.path)
+  if (word === undefined) return option
+  return { ...option, required: false, summary: `${option.summary}, instead of ${placeholder(word)}` }
+}
 
 const longest = ({ on }: CliOption): string => on.findLast(name => name.length > 1) ?? on[0]!
 

@@ -8,7 +8,7 @@ import { RpcCallError, RpcConnectionError } from '../rpc/client.ts'
 import { didYouMean } from '../rpc/closest.ts'
 import type { Declarations } from '../rpc/method.ts'
 import { type Command, commandsOfNoun, findCommand, nounsOf, singleCommands } from './commands.ts'
-import { complete, completionScript } from './completion.ts'
+import { COMPLETION_HELP, complete, completionScript } from './completion.ts'
 import { CONFIG_COMMANDS, runConfigCommand } from './config-commands.ts'
 import { commandHelp, nounHelp, OWN_COMMANDS, overview } from './help.ts'
 import { commandLine } from './options.ts'
@@ -104,7 +104,9 @@ async function run(terminal: Terminal, table: Declarations, invocation: Invocati
       await runRpcCommand(terminal, table, connection, own)
       return 0
     case 'completion':
-      terminal.write(completionScript(args[0]))
+      terminal.write(
+        own.includes('--help') || own.includes('-h') ? COMPLETION_HELP : completionScript(args[0]),
+      )
       return 0
     case 'complete':
       // Called by the completion scripts: `qpair complete -- WORD…`.
@@ -184,13 +186,15 @@ function unknownCommand(table: Declarations, noun: string, verb: string | undefi
     ]
     const isMethod = table.some(({ name }) => name === noun)
     const hint = isMethod ? `; a method is called with: qpair rpc ${noun}` : didYouMean(noun, nouns)
-    return new UsageError(`there is no command ${noun}${hint}; see qpair --help`)
+    return new UsageError(`there is no command ${noun}${hint}${see('qpair --help', hint)}`)
   }
   const verbs = commandsOfNoun(table, noun).map(({ words }) => words[1]!)
-  return new UsageError(
-    `there is no command ${noun} ${verb}${didYouMean(verb, verbs)}; see qpair ${noun} --help`,
-  )
+  const hint = didYouMean(verb, verbs)
+  return new UsageError(`there is no command ${noun} ${verb}${hint}${see(`qpair ${noun} --help`, hint)}`)
 }
+
+/** Where to read on, behind a hint that may have been a question. */
+const see = (where: string, hint: string): string => (hint.endsWith('?') ? ` See ${where}` : `; see ${where}`)
 
 function packageVersion(): string {
   const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))

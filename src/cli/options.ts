@@ -19,6 +19,8 @@ export interface CliOption {
   readonly default: unknown
   /** Elements of a list are numbers. */
   readonly numbers: boolean
+  /** Values of pairs are text, also where they look like numbers. */
+  readonly texts: boolean
   /** Without dashes; longer than one letter means a long option. */
   readonly on: readonly string[]
   /** What turns a switch off. */
@@ -88,6 +90,7 @@ function makeOption({ cli }: Declared, path: string, given: JsonSchema, required
     choices: (schema.enum ?? []).map(String),
     default: given.default,
     numbers: kindOf(schema.items ?? {}) === 'number',
+    texts: typeof schema.additionalProperties === 'object' && schema.additionalProperties.type === 'string',
     // rpc.py has switches whose plain name turns them off; then that name is not for turning on.
     on: [...list(on), own].filter((name, i, all) => all.indexOf(name) === i && !offNames.includes(name)),
     off: kind === 'switch' ? [...offNames, `no-${own}`] : offNames,

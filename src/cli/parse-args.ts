@@ -148,7 +148,7 @@ function set(given: Map<CliOption, unknown>, option: CliOption, name: string, te
       break
     }
     case 'pairs':
-      given.set(option, { ...(before as object | undefined), ...toPairs(name, text) })
+      given.set(option, { ...(before as object | undefined), ...toPairs(option, name, text) })
       break
     case 'json':
       given.set(option, toJson(text))
@@ -181,14 +181,15 @@ function toBoolean(name: string, text: string): boolean {
   throw new UsageError(`${name} is true or false, not ${text}`)
 }
 
-function toPairs(name: string, text: string): Params {
+function toPairs({ texts }: CliOption, name: string, text: string): Params {
   if (text.startsWith('{')) {
     const value = toJson(text)
     if (typeof value === 'object') return value as Params
   }
   const equals = text.indexOf('=')
   if (equals < 1) throw new UsageError(`${name} is KEY=VALUE, not ${text}`)
-  return { [text.slice(0, equals)]: text.slice(equals + 1) }
+  const value = text.slice(equals + 1)
+  return { [text.slice(0, equals)]: texts ? value : toJson(value) }
 }
 
 /** JSON where it is JSON, else the text itself. */

@@ -56,9 +56,9 @@ function readParams(methods: Declarations, name: string, words: readonly string[
   if (method !== undefined) return parseArgs(commandLine(method), words)
   if (words.length === 0) return {}
   const names = methods.map(each => each.name)
-  throw new UsageError(
-    `qpair has no method ${name}${didYouMean(name, names)}; to send it all the same, give its parameters as JSON`,
-  )
+  const hint = didYouMean(name, names)
+  const otherwise = 'o send it all the same, give its parameters as JSON'
+  throw new UsageError(`qpair has no method ${name}${hint}${hint === '' ? '; t' : ' T'}${otherwise}`)
 }
 
 function parseJson(text: string): Record<string, unknown> {

@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest'
 import { parseCoreMask } from '../../src/app/methods/framework.ts'
 import { DEFAULT_RPC_SOCKET, parseServeOptions, type ServeOptions } from '../../src/app/options.ts'
-import { formatSize, parseSize } from '../../src/app/size.ts'
+import { parseSize } from '../../src/app/size.ts'
+import { formatSize } from '../../src/core/format-size.ts'
 
 const parse = (line: string): ServeOptions => {
   const options = parseServeOptions(line.split(' ').filter(word => word !== ''))

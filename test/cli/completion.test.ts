@@ -34,6 +34,12 @@ describe('complete', () => {
       ['completion', ''],
       ['bash', 'zsh', 'fish'],
     ],
+    [
+      ['serve', '--log'],
+      ['--logflag', '--loglevel'],
+    ],
+    [['--json', 'shelf', 'pu'], ['put']],
+    [['-r', '/run/q.sock', 'sh'], ['shelf']],
     [['nothing', 'of', 'it'], []],
   ])('%j offers %j', (words, offers) => {
     expect(completed(...words).sort()).toEqual([...offers].sort())

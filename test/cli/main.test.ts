@@ -76,8 +76,9 @@ describe('qpair NOUN VERB', () => {
 
   it.each([
     [['shelf', 'put'], '--name is required'],
-    [['shelf', 'gte'], 'there is no command shelf gte; did you mean get?; see qpair shelf --help'],
-    [['shlf'], 'there is no command shlf; did you mean shelf?; see qpair --help'],
+    [['shelf', 'gte'], 'there is no command shelf gte; did you mean get? See qpair shelf --help'],
+    [['completion'], 'say for which shell: bash, zsh, fish; see qpair completion --help'],
+    [['shlf'], 'there is no command shlf; did you mean shelf? See qpair --help'],
     [['shelf_put'], 'a method is called with: qpair rpc shelf_put'],
     [['--rcp-socket', 'x', 'shelf'], 'there is no option --rcp-socket before the command'],
     [['-r'], '-r needs a value'],
@@ -125,6 +126,16 @@ describe('help', () => {
       expect(out).toContain(word)
     }
     expect(await alone()).toMatchObject({ code: 2, out })
+  })
+
+  it('says where the script for completion goes', async () => {
+    for (const words of [
+      ['completion', '--help'],
+      ['completion', 'bash', '-h'],
+      ['--help', 'completion'],
+    ]) {
+      expect((await alone(...words)).out).toContain('source <(qpair completion bash)')
+    }
   })
 
   it('lists the verbs of a noun', async () => {

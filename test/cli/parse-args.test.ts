@@ -105,6 +105,15 @@ const register = method({
   run: () => '',
 })
 
+const plugin = method({
+  name: 'bdev_plugin_create',
+  summary: '',
+  params: z.object({ filename: z.string(), options: z.record(z.string(), z.unknown()).optional() }),
+  result: z.string(),
+  cli: { positional: ['filename'] },
+  run: () => '',
+})
+
 const transport = method({
   name: 'nvmf_create_transport',
   summary: '',
@@ -154,7 +163,7 @@ const malloc = method({
   run: () => '',
 })
 
-const METHODS = { attach, subsystem, listener, register, transport, allow, malloc }
+const METHODS = { attach, subsystem, listener, register, plugin, transport, allow, malloc }
 type Name = keyof typeof METHODS
 
 /** Words as a shell splits them; no quotes are needed here. */
@@ -222,6 +231,12 @@ describe('parseArgs', () => {
         config_param: { keyring: '/etc/ceph_ssd/ceph.client.cinder.keyring', a: 'b=c' },
         config_file: '/etc/ceph_ssd/ceph.conf',
       },
+    ],
+    ['register', 'c --config-param n=1', { name: 'c', config_param: { n: '1' } }],
+    [
+      'plugin',
+      'a.js --options size=8 --options fast=true --options url=http://x/?a=1 --options id=007',
+      { filename: 'a.js', options: { size: 8, fast: true, url: 'http://x/?a=1', id: '007' } },
     ],
     ['register', 'c --config-param {"a":"b"}', { name: 'c', config_param: { a: 'b' } }],
     ['transport', '-t RDMA -m 64', { trtype: 'RDMA', max_io_qpairs_per_ctrlr: 64 }],

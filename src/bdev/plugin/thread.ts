@@ -50,6 +50,12 @@ const tell = (message: ThreadMessage): void => host.postMessage(message)
 const explain = (error: unknown): string =>
   error instanceof Error ? `${error.name}: ${error.message}` : `${typeof error} ${String(error)}`
 
+/** For modules that import `qpair/driver` from a directory in whose node_modules there is no qpair. */
+const remedyFor = (error: unknown): string =>
+  error instanceof Error && error.message.includes("find package 'qpair'")
+    ? `; run "npm link qpair" there, after "npm link" in qpair's own directory, or "npm install qpair"`
+    : ''
+
 // Code that nobody waits for must not end the thread: the I/O that waits for it ends by its time-out.
 process.on('uncaughtException', error =>
   tell({ kind: 'failed', why: `threw outside a call: ${explain(error)}` }),
@@ -90,7 +96,7 @@ async function load(): Promise<PluginDisk | undefined> {
     })
     return found
   } catch (error) {
-    tell({ kind: 'refused', why: explain(error) })
+    tell({ kind: 'refused', why: `${explain(error)}${remedyFor(error)}` })
     return undefined
   }
 }

@@ -113,7 +113,17 @@ const getListeners = method({
     }),
   ),
   errors: { INVALID_PARAMS: UNKNOWN_NQN },
-  cli: { positional: ['nqn'], flags: { tgt_name: 't' }, commands: ['listener list'] },
+  cli: {
+    positional: ['nqn'],
+    flags: { tgt_name: 't' },
+    commands: ['listener list'],
+    columns: [
+      { title: 'TRANSPORT', value: row => row.address.trtype },
+      { title: 'ADDRESS', value: row => row.address.traddr },
+      { title: 'PORT', value: row => row.address.trsvcid },
+      { title: 'ANA STATE', value: row => summaryOf(row.ana_states?.map(each => each.ana_state)) },
+    ],
+  },
   run({ nqn }, { nvmf }: NvmfContext) {
     const subsystem = nvmf.get(nqn)
     return [...subsystem.listeners.values()].map(({ address, anaStates }) => {
@@ -126,5 +136,12 @@ const getListeners = method({
     })
   },
 })
+
+/** One word where all groups have the same state, as they have until somebody sets one group's. */
+function summaryOf(states: readonly string[] | undefined): string {
+  if (states === undefined) return '-'
+  const distinct = [...new Set(states)]
+  return distinct.length === 1 ? distinct[0]! : `${distinct.join(', ')}: see --json`
+}
 
 export const listenerMethods = [addListener, removeListener, setAnaState, getListeners]
