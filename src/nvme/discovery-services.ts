@@ -47,7 +47,9 @@ export class DiscoveryService {
     this.path = await this.#nvme.openDiscovery(options, pathOptions, status => {
       if (status.state !== 'ready') return
       this.entries = status.discovered
-      this.#work = this.#work.then(() => this.#follow())
+      const done = this.#work.then(() => this.#follow())
+      // A log that could not be followed is told of; the next one is another chance.
+      this.#work = done.catch(error => this.#warn(error as Error))
     })
   }
 
@@ -74,9 +76,13 @@ export class DiscoveryService {
       try {
         await this.#attach(subnqn, target)
       } catch (error) {
-        log.warning(`discovery service ${this.options.controller.name}: ${(error as Error).message}`)
+        this.#warn(error as Error)
       }
     }
+  }
+
+  #warn({ message }: Error): void {
+    log.warning(`discovery service ${this.options.controller.name}: ${message}`)
   }
 
   async #attach(subnqn: string, target: SocketAddress): Promise<void> {
