@@ -165,6 +165,28 @@ await describeWith(GUEST_PROGRAMS, 'Linux multipath over two gateways', () => {
     }
   })
 
+  it('reads by the other path while a gateway hangs, and by both once it goes on', async () => {
+    // Reads only: a write that a hung gateway has received already may still be done when it goes on.
+    await load.stop()
+    await switchPath(1, 'non_optimized')
+    const read = `dd if=/dev/nvme0n1 of=/tmp/back bs=64k skip=${KEPT_MIB * 16} count=64 iflag=direct`
+    const reader = guest.start(
+      `until [ -e /tmp/enough ]; do ${read} && cmp /tmp/kept /tmp/back || exit 9; done; rm /tmp/enough`,
+    )
+    await eventually(() => gateways[0]!.completed('disk')).toBeGreaterThan(100)
+    gateways[0]!.daemon.signal('SIGSTOP')
+    await host.waitForText(state(0), 'connecting')
+    const before = await gateways[1]!.completed('disk')
+    await eventually(() => gateways[1]!.completed('disk')).toBeGreaterThan(before + 100)
+    gateways[0]!.daemon.signal('SIGCONT')
+    await live(0)
+    await guest.run('touch /tmp/enough')
+    await reader.done
+    await switchPath(1, 'optimized')
+    load = host.startLoad('/dev/nvme0n1')
+    await load.progress()
+  })
+
   it.each([0, 1])('survives a silent network on path %i', async path => {
     // The I/O that is under way there waits for the keep-alive time-out and then goes the other way.
     await switchPath(1 - path, 'non_optimized')
