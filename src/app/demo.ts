@@ -15,6 +15,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { parseArgs, styleText } from 'node:util'
+import { foldLines } from '../core/fold-lines.ts'
 import { connect, type RpcClient } from '../rpc/client.ts'
 import type { methods } from './methods.ts'
 
@@ -48,7 +49,7 @@ export async function demo(argv: readonly string[]): Promise<number> {
       options: { seconds: { type: 'string' }, help: { type: 'boolean', short: 'h' } },
     })
     if (values.help === true) {
-      process.stdout.write(HELP)
+      process.stdout.write(foldLines(HELP, process.stdout.columns))
       return 0
     }
     seconds = Number(values.seconds ?? '3')

@@ -5,6 +5,7 @@ import { availableParallelism, freemem, release } from 'node:os'
 import { dirname, join } from 'node:path'
 import { parseArgs, styleText } from 'node:util'
 import { RpcError, SysError } from '../core/errors.ts'
+import { foldLines } from '../core/fold-lines.ts'
 import { formatSize } from '../core/format-size.ts'
 import { Arena } from '../sys/memory.ts'
 import { Uring } from '../sys/uring.ts'
@@ -52,7 +53,7 @@ export async function doctor(argv: readonly string[]): Promise<number> {
       options: { json: { type: 'boolean' }, help: { type: 'boolean', short: 'h' } },
     })
     if (values.help === true) {
-      process.stdout.write(HELP)
+      process.stdout.write(foldLines(HELP, process.stdout.columns))
       return 0
     }
     json = values.json === true
@@ -73,10 +74,16 @@ const MARKS = {
   failure: ['red', 'FAILURE'],
 } as const
 
+/** What stands left of the text. */
+const MARGIN = ' '.repeat(28)
+
+/** Text behind the margin, its further lines with a margin of their own. */
+const beside = (text: string): string => foldLines(MARGIN + text, process.stdout.columns).slice(MARGIN.length)
+
 function line({ check, level, found, remedy }: Finding): string {
   const [colour, word] = MARKS[level]
   const mark = process.stdout.isTTY ? styleText(colour, word) : word
-  return `${mark}  ${check.padEnd(18)} ${found}\n${remedy === undefined ? '' : `${' '.repeat(28)}-> ${remedy}\n`}`
+  return `${mark}  ${check.padEnd(18)} ${beside(found)}\n${remedy === undefined ? '' : `${MARGIN}${beside(`-> ${remedy}`)}\n`}`
 }
 
 /** The launcher refuses versions that are too old before anything is loaded; so what runs here is new enough. */

@@ -1,5 +1,6 @@
 /** `qpair serve`: starts the daemon, says how to use it, and ends it in order on SIGTERM or SIGINT. */
 import { RpcError, SysError } from '../core/errors.ts'
+import { foldLines } from '../core/fold-lines.ts'
 import { logger, logSettings } from '../core/log.ts'
 import { Daemon } from './daemon.ts'
 import { flagsNamed } from './methods/log.ts'
@@ -15,7 +16,7 @@ export async function serve(argv: readonly string[]): Promise<number> {
   try {
     options = parseServeOptions(argv)
     if (options === 'help') {
-      process.stdout.write(SERVE_HELP)
+      process.stdout.write(foldLines(SERVE_HELP, process.stdout.columns))
       return 0
     }
     logSettings.printLevel = options.logLevel
@@ -47,7 +48,15 @@ async function run(options: ServeOptions): Promise<number> {
   }
   log.notice(`qpair ${VERSION} serves RPC on ${daemon.rpcAddress} (process ${process.pid})`)
   if (options.waitForRpc) log.notice('waiting for framework_start_init')
-  if (options.disk !== undefined) process.stdout.write(await openQuickDisk(daemon, options.disk))
+  if (options.disk !== undefined) {
+    try {
+      process.stdout.write(await openQuickDisk(daemon, options.disk))
+    } catch (error) {
+      // What is left running would keep the process alive.
+      await daemon.stop()
+      throw error
+    }
+  }
   const signal = await stopped
   log.notice(`${signal}: closing connections and devices`)
   await daemon.stop()

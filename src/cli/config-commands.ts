@@ -9,7 +9,7 @@ import {
 } from './config-file.ts'
 import { describe, spellings } from './help.ts'
 import type { CliOption, CommandLine } from './options.ts'
-import { align, type Terminal, toJson } from './output.ts'
+import { align, type Terminal, toJson, writeHelp } from './output.ts'
 import { parseArgs } from './parse-args.ts'
 import { type Connection, withClient } from './session.ts'
 
@@ -68,7 +68,7 @@ export async function runConfigCommand(
 ): Promise<void> {
   const commandLine = CONFIG_COMMANDS.get(command)!
   if (args.includes('--help') || args.includes('-h')) {
-    terminal.write(configHelp(command, commandLine))
+    writeHelp(terminal, configHelp(command, commandLine))
     return
   }
   const given: Given = parseArgs(commandLine, args)

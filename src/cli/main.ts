@@ -12,7 +12,7 @@ import { COMPLETION_HELP, complete, completionScript } from './completion.ts'
 import { CONFIG_COMMANDS, runConfigCommand } from './config-commands.ts'
 import { commandHelp, nounHelp, OWN_COMMANDS, overview } from './help.ts'
 import { commandLine } from './options.ts'
-import { paint, render, type Terminal, toJson } from './output.ts'
+import { paint, render, type Terminal, toJson, writeHelp } from './output.ts'
 import { parseArgs, UsageError } from './parse-args.ts'
 import { runRpcCommand } from './rpc-command.ts'
 import { type Connection, withClient } from './session.ts'
@@ -86,7 +86,7 @@ async function run(terminal: Terminal, table: Declarations, invocation: Invocati
     return 0
   }
   if (first === undefined || first === 'help') {
-    terminal.write(overview(table))
+    writeHelp(terminal, overview(table))
     return first === undefined && !invocation.help ? 2 : 0
   }
   const own = invocation.help ? [...args, '--help'] : args
@@ -136,11 +136,11 @@ async function runMethodCommand(
   const single = findCommand(table, [noun])
   const command = verb === undefined ? single : (findCommand(table, [noun, verb]) ?? single)
   if (command === undefined) {
-    if (isNoun && (verb === undefined || verb.startsWith('-'))) terminal.write(nounHelp(table, noun))
+    if (isNoun && (verb === undefined || verb.startsWith('-'))) writeHelp(terminal, nounHelp(table, noun))
     else throw unknownCommand(table, noun, isNoun ? verb : undefined)
     return
   }
-  if (wantsHelp) terminal.write(commandHelp(command))
+  if (wantsHelp) writeHelp(terminal, commandHelp(command))
   else await runMethod(terminal, invocation, command, command === single ? args : behind)
 }
 
@@ -206,6 +206,7 @@ function processTerminal(): Terminal {
     write: output => void process.stdout.write(output),
     writeError: output => void process.stderr.write(output),
     isTerminal: process.stdout.isTTY === true,
+    columns: process.stdout.columns,
     env: process.env,
     readStdin: () => text(process.stdin),
   }

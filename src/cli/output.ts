@@ -1,5 +1,6 @@
 /** How results are shown: tables on a terminal, JSON to programs, and as `rpc.py` prints them under `qpair rpc`. */
 import { styleText } from 'node:util'
+import { foldLines } from '../core/fold-lines.ts'
 import type { Declared } from './commands.ts'
 
 /** What the command line has of the world. */
@@ -8,6 +9,8 @@ export interface Terminal {
   readonly writeError: (text: string) => void
   /** Somebody reads along: tables and colours are of use. */
   readonly isTerminal: boolean
+  /** How wide it is, when it is one that has a width. */
+  readonly columns?: number | undefined
   readonly env: Readonly<Record<string, string | undefined>>
   readonly readStdin: () => Promise<string>
 }
@@ -17,6 +20,11 @@ type Style = 'bold' | 'dim' | 'red'
 export function paint(terminal: Terminal, style: Style, text: string): string {
   const wanted = terminal.isTerminal && (terminal.env['NO_COLOR'] ?? '') === ''
   return wanted ? styleText(style, text) : text
+}
+
+/** Writes a page of help, no wider than the terminal. */
+export function writeHelp(terminal: Terminal, help: string): void {
+  terminal.write(foldLines(help, terminal.columns))
 }
 
 export const toJson = (value: unknown, indent = 2): string => `${JSON.stringify(value, null, indent)}\n`
@@ -61,7 +69,7 @@ export function align(rows: readonly (readonly string[])[]): string[] {
   const widths = Array.from({ length: columnCount }, (_, i) =>
     Math.max(...rows.map(row => row[i]?.length ?? 0)),
   )
-  const numeric = widths.map((_, i) => rows.slice(1).every(row => /^-?[\d.]+$/.test(row[i] ?? '')))
+  const numeric = widths.map((_, i) => rows.slice(1).every(row => /^-?\d+(\.\d+)?$/.test(row[i] ?? '')))
   return rows.map(row =>
     row
       .map((cell, i) => (numeric[i] ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!)))

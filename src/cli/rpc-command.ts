@@ -6,7 +6,7 @@ import { findMethod } from './commands.ts'
 import { CONFIG_COMMANDS, runConfigCommand } from './config-commands.ts'
 import { commandHelp, methodList } from './help.ts'
 import { commandLine } from './options.ts'
-import { renderLikeRpcPy, type Terminal, toJson } from './output.ts'
+import { renderLikeRpcPy, type Terminal, toJson, writeHelp } from './output.ts'
 import { parseArgs, UsageError } from './parse-args.ts'
 import { type Connection, withClient } from './session.ts'
 
@@ -25,7 +25,7 @@ export async function runRpcCommand(
   const { connection, dryRun, rest } = readOptions(defaults, args)
   const [name, ...words] = rest
   if (name === undefined || name === '-h' || name === '--help') {
-    terminal.write(methodList(methods))
+    writeHelp(terminal, methodList(methods))
     return
   }
   if (CONFIG_COMMANDS.has(name)) {
@@ -34,7 +34,7 @@ export async function runRpcCommand(
   }
   const method = findMethod(methods, name)
   if (method !== undefined && (words.includes('--help') || words[0] === '-h')) {
-    terminal.write(commandHelp({ words: ['rpc', method.name], method }))
+    writeHelp(terminal, commandHelp({ words: ['rpc', method.name], method }))
     return
   }
   const params = readParams(methods, name, words)

@@ -143,6 +143,12 @@ describe('help', () => {
     expect((await alone('shelf', '--help')).out).toBe((await alone('shelf')).out)
   })
 
+  it('is no wider than the terminal', async () => {
+    const terminal = new RecordingTerminal({ isTerminal: true, columns: 60 })
+    expect(await main(['--help'], terminal, shelfMethods)).toBe(0)
+    expect(Math.max(...terminal.out.split('\n').map(line => line.length))).toBeLessThanOrEqual(60)
+  })
+
   it('says everything about a command', async () => {
     const { out } = await alone('shelf', 'put', '--help')
     expect(out).toBe(

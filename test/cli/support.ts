@@ -8,8 +8,15 @@ export class RecordingTerminal implements Terminal {
   readonly env: Record<string, string>
   stdin = ''
 
-  constructor({ isTerminal = false, env = {} }: { isTerminal?: boolean; env?: Record<string, string> } = {}) {
+  readonly columns: number | undefined
+
+  constructor({
+    isTerminal = false,
+    columns,
+    env = {},
+  }: { isTerminal?: boolean; columns?: number; env?: Record<string, string> } = {}) {
     this.isTerminal = isTerminal
+    this.columns = columns
     this.env = env
   }
 
