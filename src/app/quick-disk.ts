@@ -31,18 +31,23 @@ export async function openQuickDisk(daemon: Callable, disk: QuickDisk): Promise<
       listen_address: { trtype: 'TCP', adrfam, traddr, trsvcid },
     })
   }
+  // An image that was there has the size that it has.
+  const [opened] = (await daemon.call('bdev_get_bdevs', { name: bdev })) as [
+    { num_blocks: number; block_size: number },
+  ]
   const connect = listeners.map(
     ({ traddr, trsvcid }) => `    nvme connect -t tcp -a ${traddr} -s ${trsvcid} -n ${disk.nqn}`,
   )
   return [
     '',
-    `  ${path}: ${made ? 'a new thin disk of' : 'an existing disk, served at its size, not necessarily'} ${formatSize(disk.sizeBytes)}`,
+    `  ${path}: ${made ? 'a new thin disk' : 'an existing disk'} of ${formatSize(opened.num_blocks * opened.block_size)}`,
     '  On the Linux host that is to use it, as root:',
     '',
     '    modprobe nvme-tcp',
     ...connect,
     '',
-    '  It appears as /dev/nvmeXn1. Elsewhere: `qpair subsystem list`, `qpair bdev list`. Ctrl-C ends the daemon; the data stays.',
+    '  It appears as /dev/nvmeXn1. Elsewhere: `qpair subsystem list`, `qpair bdev list`.',
+    '  Ctrl-C ends the daemon; the data stays.',
     '',
     '',
   ].join('\n')
