@@ -18,15 +18,24 @@ export async function openQuickDisk(daemon: Callable, disk: QuickDisk): Promise<
   const made = await makeThin(path, disk.sizeBytes)
   const listeners = disk.listen.map(parseListen)
   const bdev = basename(path).replace(/[^\w.-]/g, '_')
-  await once(daemon, 'nvmf_create_transport', { trtype: 'TCP' })
-  await once(daemon, 'bdev_uring_create', { name: bdev, filename: path, block_size: BLOCK_SIZE })
-  const subsystem = { nqn: disk.nqn, allow_any_host: true, ana_reporting: true, serial_number: 'QPAIR0' }
-  if (await once(daemon, 'nvmf_create_subsystem', subsystem)) {
+  if (!(await has(daemon, 'nvmf_get_transports', { trtype: 'TCP' }))) {
+    await daemon.call('nvmf_create_transport', { trtype: 'TCP' })
+  }
+  if (!(await has(daemon, 'bdev_get_bdevs', { name: bdev }))) {
+    await daemon.call('bdev_uring_create', { name: bdev, filename: path, block_size: BLOCK_SIZE })
+  }
+  if (!(await has(daemon, 'nvmf_get_subsystems', { nqn: disk.nqn }))) {
+    const subsystem = { nqn: disk.nqn, allow_any_host: true, ana_reporting: true, serial_number: 'QPAIR0' }
+    await daemon.call('nvmf_create_subsystem', subsystem)
     await daemon.call('nvmf_subsystem_add_ns', { nqn: disk.nqn, namespace: { bdev_name: bdev } })
   }
+  const present = (await daemon.call('nvmf_subsystem_get_listeners', { nqn: disk.nqn })) as {
+    address: { traddr: string; trsvcid: string }
+  }[]
   for (const { traddr, trsvcid } of listeners) {
+    if (present.some(({ address }) => address.traddr === traddr && address.trsvcid === trsvcid)) continue
     const adrfam = traddr.includes(':') ? 'IPv6' : 'IPv4'
-    await once(daemon, 'nvmf_subsystem_add_listener', {
+    await daemon.call('nvmf_subsystem_add_listener', {
       nqn: disk.nqn,
       listen_address: { trtype: 'TCP', adrfam, traddr, trsvcid },
     })
@@ -70,15 +79,14 @@ async function makeThin(path: string, sizeBytes: number): Promise<boolean> {
   }
 }
 
-/** Calls a method; false when what it makes is there already. */
-async function once(daemon: Callable, method: string, params: unknown): Promise<boolean> {
-  try {
-    await daemon.call(method, params)
-    return true
-  } catch (error) {
-    if (error instanceof RpcError && error.code === 'EEXIST') return false
-    throw error
-  }
+/** Whether one of the objects that a method lists has these values. */
+async function has(
+  daemon: Callable,
+  method: string,
+  wanted: Readonly<Record<string, string>>,
+): Promise<boolean> {
+  const rows = (await daemon.call(method)) as Record<string, unknown>[]
+  return rows.some(row => Object.entries(wanted).every(([key, value]) => row[key] === value))
 }
 
 function parseListen(text: string): { traddr: string; trsvcid: string } {

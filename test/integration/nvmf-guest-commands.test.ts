@@ -266,6 +266,17 @@ await describeWith(GUEST_PROGRAMS, 'nvme-cli and a disk served by one command', 
     expect(await host.text('cat /sys/class/nvme/nvme0/state')).toBe('live')
   })
 
+  it('gets its disk back when the same command line is started on its state again', async () => {
+    await connect('-l -1 -c 1')
+    await guest.run('head -c 4096 /dev/urandom >/tmp/kept && dd if=/tmp/kept of=/dev/nvme0n1 oflag=direct')
+    for (const signal of ['SIGKILL', 'SIGTERM'] as const) {
+      await daemon.restart(signal)
+      await host.waitForText('/sys/class/nvme/nvme0/state', 'live')
+      await vi.waitUntil(() => daemon.output.includes(line), { timeout: 60_000 })
+      await guest.run('dd if=/dev/nvme0n1 bs=4096 count=1 iflag=direct | cmp - /tmp/kept')
+    }
+  })
+
   it('hears from a persistent discovery controller that the log has changed', async () => {
     // The kernel passes the event on as a uevent; 70 is the discovery log, f0 its notice.
     const script = '[ -n "$NVME_AEN" ] && echo "$NVME_AEN" >>/tmp/events'
