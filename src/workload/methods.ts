@@ -28,16 +28,6 @@ const report = z.object({
   }),
 })
 
-const columns = [
-  'id',
-  'bdev_name',
-  'iops',
-  'latency_us.p50',
-  'latency_us.p99',
-  'errors',
-  'miscompares',
-] as const
-
 const start = method({
   name: 'workload_start',
   summary:
@@ -73,7 +63,19 @@ const get = method({
   params: z.object({ id: z.int().optional().describe('One workload; all of them without it') }),
   result: z.array(report),
   errors: { ENOENT: 'no workload has that number' },
-  cli: { positional: ['id'], columns: [...columns], commands: ['workload list'] },
+  cli: {
+    positional: ['id'],
+    columns: [
+      'id',
+      'bdev_name',
+      'iops',
+      { title: 'P50 USEC', value: row => row.latency_us.p50 },
+      { title: 'P99 USEC', value: row => row.latency_us.p99 },
+      'errors',
+      'miscompares',
+    ],
+    commands: ['workload list'],
+  },
   run: async ({ id }, { workloads }: NeedsWorkloads) => (await workloads.report(id)).map(toWire),
 })
 

@@ -263,7 +263,7 @@ export const pluginMethods = [
     result: done,
     errors: { ENODEV: 'no device has that name' },
     saves: true,
-    cli: { positional: ['name'] },
+    cli: { positional: ['name'], commands: ['bdev delete'] },
     async run({ name }, { bdevs }: BdevContext) {
       await bdevs.remove(name)
       return true as const
