@@ -10,7 +10,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { mkdtemp, open, rm } from 'node:fs/promises'
 import { createServer } from 'node:net'
-import { tmpdir } from 'node:os'
+import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
@@ -60,12 +60,26 @@ export async function demo(argv: readonly string[]): Promise<number> {
   }
   const directory = await mkdtemp(join(tmpdir(), 'qpair-demo-'))
   const daemons: DaemonProcess[] = []
+  const stopAll = (): Promise<unknown> => Promise.all(daemons.map(daemon => daemon.stop()))
+  const played = play(directory, seconds, daemons)
   try {
-    return await play(directory, seconds, daemons)
+    return await Promise.race([played, interrupted()])
   } finally {
-    await Promise.all(daemons.map(daemon => daemon.stop()))
+    await stopAll()
+    // A play that was interrupted fails, now that its daemons are gone; until then it may have started one more.
+    await played.catch(() => undefined)
+    await stopAll()
     await rm(directory, { recursive: true })
   }
+}
+
+/** Resolves at Ctrl-C with the exit code that shells expect. A second one ends the process at once. */
+function interrupted(): Promise<number> {
+  return new Promise(resolve => {
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+      process.once(signal, () => resolve(128 + constants.signals[signal]))
+    }
+  })
 }
 
 async function play(directory: string, seconds: number, daemons: DaemonProcess[]): Promise<number> {
