@@ -187,7 +187,9 @@ export class NvmfReactor implements ReactorTarget, ControllerHost {
 
   // What the control thread asks for.
 
-  #apply({ target, subsystem, removed }: TargetUpdate): void {
+  /** In force when this returns; resolves when the I/O of what is gone has ended. */
+  #apply({ target, subsystem, removed }: TargetUpdate): Promise<unknown> {
+    const ending: Promise<void>[] = []
     const last = this.#target
     this.#target = target
     if (target.transport !== null && (last === null || last.transport === null)) {
@@ -195,14 +197,15 @@ export class NvmfReactor implements ReactorTarget, ControllerHost {
     }
     if (subsystem !== undefined) {
       const replica = this.#subsystems.get(subsystem.nqn)
-      if (replica !== undefined) replica.apply(subsystem)
+      if (replica !== undefined) ending.push(replica.apply(subsystem))
       else {
         this.#subsystems.set(subsystem.nqn, new SubsystemReplica(subsystem, this.#reactor, this.#channels))
       }
     }
     if (removed !== undefined) {
-      this.#subsystems.get(removed)?.close()
+      const replica = this.#subsystems.get(removed)
       this.#subsystems.delete(removed)
+      if (replica !== undefined) ending.push(replica.close())
     }
     for (const session of this.#sessions.values()) {
       if (!(session instanceof AdminSession)) continue
@@ -210,6 +213,7 @@ export class NvmfReactor implements ReactorTarget, ControllerHost {
       if (subsystem !== undefined && controller?.subsystem.nqn === subsystem.nqn) controller.apply(subsystem)
       if (target.genctr !== last?.genctr) controller?.discoveryLogChanged()
     }
+    return Promise.all(ending)
   }
 
   #disconnect({ tokens, reason }: DisconnectOrder): void {

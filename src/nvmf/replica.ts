@@ -21,6 +21,10 @@ export interface ChannelSource {
 
 /** How long to wait before looking again whether a namespace that was removed has nothing outstanding. */
 const DRAIN_INTERVAL_MS = 2
+/** What is outstanding on a namespace that was removed is aborted after this time. */
+const ABORT_AFTER_MS = 1000
+/** A device that will not let go of an I/O keeps whoever removes the namespace waiting for no longer than this. */
+const DRAIN_MS_MAX = 10_000
 
 class NamespaceReplica {
   snapshot: NamespaceSnapshot
@@ -43,16 +47,41 @@ class NamespaceReplica {
     return this.channel
   }
 
-  /** Gives the channel back as soon as nothing is outstanding on it. */
-  close(channels: ChannelSource, reactor: Reactor): void {
+  /**
+   * Gives the channel back as soon as nothing is outstanding on it. Resolves then: whoever takes the device next must
+   * find no write of ours still on its way.
+   */
+  close(channels: ChannelSource, { clock }: Reactor): Promise<void> {
     const { channel } = this
     this.channel = null
-    if (channel === null) return
-    const closeWhenQuiet = (): void => {
-      if (channel.outstanding === 0 || channel.isRemoved) channels.close(channel)
-      else reactor.clock.after(DRAIN_INTERVAL_MS, closeWhenQuiet)
-    }
-    closeWhenQuiet()
+    if (channel === null) return Promise.resolve()
+    const { nsid, bdev } = this.snapshot
+    return new Promise(resolve => {
+      const startUs = clock.nowUs()
+      let isAborted = false
+      let isGivenUp = false
+      const closeWhenQuiet = (): void => {
+        if (channel.outstanding === 0 || channel.isRemoved) {
+          channels.close(channel)
+          resolve()
+          return
+        }
+        const waitedMs = (clock.nowUs() - startUs) / 1000
+        if (waitedMs > ABORT_AFTER_MS && !isAborted) {
+          isAborted = true
+          channel.abort(null)
+        }
+        if (waitedMs > DRAIN_MS_MAX && !isGivenUp) {
+          isGivenUp = true
+          log.warning(
+            `namespace ${nsid} is removed while ${bdev} still holds ${channel.outstanding} I/Os of it`,
+          )
+          resolve()
+        }
+        clock.after(DRAIN_INTERVAL_MS, closeWhenQuiet)
+      }
+      closeWhenQuiet()
+    })
   }
 }
 
@@ -92,11 +121,14 @@ export class SubsystemReplica {
     this.snapshot = snapshot
     this.#reactor = reactor
     this.#channels = channels
-    this.apply(snapshot)
+    // Nothing is there yet that could have to end.
+    void this.apply(snapshot)
   }
 
-  apply(snapshot: SubsystemSnapshot): void {
+  /** In force at once; resolves when nothing is outstanding any more on the namespaces that are gone. */
+  async apply(snapshot: SubsystemSnapshot): Promise<void> {
     this.snapshot = snapshot
+    const closing: Promise<void>[] = []
     const kept = new Set<number>()
     for (const namespace of snapshot.namespaces) {
       kept.add(namespace.nsid)
@@ -105,20 +137,21 @@ export class SubsystemReplica {
         replica.snapshot = namespace
         continue
       }
-      replica?.close(this.#channels, this.#reactor)
+      if (replica !== undefined) closing.push(replica.close(this.#channels, this.#reactor))
       this.#namespaces.set(namespace.nsid, new NamespaceReplica(namespace))
     }
     for (const [nsid, replica] of this.#namespaces) {
       if (kept.has(nsid)) continue
       this.#namespaces.delete(nsid)
-      replica.close(this.#channels, this.#reactor)
+      closing.push(replica.close(this.#channels, this.#reactor))
     }
     for (const path of this.#paths.values()) this.#fill(path)
+    await Promise.all(closing)
   }
 
-  /** The subsystem is gone. */
-  close(): void {
-    this.apply({ ...this.snapshot, listeners: [], namespaces: [] })
+  /** The subsystem is gone. Resolves as `apply` does. */
+  close(): Promise<void> {
+    return this.apply({ ...this.snapshot, listeners: [], namespaces: [] })
   }
 
   /** What a host's I/O queues on a listener see. Shared; given back by `release`. */

@@ -427,7 +427,10 @@ export class NvmfTarget implements Configurable {
   #bdevResized(info: BdevInfo): void {
     for (const subsystem of this.list()) {
       const isConcerned = [...subsystem.namespaces.values()].some(({ bdev }) => bdev.name === info.name)
-      if (isConcerned) void this.#publish({ subsystem: subsystem.snapshot() })
+      if (!isConcerned) continue
+      this.#publish({ subsystem: subsystem.snapshot() }).catch((error: Error) => {
+        log.error(`hosts of ${subsystem.nqn} were not told of the new size of ${info.name}: ${error.message}`)
+      })
     }
   }
 
