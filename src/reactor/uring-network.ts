@@ -18,7 +18,7 @@ import {
   listenSocket,
   openSocket,
   SOCKADDR_ROOM,
-  setNoDelay,
+  tuneConnection,
   writeSockaddr,
 } from '../sys/socket.ts'
 import type { RingHandler, Uring } from '../sys/uring.ts'
@@ -68,7 +68,7 @@ export class UringNetwork implements Network {
   }
 
   adopt(socket: number, events: StreamEvents): Stream {
-    setNoDelay(socket, this.#scratch)
+    tuneConnection(socket, this.#scratch)
     return new UringStream(this, socket, events, {
       local: addressOf(socket, 'local', this.#scratch),
       remote: addressOf(socket, 'remote', this.#scratch),

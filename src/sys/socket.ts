@@ -10,8 +10,12 @@ const AF_INET6 = 10
 const SOCK_STREAM_CLOEXEC = 1 | 0o2000000
 const SOL_SOCKET = 1
 const SO_REUSEADDR = 2
+const SO_KEEPALIVE = 9
 const IPPROTO_TCP = 6
 const TCP_NODELAY = 1
+const TCP_KEEPIDLE = 4
+const TCP_KEEPINTVL = 5
+const TCP_KEEPCNT = 6
 const IPPROTO_IPV6 = 41
 const IPV6_V6ONLY = 26
 const EINVAL = 22
@@ -99,9 +103,16 @@ function setOption(fd: number, level: number, name: number, value: number, scrat
   setsockopt(fd, level, name, scratch + WORD_AT, 4)
 }
 
-/** Sends small messages at once. Without effect on Unix sockets. */
-export function setNoDelay(fd: number, scratch: number): void {
+/**
+ * What every connection wants of TCP: small messages are sent at once, and a peer that has vanished without a word, and
+ * of which nothing is expected (no keep alive was agreed), is found after two minutes. Without effect on Unix sockets.
+ */
+export function tuneConnection(fd: number, scratch: number): void {
   setOption(fd, IPPROTO_TCP, TCP_NODELAY, 1, scratch)
+  setOption(fd, SOL_SOCKET, SO_KEEPALIVE, 1, scratch)
+  setOption(fd, IPPROTO_TCP, TCP_KEEPIDLE, 60, scratch)
+  setOption(fd, IPPROTO_TCP, TCP_KEEPINTVL, 10, scratch)
+  setOption(fd, IPPROTO_TCP, TCP_KEEPCNT, 6, scratch)
 }
 
 /** A new stream socket of the family that `address` needs. */

@@ -18,6 +18,9 @@ const log = logger('nvmf_tcp')
 /** How often connections are looked at that may have stalled, and waiting ones get another chance. */
 const SWEEP_MS = 1000
 
+/** Connections that have sent no Connect yet: more than this at a time are not hosts, and would take the others' memory. */
+const UNCONNECTED_MAX = 512
+
 export const DEFAULT_TIMEOUTS: TcpTimeouts = { connectMs: 10_000, endMs: 5_000, stallMs: 30_000 }
 
 export interface TcpTransportParts {
@@ -48,6 +51,8 @@ export class TcpTransport implements ConnectionHost {
   readonly #target: ReactorTarget
   readonly #onEnded: () => void
   readonly #connections = new Set<TcpConnection>()
+  /** Those of them whose Connect has not succeeded. */
+  readonly #unconnected = new Set<TcpConnection>()
   /** Connections with a command that waits for a buffer. */
   readonly #starved: TcpConnection[] = []
   #adminQueues = 0
@@ -66,9 +71,18 @@ export class TcpTransport implements ConnectionHost {
 
   /** Takes over an accepted socket. Without memory for its buffers the connection is closed at once. */
   adopt(socket: number, listenerId: number): void {
+    if (this.#unconnected.size >= UNCONNECTED_MAX) {
+      this.#refuse(socket, `${UNCONNECTED_MAX} connections have not sent their Connect yet`)
+      return
+    }
     const buffers = this.#acquireBuffers()
-    if (buffers === null) this.#refuse(socket)
-    else this.#connections.add(new TcpConnection(this, this.#reactor, socket, listenerId, buffers))
+    if (buffers === null) {
+      this.#refuse(socket, `the reactor's ${this.#reactor.arena.sizeBytes} bytes of buffers are in use`)
+    } else {
+      const connection = new TcpConnection(this, this.#reactor, socket, listenerId, buffers)
+      this.#connections.add(connection)
+      this.#unconnected.add(connection)
+    }
     this.#sweep ??= this.#reactor.clock.after(SWEEP_MS, () => this.#sweepConnections())
   }
 
@@ -94,15 +108,14 @@ export class TcpTransport implements ConnectionHost {
     return Math.max(ADMIN_IN_CAPSULE_SIZE, this.options.inCapsuleDataSize)
   }
 
-  #refuse(socket: number): void {
+  #refuse(socket: number, reason: string): void {
     const stream = this.#reactor.network.adopt(socket, {
       onReceived() {},
       onSent() {},
       onClosed: this.#onEnded,
     })
     const { host, port } = stream.remote
-    const { sizeBytes } = this.#reactor.arena
-    log.error(`host at ${host}:${port}: refused, as the reactor's ${sizeBytes} bytes of buffers are in use`)
+    log.error(`host at ${host}:${port}: refused: ${reason}`)
     stream.close()
   }
 
@@ -136,6 +149,7 @@ export class TcpTransport implements ConnectionHost {
   }
 
   connected(connection: TcpConnection): void {
+    this.#unconnected.delete(connection)
     if (connection.isAdminQueue) this.#adminQueues++
     else this.#ioQueues++
   }
@@ -155,6 +169,7 @@ export class TcpTransport implements ConnectionHost {
   ended(connection: TcpConnection, buffers: ConnectionBuffers): void {
     this.#releaseBuffers(buffers)
     this.#connections.delete(connection)
+    this.#unconnected.delete(connection)
     const index = this.#starved.indexOf(connection)
     if (index >= 0) this.#starved.splice(index, 1)
     this.bufferFreed()

@@ -120,6 +120,22 @@ describe('a connection', () => {
     expect(lab.pool.taken).toBe(0)
   })
 
+  it('is refused while too many others have not sent their Connect, and no host notices', () => {
+    const lab = new Lab()
+    const host = lab.open(1)
+    const idle = Array.from({ length: 512 }, () => lab.dial())
+    lab.settle()
+    lab.dial()
+    lab.settle()
+    expect(lab.endedConnections).toBe(1)
+    expect(lines.join('')).toContain('512 connections have not sent their Connect yet')
+    expect(lab.exchange(host, capsule(read(7, 2, 3)))).not.toBe('')
+    idle[0]!.close()
+    lab.settle()
+    lab.open(2)
+    expect(lab.endedConnections).toBe(2)
+  })
+
   it('is closed when no Connect comes in time', () => {
     const lab = new Lab({ timeouts: { connectMs: 10_000 } })
     const peer = lab.dial()
