@@ -141,7 +141,8 @@ export function describeDevice(
   const device: NvmeDevice = { controller: controller.name, nsid }
   const supports: IoType[] = [IoType.READ, IoType.WRITE]
   const hasCache = status.hasWriteCache && view.passesFlush
-  if (hasCache) supports.push(IoType.FLUSH)
+  // Flushes go out whatever this path's controller says of a cache: another path's controller may have one.
+  if (view.passesFlush) supports.push(IoType.FLUSH)
   if (status.supportsWriteZeroes) supports.push(IoType.WRITE_ZEROES)
   if (status.supportsDsm) supports.push(IoType.UNMAP)
   if (status.supportsCompare) supports.push(IoType.COMPARE)
