@@ -4,7 +4,7 @@
  * Whoever can open the socket controls the daemon, so the socket file is for its owner and group, and a TCP address is
  * for loopback or a network of which every member is trusted.
  */
-import { chmodSync, lstatSync, unlinkSync } from 'node:fs'
+import { lstatSync, unlinkSync } from 'node:fs'
 import { createConnection, createServer, type Server, type Socket } from 'node:net'
 import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
@@ -135,11 +135,15 @@ function answers(path: string): Promise<boolean> {
 function listening(server: Server, address: RpcAddress): Promise<void> {
   return new Promise((resolve, reject) => {
     server.once('error', reject)
-    server.listen(address, () => {
-      server.off('error', reject)
-      // Nobody can have connected yet: connections are accepted by the event loop, after this.
-      if ('path' in address) chmodSync(address.path, 0o660)
-      resolve()
-    })
+    // The file is made by this call, for its owner and group from the first moment.
+    const umask = process.umask(0o117)
+    try {
+      server.listen(address, () => {
+        server.off('error', reject)
+        resolve()
+      })
+    } finally {
+      process.umask(umask)
+    }
   })
 }
