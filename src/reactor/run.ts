@@ -1,7 +1,7 @@
 /**
  * A reactor as a thread: spins while there is work, sleeps in its ring when there is none.
  *
- *   turn: 256 rounds  --setImmediate-->  turn  --setImmediate-->  turn …
+ *   turn: 256 rounds or 2 ms  --setImmediate-->  turn  --setImmediate-->  turn …
  *     nothing found for `spinUs`: block in the ring until something completes, a timer is due or the doorbell rings
  *
  * Between turns Node's own loop runs: messages of the control thread, promises, user code.
@@ -23,6 +23,8 @@ import type { ReactorOptions } from './thread.ts'
 import { UringNetwork } from './uring-network.ts'
 
 const ROUNDS_PER_TURN = 256
+/** One round may complete thousands of I/Os, and messages of the control thread are not to wait for 256 such rounds. */
+const TURN_US_MAX = 2000
 /** After a wake-up Node's loop gets this many turns before the thread may block again: messages need two. */
 const TURNS_AFTER_WAKE = 3
 const SLEEP_US_MAX = 250_000
@@ -100,6 +102,7 @@ function spin(reactor: Reactor, ring: Uring, spinUs: number): void {
       const found = reactor.poll()
       events += found
       if (found === 0 && reactor.nowUs - reactor.lastEventUs > spinUs) break
+      if (reactor.nowUs - turnUs > TURN_US_MAX) break
     }
     if (events > 0) busyUs += clock.nowUs() - turnUs
     setImmediate(turn)
