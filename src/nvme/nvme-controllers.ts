@@ -411,6 +411,8 @@ export class NvmeControllers {
   }
 
   async #detach(path: Path): Promise<void> {
+    // A path may be lost and detached by the operator at once: whoever comes second finds it gone.
+    if (!this.#paths.has(path.id)) return
     const { controller } = path
     path.accepted = []
     for (const nsid of [...controller.devices.keys()]) {

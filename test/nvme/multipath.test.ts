@@ -300,4 +300,22 @@ describe('detaching', () => {
     expect(host.network.openStreams).toBe(0)
     expect([a.connections.length, b.connections.length]).toEqual([0, 0])
   })
+
+  it('takes a path away once, although it is lost at the moment when the operator detaches it', async () => {
+    const a = host.fake({ port: 4420, cntlid: 1 })
+    await host.attach(a, {
+      reconnect: { ctrlrLossTimeoutSec: 1, reconnectDelaySec: 1, fastIoFailTimeoutSec: 0 },
+    })
+    const [path] = host.nvme.get('Nvme0').paths
+    a.down()
+    await host.settle()
+    host.reactors.advance(1_100_000)
+    // The reactors are being told of the loss when the operator's call comes in between.
+    while (path!.status.state !== 'lost') await Promise.resolve()
+    await Promise.resolve()
+    await host.run(host.nvme.detachPath(path!))
+    await host.settle()
+    expect(host.nvme.isEmpty).toBe(true)
+    expect(host.bdevs.list()).toEqual([])
+  })
 })
