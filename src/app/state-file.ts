@@ -33,7 +33,7 @@ export async function readConfig(path: string): Promise<SavedConfig | undefined>
 /** Checks the shape of a configuration file. An entry may itself be a list of calls (SPDK's batches). */
 export function parseConfig(text: string, path: string): SavedConfig {
   const wrong = (what: string, cause?: unknown): RpcError =>
-    new RpcError('EINVAL', `${path} is no configuration file: ${what}`, { cause })
+    new RpcError('EINVAL', `${path} is no configuration file: ${what}. Repair it, or move it away`, { cause })
   let parsed: unknown
   try {
     parsed = JSON.parse(text)
@@ -58,13 +58,27 @@ export function parseConfig(text: string, path: string): SavedConfig {
   }
 }
 
-/** Replaces the file in one step, and returns once it is on stable storage. */
+/** Replaces the file in one step, and returns once it is on stable storage. Throws `RpcError` when that fails. */
 export async function writeConfig(path: string, config: SavedConfig): Promise<void> {
+  try {
+    await replace(path, `${JSON.stringify(config, null, 2)}\n`)
+  } catch (cause) {
+    const { code, message } = cause as NodeJS.ErrnoException
+    throw new RpcError(
+      code === 'ENOSPC' || code === 'EROFS' || code === 'EACCES' ? code : 'EIO',
+      `the change is in force but not saved, so a restart would lose it: cannot write ${path}: ${message}. ` +
+        'See to its file system; the next change that is saved saves this one too',
+      { cause },
+    )
+  }
+}
+
+async function replace(path: string, text: string): Promise<void> {
   const directory = dirname(path)
   const draft = join(directory, `.${STATE_FILE}.new`)
   const file = await open(draft, 'w', 0o600)
   try {
-    await file.writeFile(`${JSON.stringify(config, null, 2)}\n`)
+    await file.writeFile(text)
     await file.sync()
   } finally {
     await file.close()

@@ -1,7 +1,7 @@
 /** Exclusive locks on files, by flock(2): the kernel drops them when the process dies, however it dies. */
 import { closeSync, constants as files, openSync } from 'node:fs'
 import { constants } from 'node:os'
-import { SysError } from '../core/errors.ts'
+import { RpcError, SysError } from '../core/errors.ts'
 import { flock } from './libc.ts'
 
 const LOCK_EX = 2
@@ -13,7 +13,7 @@ const LOCK_NB = 4
  */
 export function lockFile(path: string): (() => void) | undefined {
   // Locks lie beside sockets in directories that everybody may write to: never follow a link that somebody left there.
-  const fd = openSync(path, files.O_WRONLY | files.O_CREAT | files.O_NOFOLLOW, 0o600)
+  const fd = openLock(path)
   const result = flock(fd, LOCK_EX | LOCK_NB)
   if (result === 0) {
     let held = true
@@ -26,4 +26,17 @@ export function lockFile(path: string): (() => void) | undefined {
   closeSync(fd)
   if (result === -constants.errno.EWOULDBLOCK) return undefined
   throw new SysError('flock', -result, path)
+}
+
+function openLock(path: string): number {
+  try {
+    return openSync(path, files.O_WRONLY | files.O_CREAT | files.O_NOFOLLOW, 0o600)
+  } catch (cause) {
+    const { code, message } = cause as NodeJS.ErrnoException
+    throw new RpcError(
+      code === 'ENOENT' || code === 'EACCES' ? code : 'EIO',
+      `cannot make the lock ${path}: ${message}. Name a place in a directory that exists and may be written to`,
+      { cause },
+    )
+  }
 }

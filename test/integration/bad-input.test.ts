@@ -1,0 +1,47 @@
+/** What an operator may get wrong with the daemon's own files, and what is said about it. */
+import { mkdirSync, rmdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { afterEach, expect, it } from 'vitest'
+import { Daemon, startDaemon } from './lab/daemon.ts'
+import { describeWith } from './lab/describe-with.ts'
+
+const disk = (name: string): object => ({ name, num_blocks: 8, block_size: 512 })
+
+await describeWith(['setpriv'], 'the files of a daemon', () => {
+  const daemons: Daemon[] = []
+  afterEach(async () => {
+    for (const daemon of daemons.splice(0)) await daemon.discard()
+  })
+
+  it('a socket in a directory that is not there is refused in one line', async () => {
+    const daemon = new Daemon({ args: ['-r', '/nonexistent/rpc.sock'] })
+    daemons.push(daemon)
+    await expect(daemon.start()).rejects.toThrow('cannot make the lock /nonexistent/rpc.sock.lock: ENOENT')
+    expect(daemon.output).not.toContain('    at ')
+    expect(daemon.exit).toEqual({ code: 1, signal: null })
+  })
+
+  it('a damaged saved configuration is refused by its path, with what to do', async () => {
+    const daemon = new Daemon({})
+    daemons.push(daemon)
+    writeFileSync(join(daemon.state, 'config.json'), '{"subsystems": [')
+    await expect(daemon.start()).rejects.toThrow(
+      /state\/config\.json is no configuration file: .*move it away/,
+    )
+    expect(daemon.exit).toEqual({ code: 1, signal: null })
+  })
+
+  it('a change that cannot be saved says so, and is saved with the next one', async () => {
+    const daemon = await startDaemon()
+    daemons.push(daemon)
+    const obstacle = join(daemon.state, '.config.json.new')
+    mkdirSync(obstacle)
+    await expect(daemon.rpc('bdev_null_create', disk('n0'))).rejects.toThrow(
+      /the change is in force but not saved, so a restart would lose it: cannot write .*config\.json: EISDIR/,
+    )
+    rmdirSync(obstacle)
+    await daemon.rpc('bdev_null_create', disk('n1'))
+    await daemon.restart('SIGKILL')
+    expect(await daemon.rpc('bdev_get_bdevs')).toMatchObject([{ name: 'n0' }, { name: 'n1' }])
+  })
+})
