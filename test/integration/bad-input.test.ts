@@ -44,4 +44,13 @@ await describeWith(['setpriv'], 'the files of a daemon', () => {
     await daemon.restart('SIGKILL')
     expect(await daemon.rpc('bdev_get_bdevs')).toMatchObject([{ name: 'n0' }, { name: 'n1' }])
   })
+
+  it('--disk with a directory is refused, and the daemon ends', async () => {
+    const daemon = new Daemon({ args: ['--disk', '/tmp', '--listen', '127.0.0.1:0'] })
+    daemons.push(daemon)
+    // It may answer for a moment before it looks at the disk.
+    await daemon.start().catch(() => {})
+    await expect.poll(() => daemon.exit, { timeout: 20_000 }).toEqual({ code: 1, signal: null })
+    expect(daemon.output).toContain('tmp needs a file or a block device and /tmp is a directory')
+  })
 })
