@@ -71,6 +71,8 @@ export class Piece implements IoOwner {
 
 /** The commands and pieces of one reactor. Grows to the most that were ever in use; bounded by the connections. */
 export class RequestPool {
+  /** Bytes of buffers that all connections hold together. */
+  heldBytes = 0
   readonly #arena: Arena
   readonly #all: Piece[] = []
   readonly #pieces: Piece[] = []

@@ -30,6 +30,8 @@ export const COMMANDS_MAX = 128
 const PIECES_MAX = 4
 /** Bytes of buffers that one connection may hold. */
 const HELD_BYTES_MAX = 32 << 20
+/** Bytes that all connections of a reactor may hold: clients that do not read leave the rest of its memory to others. */
+const POOL_BYTES_MAX = 192 << 20
 /** Without data a device gets more at once, yet not so much that it keeps the reactor for long. */
 const DATALESS_PIECE_SIZE = 8 << 20
 /** Extents in one answer: the client asks again for the rest. */
@@ -453,7 +455,7 @@ export class Transmission implements PieceOwner {
 
   #acquire(bufferSize: number): Piece | null {
     if (bufferSize > 0 && this.#heldBytes > 0 && this.#heldBytes + bufferSize > HELD_BYTES_MAX) return null
-    const piece = this.#pool.acquirePiece(this)
+    const piece = this.#pool.heldBytes + bufferSize > POOL_BYTES_MAX ? null : this.#pool.acquirePiece(this)
     if (piece === null) {
       this.#host.starve()
       return null
@@ -468,6 +470,7 @@ export class Transmission implements PieceOwner {
     piece.bufferSize = bufferSize
     piece.isLoan = false
     this.#heldBytes += bufferSize
+    this.#pool.heldBytes += bufferSize
     return piece
   }
 
@@ -477,6 +480,7 @@ export class Transmission implements PieceOwner {
     if (piece.bufferSize > 0) {
       this.#buffers.release(piece.buffer, piece.bufferSize)
       this.#heldBytes -= piece.bufferSize
+      this.#pool.heldBytes -= piece.bufferSize
     }
     this.#pool.releasePiece(piece)
     command.held--

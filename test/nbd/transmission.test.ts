@@ -296,6 +296,20 @@ describe('flow', () => {
     expect([wasWaiting, client.take().toString('hex')]).toEqual([true, simpleReply()])
   })
 
+  it('leaves memory to others, however many clients ask and do not read', async () => {
+    await start({ blocks: 80 * 2048, capacity: 4096, arenaBytes: 256 << 20 })
+    await service.reactors.run(service.exports.stop('m0'))
+    // A filter does not lend its base's memory, so its reads need buffers.
+    await service.reactors.run(service.bdevs.create('passthru', 'p0', { base_bdev_name: 'm0' }))
+    await service.exports.start({ ...EXPORT, name: 'm0', bdev: 'p0' })
+    const clients: Client[] = []
+    for (let i = 0; i < 8; i++) clients.push((await service.dial(2)).enter())
+    for (const client of clients) client.send(request({ type: READ, length: 32 << 20 }))
+    const { buffers } = service.reactors.reactors[0]!
+    expect(buffers.acquire(1 << 20)).not.toBe(0)
+    for (const client of clients) expect(takeAll(client, 16 + (32 << 20))).toHaveLength(16 + (32 << 20))
+  })
+
   it('gives everything back when a client leaves in the middle of a write', async () => {
     const client = await start()
     client.send(request({ type: WRITE, length: 4096 }) + pattern(100))
