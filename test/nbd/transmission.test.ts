@@ -303,13 +303,13 @@ describe('flow', () => {
     await service.reactors.run(service.bdevs.create('passthru', 'p0', { base_bdev_name: 'm0' }))
     await service.exports.start({ ...EXPORT, name: 'm0', bdev: 'p0' })
     const clients: Client[] = []
-    for (let i = 0; i < 32; i++) clients.push((await service.dial(2)).enter())
-    for (const client of clients) client.send(request({ type: READ, length: 4 << 20 }).repeat(3))
+    for (let i = 0; i < 8; i++) clients.push((await service.dial(2)).enter())
+    for (const client of clients) client.send(request({ type: READ, length: 1 << 20 }).repeat(32))
     const { buffers } = service.reactors.reactors[0]!
     const left = Array.from({ length: 32 }, () => buffers.acquire(1 << 20))
     expect(left).not.toContain(0)
     for (const buffer of left) buffers.release(buffer, 1 << 20)
-    const size = 3 * (16 + (4 << 20))
+    const size = 32 * (16 + (1 << 20))
     for (const client of clients) expect(takeAll(client, size)).toHaveLength(size)
   })
 
