@@ -39,7 +39,7 @@ export interface PduHandler {
   placed(slot: Slot, dataBytes: number, isIntact: boolean): void
 }
 
-const RECEIVE_SIZE = 65536
+const RECEIVE_SIZE = 131072
 /** With less room than this behind data that is still in use, the next receive goes to another buffer. */
 const ROOM_MIN = 16384
 
