@@ -13,6 +13,7 @@ export interface Footprint {
   readonly residentMiBHundredConnections: number
 }
 
+const SETTLE_SECONDS = 5
 const IDLE_SECONDS = 10
 
 export async function benchFootprint(directory: string): Promise<Footprint> {
@@ -57,6 +58,8 @@ async function idle(
       // The server's greeting: the connection is adopted by a reactor.
       await new Promise(resolve => socket.once('data', resolve))
     }
+    // What starting and connecting has left to compile and to collect is not rest.
+    await new Promise(resolve => setTimeout(resolve, SETTLE_SECONDS * 1000))
     const before = cpuSeconds(target.program.pid)
     await new Promise(resolve => setTimeout(resolve, IDLE_SECONDS * 1000))
     const used = cpuSeconds(target.program.pid) - before

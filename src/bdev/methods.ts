@@ -201,7 +201,7 @@ const bdevGetIostat = method({
       ...shown(sumCounters(answers.map(answer => answer[index]!.counters))),
       ...bdevs.queueDepths.get(name),
     }))
-    return { ...head, bdevs: rows }
+    return { ...head, bdevs: rows.filter(({ name }) => bdevs.find(name) !== undefined) }
   },
 })
 

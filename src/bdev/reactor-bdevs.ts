@@ -121,7 +121,10 @@ export class ReactorBdevs implements ChannelContext {
 
   #iostat({ names, reset }: IostatMessage): IostatAnswer {
     return names.map(name => {
-      const { state, channel } = this.#replica(name)
+      const replica = this.#replicas.get(name)
+      // Removed while the question was on its way.
+      if (replica === undefined) return { counters: new IoStat().snapshot(), outstanding: 0, isOpen: false }
+      const { state, channel } = replica
       const counters = state.stat.snapshot()
       state.stat.reset(reset)
       return { counters, outstanding: channel?.outstanding ?? 0, isOpen: channel !== null }

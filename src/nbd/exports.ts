@@ -87,6 +87,9 @@ export class NbdExports implements Configurable {
   async start(options: ExportOptions): Promise<NbdExport> {
     const info = this.#bdevs.get(options.bdev)
     const name = options.name ?? info.name
+    if (/\p{Surrogate}/u.test(name)) {
+      throw new RpcError('EINVAL', 'the export name has half a surrogate pair: give it whole characters')
+    }
     const taken = this.#exports.get(name)
     if (taken !== undefined) {
       throw new RpcError(

@@ -189,13 +189,19 @@ function checkState(method: AnyMethod<never>, state: RpcInfo['state']): void {
 
 /** The error that travels: everybody's own number and words, or "internal error" for what nobody foresaw. */
 function wireError(error: unknown): { code: number; message: string } {
-  if (error instanceof RpcError) return { code: error.number, message: error.message }
-  if (error instanceof SysError) return { code: -error.errno, message: error.message }
+  if (error instanceof RpcError) return { code: error.number, message: clip(error.message) }
+  if (error instanceof SysError) return { code: -error.errno, message: clip(error.message) }
   if (error instanceof ProtocolError)
     return wireError(new RpcError('PARSE_ERROR', `Parse error: ${error.message}`))
   const message = error instanceof Error ? error.message : String(error)
-  return { code: new RpcError('INTERNAL', '').number, message: `Internal error: ${message}` }
+  return { code: new RpcError('INTERNAL', '').number, message: clip(`Internal error: ${message}`) }
 }
+
+/** A message repeats what was asked for, and that may be a quarter of a megabyte. */
+const MESSAGE_LENGTH_MAX = 4096
+
+const clip = (message: string): string =>
+  message.length <= MESSAGE_LENGTH_MAX ? message : `${message.slice(0, MESSAGE_LENGTH_MAX)} …`
 
 function logFailure(name: string, error: unknown): void {
   if (error instanceof RpcError || error instanceof SysError) {

@@ -61,6 +61,12 @@ describe('nbd_export_start', () => {
       'EINVAL',
       '"localhost" is no IPv4 or IPv6 address',
     ],
+    [
+      'the name has half a character',
+      { bdev_name: 'm0', name: '\ud800' },
+      'EINVAL',
+      'half a surrogate pair: give it whole characters',
+    ],
     ['path and port are given', { bdev_name: 'm0', unix: '/tmp/x', port: 1 }, 'EINVAL', 'choose one'],
     ['the path is relative', { bdev_name: 'm0', unix: 'x.sock' }, 'EINVAL', 'x.sock is relative'],
   ])('refuses when %s', async (_, params, code, message) => {

@@ -67,6 +67,19 @@ describe('Dispatcher', () => {
     expect(await ask(openShelf(), text)).toEqual(error(null, code, expect.stringContaining(words)))
   })
 
+  it('does not send all of a long mistake back', async () => {
+    const method = 'm'.repeat(100_000)
+    const params = { name: 'a', weight: 'x'.repeat(100_000) }
+    for (const request of [
+      { id: 1, method },
+      { id: 1, method: 'shelf_put', params },
+    ]) {
+      const answer = JSON.stringify(await ask(openShelf(), request))
+      expect(answer).toContain('error')
+      expect(answer.length).toBeLessThan(5000)
+    }
+  })
+
   it('guesses what an unknown method was meant to be', async () => {
     expect(await ask(openShelf(), { id: 1, method: 'shelf_putt' })).toEqual(
       error(1, -32601, 'Method not found: "shelf_putt"; did you mean shelf_put?'),

@@ -120,7 +120,7 @@ export interface LabOptions extends MemoryNetworkOptions {
 /** One reactor with a transport, a target that lets everybody in, and namespace 1. */
 export class Lab implements ReactorTarget {
   nowUs = 0
-  readonly arena = new Arena(1 << 26)
+  readonly arena = new Arena(1 << 27)
   readonly pool = new CountingPool(this.arena)
   readonly network: MemoryNetwork
   readonly reactor: Reactor
