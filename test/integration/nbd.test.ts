@@ -190,7 +190,16 @@ await describeWith(PROGRAMS, 'NBD exports', () => {
 
   it('lives on when a client is killed in the middle of its writes', async () => {
     const { uri } = await start('file')
-    const job = ['--name=w', '--ioengine=nbd', `--uri=${uri}`, '--rw=write', '--bs=1M', '--iodepth=16']
+    // A thread, not a process of its own, which would survive its parent and write on.
+    const job = [
+      '--name=w',
+      '--thread',
+      '--ioengine=nbd',
+      `--uri=${uri}`,
+      '--rw=write',
+      '--bs=1M',
+      '--iodepth=16',
+    ]
     const writer = await Child.start(findProgram('fio')!, [
       ...job,
       `--size=${SIZE}`,
@@ -206,7 +215,15 @@ await describeWith(PROGRAMS, 'NBD exports', () => {
   it('takes a device away under a busy client, who hears of it', async () => {
     await daemon.rpc('bdev_malloc_create', { name: 'gone', block_size: 512, num_blocks: SIZE / 512 })
     const { uri } = await start('gone')
-    const job = ['--name=r', '--ioengine=nbd', `--uri=${uri}`, '--rw=randrw', '--bs=4k', '--iodepth=32']
+    const job = [
+      '--name=r',
+      '--thread',
+      '--ioengine=nbd',
+      `--uri=${uri}`,
+      '--rw=randrw',
+      '--bs=4k',
+      '--iodepth=32',
+    ]
     const client = await Child.start(findProgram('fio')!, [
       ...job,
       `--size=${SIZE}`,
