@@ -13,7 +13,7 @@ export interface Footprint {
   readonly residentMiBHundredConnections: number
 }
 
-const SETTLE_SECONDS = 5
+const SETTLE_SECONDS = 15
 const IDLE_SECONDS = 10
 
 export async function benchFootprint(directory: string): Promise<Footprint> {
@@ -58,7 +58,7 @@ async function idle(
       // The server's greeting: the connection is adopted by a reactor.
       await new Promise(resolve => socket.once('data', resolve))
     }
-    // What starting and connecting has left to compile and to collect is not rest.
+    // V8 goes on compiling and collecting for some seconds after a start: that is not rest yet.
     await new Promise(resolve => setTimeout(resolve, SETTLE_SECONDS * 1000))
     const before = cpuSeconds(target.program.pid)
     await new Promise(resolve => setTimeout(resolve, IDLE_SECONDS * 1000))

@@ -1,8 +1,9 @@
 /**
- * `npm run bench [-- --seconds N] [--rounds N] [--only nvme-tcp,file,nbd,failover,footprint]`
+ * `npm run bench [-- --seconds N] [--rounds N] [--only nvme-tcp,file,nbd,failover,footprint] [--merge]`
  *
  * Everything is measured in turn with what it is compared to, and medians are kept: ratios are what counts, since the
- * machine's own speed changes from minute to minute. Writes `bench/results/latest.json` and `docs/benchmarks.md`.
+ * machine's own speed changes from minute to minute. A complete run writes `bench/results/latest.json` and
+ * `docs/benchmarks.md`; one of some groups does with `--merge`, and leaves the other groups as they are published.
  */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { cpus, release, tmpdir } from 'node:os'
@@ -25,6 +26,7 @@ const { values } = parseArgs({
     seconds: { type: 'string', default: '2' },
     rounds: { type: 'string', default: '5' },
     only: { type: 'string', default: GROUPS.join(',') },
+    merge: { type: 'boolean', default: false },
   },
 })
 const seconds = Number(values.seconds)
@@ -52,13 +54,25 @@ try {
     footprint: has('footprint') ? await benchFootprint(directory) : null,
   }
   console.log(JSON.stringify({ failover: results.failover, footprint: results.footprint }, null, 2))
-  // Only a complete run replaces what is published.
-  if (wanted.length === GROUPS.length) {
+  const isComplete = wanted.length === GROUPS.length
+  if (isComplete || values.merge) {
+    const published = isComplete ? results : merge(JSON.parse(readFileSync(RESULTS, 'utf8')), results)
     mkdirSync(join(ROOT, 'bench/results'), { recursive: true })
-    writeFileSync(RESULTS, `${JSON.stringify(results, null, 2)}\n`)
-    writeFileSync(PAGE, renderPage(JSON.parse(readFileSync(RESULTS, 'utf8'))))
+    writeFileSync(RESULTS, `${JSON.stringify(published, null, 2)}\n`)
+    writeFileSync(PAGE, renderPage(published))
     console.log(`written: ${RESULTS} and ${PAGE}`)
   }
 } finally {
   rmSync(directory, { recursive: true })
+}
+
+/** What is new replaces what it measures again. */
+function merge(old: Results, fresh: Results): Results {
+  const isKept = ({ work }: Results['rows'][number]): boolean => !fresh.rows.some(row => row.work === work)
+  return {
+    ...old,
+    rows: [...old.rows.filter(isKept), ...fresh.rows],
+    failover: fresh.failover ?? old.failover,
+    footprint: fresh.footprint ?? old.footprint,
+  }
 }
