@@ -1,5 +1,5 @@
 /** io_uring's shared structures and numbers (linux/io_uring.h, kernel 6.1 and later). */
-import { struct, u8, u16, u32, u53 } from '../core/struct.ts'
+import { struct, u32, u53 } from '../core/struct.ts'
 
 export const SYS_IO_URING_SETUP = 425
 export const SYS_IO_URING_ENTER = 426
@@ -67,10 +67,6 @@ export const POLL_ADD_MULTI = 1
 /** `ioprio` of ACCEPT: stay armed. */
 export const ACCEPT_MULTISHOT = 1
 
-/** Cancel flags: everything on the descriptor. */
-export const ASYNC_CANCEL_ALL = 1
-export const ASYNC_CANCEL_FD = 2
-
 export const OFF_SQ_RING = 0
 export const OFF_SQES = 0x1000_0000
 
@@ -131,6 +127,3 @@ export const Msghdr = struct(56, {
 
 /** struct io_uring_rsrc_update, as RING_FDS takes it. */
 export const ResourceUpdate = struct(16, { offset: u32(0), reserved: u32(4), data: u53(8) })
-
-/** struct sockaddr_in, sockaddr_in6 (network order is left to the caller) and sockaddr_un's head. */
-export const Sockaddr = struct(28, { family: u16(0), port0: u8(2), port1: u8(3) })
