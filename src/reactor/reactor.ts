@@ -55,6 +55,8 @@ export class Reactor {
    * are any, the reactor sleeps for at most a millisecond at a time.
    */
   awaited = 0
+  /** How many things tell of news in memory alone (virtqueues without notifications): while there are any, it never sleeps. */
+  polled = 0
   /** The clock's microseconds at the start of this round: good enough for statistics, and free. */
   nowUs = 0
   /** When a round last found something to do. */

@@ -108,7 +108,10 @@ function spin(reactor: Reactor, ring: Uring, spinUs: number): void {
     setImmediate(turn)
   }
   const mayBlock = (): boolean =>
-    turnsAwake >= TURNS_AFTER_WAKE && reactor.isQuiet && clock.nowUs() - reactor.lastEventUs > spinUs
+    turnsAwake >= TURNS_AFTER_WAKE &&
+    reactor.polled === 0 &&
+    reactor.isQuiet &&
+    clock.nowUs() - reactor.lastEventUs > spinUs
   turn()
 }
 
