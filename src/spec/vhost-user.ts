@@ -4,8 +4,8 @@
  */
 import { struct, u8, u16, u32, u53 } from '../core/struct.ts'
 
-/** What every message begins with ("Message specification"); `size` bytes follow. */
-export const MessageHeader = struct(12, { request: u32(0), flags: u32(4), size: u32(8) })
+/** What every message begins with ("Message specification"); `payloadBytes` bytes follow. */
+export const MessageHeader = struct(12, { request: u32(0), flags: u32(4), payloadBytes: u32(8) })
 
 export const VHOST_USER_VERSION = 1
 
@@ -152,8 +152,8 @@ export const LogDescription = struct(16, { sizeBytes: u53(0), mmapOffset: u53(8)
 /** VHOST_LOG_PAGE: what one bit of the log stands for. */
 export const LOG_PAGE_SIZE = 4096
 
-/** "Virtio device config space"; `size` bytes follow. */
-export const ConfigHeader = struct(12, { offset: u32(0), size: u32(4), flags: u32(8) })
+/** "Virtio device config space"; `sizeBytes` bytes follow. */
+export const ConfigHeader = struct(12, { offset: u32(0), sizeBytes: u32(4), flags: u32(8) })
 /** VHOST_USER_MAX_CONFIG_SIZE. */
 export const CONFIG_SIZE_MAX = 256
 /** Flags of SET_CONFIG. */

@@ -25,7 +25,11 @@ import { hex, read, zeroes } from './wire.ts'
 describe('vhost-user messages', () => {
   it('reads the header', () => {
     // SET_VRING_ADDR, version 1 with NEED_REPLY, 40 bytes to follow.
-    expect(read(MessageHeader, hex('09000000 09000000 28000000'))).toEqual({ request: 9, flags: 9, size: 40 })
+    expect(read(MessageHeader, hex('09000000 09000000 28000000'))).toEqual({
+      request: 9,
+      flags: 9,
+      payloadBytes: 40,
+    })
   })
 
   it('reads a 64-bit integer', () => {
@@ -82,7 +86,11 @@ describe('vhost-user messages', () => {
       sizeBytes: 0x8000,
       mmapOffset: 0x1000,
     })
-    expect(read(ConfigHeader, hex('20000000 01000000 01000000'))).toEqual({ offset: 32, size: 1, flags: 1 })
+    expect(read(ConfigHeader, hex('20000000 01000000 01000000'))).toEqual({
+      offset: 32,
+      sizeBytes: 1,
+      flags: 1,
+    })
     expect(read(InflightDescription, hex('8010000000000000 0010000000000000 0400 8000'))).toEqual({
       mmapSize: 0x1080,
       mmapOffset: 0x1000,
