@@ -43,8 +43,8 @@ const COMPARE = 2
 /** Where data lies: a list of (address, length in bytes) in this process's address space. */
 export class Segments {
   count = 0
-  readonly addresses: Float64Array
-  readonly lengths: Float64Array
+  addresses: Float64Array
+  lengths: Float64Array
 
   constructor(capacity: number) {
     this.addresses = new Float64Array(capacity)
@@ -60,6 +60,16 @@ export class Segments {
     this.addresses[0] = address
     this.lengths[0] = length
     this.count = 1
+  }
+
+  /** Makes room for at least `capacity` segments, and keeps those that are there. */
+  reserve(capacity: number): void {
+    if (capacity <= this.addresses.length) return
+    const { addresses, lengths } = this
+    this.addresses = new Float64Array(capacity)
+    this.lengths = new Float64Array(capacity)
+    this.addresses.set(addresses)
+    this.lengths.set(lengths)
   }
 
   push(address: number, length: number): void {

@@ -7,7 +7,17 @@ export const LogLevel = { ERROR: 0, WARNING: 1, NOTICE: 2, INFO: 3, DEBUG: 4 } a
 export type LogLevelName = keyof typeof LogLevel
 
 /** Components that may be made to speak at DEBUG level one by one (`-L`, `log_set_flag`). */
-export const LOG_FLAGS = ['app', 'bdev', 'nbd', 'nvme', 'nvmf', 'nvmf_tcp', 'reactor', 'rpc'] as const
+export const LOG_FLAGS = [
+  'app',
+  'bdev',
+  'nbd',
+  'nvme',
+  'nvmf',
+  'nvmf_tcp',
+  'reactor',
+  'rpc',
+  'vhost',
+] as const
 export type LogFlag = (typeof LOG_FLAGS)[number]
 
 /** What the operator may change while the daemon runs. Each thread has its own copy, kept equal by message. */

@@ -1,13 +1,27 @@
 /** One request of a guest: a descriptor chain whose every address was checked and translated. */
 import { BdevIo, type IoOwner, Segments } from '../bdev/io.ts'
 import type { GuestMemory } from './guest-memory.ts'
+import type { DeviceDescription, SendEvent } from './messages.ts'
 
-/** A device on a reactor: what stands behind the queues of a session. */
+/** A device on a reactor: what stands behind the queues of a session. `open-device.ts` makes it from its description. */
 export interface VirtioDevice {
+  /** Where the guest leaves buffers for events. They are not started: the device takes one when it has something to tell. */
+  readonly eventQueue: number | null
   /** Starts a request. It ends with `request.complete()`, exactly once, now or later. */
   start(request: GuestRequest): void
   /** `request.io`, which the device submitted, has ended. */
   ioDone(request: GuestRequest): void
+  /**
+   * Goes over to another description of the same kind. Resolves when what that lacks (a bdev, a SCSI target) has nothing
+   * outstanding and its channel is closed.
+   */
+  update(description: DeviceDescription): Promise<void>
+  /** Puts the event into a buffer of the event queue, or notes that the guest missed one when there is none. */
+  sendEvent(event: SendEvent, queue: RequestQueue): void
+  /** The front end is gone: what is outstanding is to end soon, with `ABORTED_BY_REQUEST` where it can be stopped. */
+  abort(): void
+  /** Closes its channels. Nothing is outstanding. */
+  close(): void
 }
 
 /** The queue that a request came from. */
@@ -15,6 +29,8 @@ export interface RequestQueue {
   readonly index: number
   readonly device: VirtioDevice
   readonly memory: GuestMemory
+  /** The next buffer of the event queue, or null: see `VirtioDevice.eventQueue`. It ends with `complete`, at once. */
+  take(): GuestRequest | null
   /** Called once for each request that `VirtioDevice.start` was given. */
   complete(request: GuestRequest, writtenBytes: number): void
 }
@@ -30,8 +46,8 @@ export class GuestRequest implements IoOwner {
   readonly queue: RequestQueue
   /** Head descriptor of a split ring, buffer id of a packed one. */
   readonly id: number
-  /** Host addresses: first what the device reads, then what it writes. */
-  segments: Segments
+  /** Host addresses: first what the device reads, then what it writes. Grows to the longest list seen. */
+  readonly segments: Segments
   /** How many of them the device reads. */
   readableCount = 0
   readableBytes = 0

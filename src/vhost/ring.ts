@@ -12,6 +12,7 @@ export class RingFault extends Error {
 /** How a ring gets the pooled request of a descriptor or buffer id. */
 export type RequestOf = (id: number) => GuestRequest
 
+/** Made with `(start: StartQueue, memory: GuestMemory, requestOf: RequestOf)`, which throws `RingFault` too. */
 export interface Ring {
   /**
    * Takes the next request that the guest made available: checked, translated and noted in the inflight region. Null when

@@ -1,0 +1,21 @@
+/** What can stand behind queues, by the kind of its description: a new device is one line here. */
+import type { ChannelContext } from '../bdev/bdev.ts'
+import type { DeviceDescription } from './messages.ts'
+import type { VirtioDevice } from './request.ts'
+
+type Kind = DeviceDescription['kind']
+type Open<K extends Kind> = (
+  description: Extract<DeviceDescription, { kind: K }>,
+  context: ChannelContext,
+) => VirtioDevice
+
+const DEVICES: { readonly [K in Kind]?: Open<K> } = {}
+
+/** Opens a device and its channels. Throws `RpcError` ENODEV when a bdev is not there. */
+export function openDevice(description: DeviceDescription, context: ChannelContext): VirtioDevice {
+  const open = DEVICES[description.kind] as (
+    description: DeviceDescription,
+    context: ChannelContext,
+  ) => VirtioDevice
+  return open(description, context)
+}
