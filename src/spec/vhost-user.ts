@@ -2,7 +2,7 @@
  * The vhost-user protocol, from QEMU's docs/interop/vhost-user.rst: the front end (QEMU) hands the memory and the
  * virtqueues of a guest to a back end over a Unix socket. All numbers are in the machine's byte order: little-endian here.
  */
-import { struct, u8, u16, u32, u53 } from '../core/struct.ts'
+import { struct, u16, u32, u53 } from '../core/struct.ts'
 
 /** What every message begins with ("Message specification"); `payloadBytes` bytes follow. */
 export const MessageHeader = struct(12, { request: u32(0), flags: u32(4), payloadBytes: u32(8) })
@@ -159,60 +159,10 @@ export const CONFIG_SIZE_MAX = 256
 /** Flags of SET_CONFIG. */
 export const ConfigFlag = { WRITABLE: 0, LIVE_MIGRATION: 1 } as const
 
-/** "Inflight description". */
+/** "Inflight description". What lies in that memory: `spec/virtqueue.ts`. */
 export const InflightDescription = struct(20, {
   mmapSize: u53(0),
   mmapOffset: u53(8),
   queueCount: u16(16),
   queueSize: u16(18),
-})
-
-/**
- * Regions of the queues follow each other in the inflight memory. Each begins at a multiple of this: the protocol leaves
- * it open, and every back end that exists does so.
- */
-export const INFLIGHT_ALIGNMENT = 64
-export const INFLIGHT_VERSION = 1
-
-/** QueueRegionSplit, before its entries. */
-export const InflightSplit = struct(16, {
-  features: u53(0),
-  version: u16(8),
-  descriptorCount: u16(10),
-  lastBatchHead: u16(12),
-  usedIndex: u16(14),
-})
-
-/** DescStateSplit, one for each descriptor. */
-export const InflightSplitEntry = struct(16, {
-  inflight: u8(0),
-  next: u16(6),
-  counter: u53(8),
-})
-
-/** QueueRegionPacked, before its entries. */
-export const InflightPacked = struct(32, {
-  features: u53(0),
-  version: u16(8),
-  descriptorCount: u16(10),
-  freeHead: u16(12),
-  oldFreeHead: u16(14),
-  usedIndex: u16(16),
-  oldUsedIndex: u16(18),
-  usedWrapCounter: u8(20),
-  oldUsedWrapCounter: u8(21),
-})
-
-/** DescStatePacked, one for each descriptor. `addressLow` and `addressHigh`: the guest's 64 bits. */
-export const InflightPackedEntry = struct(32, {
-  inflight: u8(0),
-  next: u16(2),
-  last: u16(4),
-  count: u16(6),
-  counter: u53(8),
-  id: u16(16),
-  flags: u16(18),
-  length: u32(20),
-  addressLow: u32(24),
-  addressHigh: u32(28),
 })

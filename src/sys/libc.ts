@@ -29,7 +29,13 @@ const raw = {
   socket: libc.func('int socket(int, int, int)'),
   bind: libc.func('int bind(int, uintptr_t, uint)'),
   listen: libc.func('int listen(int, int)'),
+  connect: libc.func('int connect(int, uintptr_t, uint)'),
   shutdown: libc.func('int shutdown(int, int)'),
+  sendmsg: libc.func('intptr_t sendmsg(int, uintptr_t, int)'),
+  recvmsg: libc.func('intptr_t recvmsg(int, uintptr_t, int)'),
+  memfdCreate: libc.func('int memfd_create(const char *, uint)'),
+  ftruncate: libc.func('int ftruncate(int, int64_t)'),
+  fcntl: libc.func('int fcntl(int, int, ...)'),
   setsockopt: libc.func('int setsockopt(int, int, int, uintptr_t, uint)'),
   getsockname: libc.func('int getsockname(int, uintptr_t, uintptr_t)'),
   getpeername: libc.func('int getpeername(int, uintptr_t, uintptr_t)'),
@@ -93,6 +99,8 @@ export const socket = (domain: number, type: number, protocol: number): number =
 export const bind = (fd: number, address: number, size: number): number =>
   failing(raw.bind(fd, address, size))
 export const listen = (fd: number, backlog: number): number => failing(raw.listen(fd, backlog))
+export const connect = (fd: number, address: number, size: number): number =>
+  failing(raw.connect(fd, address, size))
 export const shutdown = (fd: number, how: number): number => failing(raw.shutdown(fd, how))
 export const setsockopt = (fd: number, level: number, name: number, value: number, size: number): number =>
   failing(raw.setsockopt(fd, level, name, value, size))
@@ -100,6 +108,20 @@ export const getsockname = (fd: number, address: number, size: number): number =
   failing(raw.getsockname(fd, address, size))
 export const getpeername = (fd: number, address: number, size: number): number =>
   failing(raw.getpeername(fd, address, size))
+
+/** The number of bytes that were taken from the struct msghdr at `message`, or -errno. */
+export const sendmsg = (fd: number, message: number, flags: number): number =>
+  failing(raw.sendmsg(fd, message, flags))
+export const recvmsg = (fd: number, message: number, flags: number): number =>
+  failing(raw.recvmsg(fd, message, flags))
+
+/** A new file of memory, empty, or -errno. `flags`: MFD_CLOEXEC 1, MFD_ALLOW_SEALING 2. */
+export const memfdCreate = (name: string, flags: number): number => failing(raw.memfdCreate(name, flags))
+export const ftruncate = (fd: number, size: number): number => failing(raw.ftruncate(fd, size))
+
+/** What the command returns, or -errno. */
+export const fcntl = (fd: number, command: number, argument: number): number =>
+  failing(raw.fcntl(fd, command, 'int', argument))
 
 /** Writes the time of `clock` to the struct timespec at `address`. */
 export const clockGettime: (clock: number, address: number) => number = libc.func(

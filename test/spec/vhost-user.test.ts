@@ -2,10 +2,6 @@ import { describe, expect, it } from 'vitest'
 import {
   ConfigHeader,
   InflightDescription,
-  InflightPacked,
-  InflightPackedEntry,
-  InflightSplit,
-  InflightSplitEntry,
   LogDescription,
   MemoryRegion,
   MemoryTable,
@@ -108,54 +104,5 @@ describe('vhost-user messages', () => {
     expect(ProtocolFeature.INFLIGHT_SHMFD).toBe(0x1000n)
     expect(ProtocolFeature.STATUS).toBe(0x1_0000n)
     expect(VhostFeature.PROTOCOL_FEATURES).toBe(0x4000_0000n)
-  })
-})
-
-describe('the inflight region', () => {
-  it('reads the head of a split queue and one of its descriptors', () => {
-    const view = hex(`
-      0000000000000000 0100 0001 0500 1234
-      01 0000000000 ffff 2a00000001000000`)
-    expect(read(InflightSplit, view)).toEqual({
-      features: 0,
-      version: 1,
-      descriptorCount: 256,
-      lastBatchHead: 5,
-      usedIndex: 0x3412,
-    })
-    expect(read(InflightSplitEntry, view, InflightSplit.size)).toEqual({
-      inflight: 1,
-      next: 0xffff,
-      counter: 0x1_0000_002a,
-    })
-  })
-
-  it('reads the head of a packed queue and one of its descriptors', () => {
-    const view = hex(`
-      0000000000000000 0100 0001 0200 0300 0400 0500 01 00 ${zeroes(10)}
-      01 00 0700 0800 0900 2a00000001000000 0a00 0200 00100000 efbeadde 78563412`)
-    expect(read(InflightPacked, view)).toEqual({
-      features: 0,
-      version: 1,
-      descriptorCount: 256,
-      freeHead: 2,
-      oldFreeHead: 3,
-      usedIndex: 4,
-      oldUsedIndex: 5,
-      usedWrapCounter: 1,
-      oldUsedWrapCounter: 0,
-    })
-    expect(read(InflightPackedEntry, view, InflightPacked.size)).toEqual({
-      inflight: 1,
-      next: 7,
-      last: 8,
-      count: 9,
-      counter: 0x1_0000_002a,
-      id: 10,
-      flags: 2,
-      length: 4096,
-      addressLow: 0xdeadbeef,
-      addressHigh: 0x12345678,
-    })
   })
 })
