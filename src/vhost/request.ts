@@ -18,8 +18,11 @@ export interface VirtioDevice {
   update(description: DeviceDescription): Promise<void>
   /** Puts the event into a buffer of the event queue, or notes that the guest missed one when there is none. */
   sendEvent(event: SendEvent, queue: RequestQueue): void
-  /** The front end is gone: what is outstanding is to end soon, with `ABORTED_BY_REQUEST` where it can be stopped. */
-  abort(): void
+  /**
+   * The front end is gone: a request that was started and not completed is to end soon. Where that is because it was
+   * stopped, `request.io.status` is `ABORTED_BY_REQUEST`: it is then kept for the next front end instead of answered.
+   */
+  abort(request: GuestRequest): void
   /** Closes its channels. Nothing is outstanding. */
   close(): void
 }
@@ -57,7 +60,7 @@ export class GuestRequest implements IoOwner {
   /** The device's own notes, valid until `complete`. */
   step = 0
   context: unknown = null
-  /** Submitted to the device and not completed. */
+  /** Started and not completed: the queue's note. */
   isOutstanding = false
   /** Packed: how many ring entries the chain takes. */
   entryCount = 1

@@ -1,0 +1,278 @@
+/**
+ * The device's side of a split virtqueue (Virtual I/O Device specification 1.2, section 2.7).
+ *
+ *   available ring   … | 7 | 3 | 9 |                        heads of chains, added by the driver
+ *                          ^ next  ^ available
+ *   descriptors      3: header -> 8: data -> 1: status      or one descriptor that points to such a table elsewhere
+ *   used ring        … | 4, 4097 | 7, 1 |                   heads and bytes written, added by us
+ *                                ^ published     ^ used
+ *
+ * The guest may rewrite all of it at any time: each field is loaded once, checked, and then only the copy is used. The
+ * views are as long as the parts of the ring, so an index can go astray without leaving them.
+ */
+import {
+  AVAILABLE_FLAG_NO_INTERRUPT,
+  availableBytes,
+  DescriptorFlag,
+  descriptorBytes,
+  QUEUE_SIZE_MAX,
+  SplitAlignment,
+  SplitDescriptor,
+  USED_FLAG_NO_NOTIFY,
+  usedBytes,
+} from '../spec/virtqueue.ts'
+import { viewMemory } from '../sys/libc.ts'
+import type { GuestMemory } from './guest-memory.ts'
+import { SplitInflight } from './inflight-split.ts'
+import type { StartQueue } from './messages.ts'
+import type { GuestRequest } from './request.ts'
+import { type RequestOf, type Ring, RingFault } from './ring.ts'
+
+const TWO_32 = 0x1_0000_0000
+const { NEXT, WRITE, INDIRECT } = DescriptorFlag
+const DESCRIPTOR = SplitDescriptor.size
+/** `next` has 16 bits, so what is beyond can be reached from nowhere. */
+const TABLE_BYTES_MAX = 65536 * DESCRIPTOR
+/** Drivers may make chains as long as the queue; those of small queues that use tables make longer ones. */
+const CHAIN_LENGTH_MIN_MAX = 1024
+/** Section 2.7.5.2: no chain has more bytes in total. */
+const CHAIN_BYTES_MAX = 2 ** 32
+// Where things are in the rings, in units of 16 bits.
+const FLAGS = 0
+const INDEX = 1
+const ENTRIES = 2
+
+export class SplitRing implements Ring {
+  readonly #memory: GuestMemory
+  readonly #requestOf: RequestOf
+  readonly #size: number
+  readonly #mask: number
+  readonly #chainLengthMax: number
+  readonly #hasEventIndex: boolean
+  readonly #hasIndirect: boolean
+  readonly #descriptors: Uint32Array
+  readonly #driver: Uint16Array
+  readonly #device: Uint16Array
+  readonly #usedEntries: Int32Array
+  readonly #inflight: SplitInflight | null
+  /** Taken by an earlier process: the next one at the end. */
+  readonly #recovered: number[]
+
+  // Free-running indexes of 16 bits.
+  #next: number
+  #available: number
+  #used: number
+  /** The used index when `wantsCall` was last asked; -1 before that. */
+  #asked = -1
+
+  constructor(start: StartQueue, memory: GuestMemory, requestOf: RequestOf) {
+    const { size } = start
+    if (!(size >= 1 && size <= QUEUE_SIZE_MAX) || (size & (size - 1)) !== 0) {
+      throw new RingFault(`a queue has ${size} entries: a split ring has a power of two, at most 32768`)
+    }
+    this.#memory = memory
+    this.#requestOf = requestOf
+    this.#size = size
+    this.#mask = size - 1
+    this.#chainLengthMax = Math.max(size, CHAIN_LENGTH_MIN_MAX)
+    this.#hasEventIndex = start.hasEventIndex
+    this.#hasIndirect = start.hasIndirect
+    const eventBytes = start.hasEventIndex ? 0 : 2
+    const view = (name: string, address: number, sizeBytes: number, alignment: number): ArrayBuffer =>
+      viewOf(memory, name, address, sizeBytes, alignment)
+    this.#descriptors = new Uint32Array(
+      view('descriptor table', start.descriptors, descriptorBytes(size), SplitAlignment.DESCRIPTORS),
+    )
+    this.#driver = new Uint16Array(
+      view('available ring', start.driverArea, availableBytes(size) - eventBytes, SplitAlignment.AVAILABLE),
+    )
+    const device = view('used ring', start.deviceArea, usedBytes(size) - eventBytes, SplitAlignment.USED)
+    this.#device = new Uint16Array(device)
+    this.#usedEntries = new Int32Array(device, 4, 2 * size)
+
+    this.#used = this.#device[INDEX]!
+    this.#next = start.base & 0xffff
+    this.#inflight = start.inflight === null ? null : new SplitInflight(start.inflight, size)
+    const recovered = this.#inflight?.recover(this.#used) ?? null
+    if (recovered !== null) this.#next = (this.#used + recovered.length) & 0xffff
+    this.#recovered = recovered?.reverse() ?? []
+    this.#available = this.#next
+  }
+
+  take(): GuestRequest | null {
+    const next = this.#next
+    if (next === this.#available && !this.#look()) return null
+    const head = this.#driver[ENTRIES + (next & this.#mask)]!
+    const request = this.#read(head)
+    if (this.#inflight !== null) this.#inflight.take(head)
+    this.#next = (next + 1) & 0xffff
+    return request
+  }
+
+  takeInflight(): GuestRequest | null {
+    const head = this.#recovered.pop()
+    return head === undefined ? null : this.#read(head)
+  }
+
+  put(request: GuestRequest, writtenBytes: number): void {
+    const at = (this.#used & this.#mask) * 2
+    this.#usedEntries[at] = request.id
+    this.#usedEntries[at + 1] = writtenBytes
+    this.#used = (this.#used + 1) & 0xffff
+    if (this.#inflight !== null) this.#inflight.put(request.id)
+  }
+
+  publish(): void {
+    Atomics.store(this.#device, INDEX, this.#used)
+    if (this.#inflight !== null) this.#inflight.published(this.#used)
+  }
+
+  wantsCall(): boolean {
+    const asked = this.#asked
+    this.#asked = this.#used
+    if (!this.#hasEventIndex) return (this.#driver[FLAGS]! & AVAILABLE_FLAG_NO_INTERRUPT) === 0
+    if (asked < 0) return true
+    const event = this.#driver[ENTRIES + this.#size]!
+    // Section 2.7.7.2: when the entry that the driver named is among those used since.
+    return ((this.#used - event - 1) & 0xffff) < ((this.#used - asked) & 0xffff)
+  }
+
+  enableNotifications(): boolean {
+    // Both stores are full fences: a driver that did not see them has added its request before the look that follows.
+    if (this.#hasEventIndex) Atomics.store(this.#device, ENTRIES + 4 * this.#size, this.#next)
+    else Atomics.store(this.#device, FLAGS, 0)
+    return Atomics.load(this.#driver, INDEX) !== this.#next
+  }
+
+  disableNotifications(): void {
+    // With the event index nothing is to be done: the driver notifies again after 65536 requests.
+    if (!this.#hasEventIndex) this.#device[FLAGS] = USED_FLAG_NO_NOTIFY
+  }
+
+  base(): number {
+    return this.#next
+  }
+
+  /** Whether the driver has added something. */
+  #look(): boolean {
+    const available = Atomics.load(this.#driver, INDEX)
+    const count = (available - this.#next) & 0xffff
+    if (count > this.#size) {
+      throw new RingFault(
+        `the available index ${available} is ${count} ahead of ${this.#next}, in a ring of ${this.#size}`,
+      )
+    }
+    this.#available = available
+    return count > 0
+  }
+
+  #read(head: number): GuestRequest {
+    if (head >= this.#size) {
+      throw new RingFault(`descriptor ${head} heads a chain, in a table of ${this.#size}`)
+    }
+    const request = this.#requestOf(head)
+    if (request.isOutstanding) throw new RingFault(`descriptor ${head} heads two chains at once`)
+    request.segments.count = 0
+    request.readableCount = 0
+    request.readableBytes = 0
+    request.writableBytes = 0
+    this.#readChain(request, head)
+    return request
+  }
+
+  #readChain(request: GuestRequest, head: number): void {
+    const descriptors = this.#descriptors
+    let index = head
+    for (let length = 1; ; length++) {
+      const at = index * (DESCRIPTOR / 4)
+      const address = descriptors[at + 1]! * TWO_32 + descriptors[at]!
+      const bytes = descriptors[at + 2]!
+      const flagsAndNext = descriptors[at + 3]!
+      if ((flagsAndNext & INDIRECT) !== 0) {
+        if ((flagsAndNext & NEXT) !== 0)
+          throw new RingFault(`descriptor ${index} has a table and a successor`)
+        this.#readTable(request, address, bytes, length)
+        return
+      }
+      this.#add(request, address, bytes, flagsAndNext)
+      if ((flagsAndNext & NEXT) === 0) return
+      index = this.#successor(flagsAndNext >>> 16, this.#size, length)
+    }
+  }
+
+  #readTable(request: GuestRequest, address: number, bytes: number, lengthBefore: number): void {
+    const at = this.#checkTable(address, bytes)
+    const { view } = this.#memory
+    const size = bytes / DESCRIPTOR
+    let index = 0
+    for (let length = lengthBefore; ; length++) {
+      const entry = at + index * DESCRIPTOR
+      const entryAddress = view.getUint32(entry + 4, true) * TWO_32 + view.getUint32(entry, true)
+      const entryBytes = view.getUint32(entry + 8, true)
+      const flagsAndNext = view.getUint32(entry + 12, true)
+      if ((flagsAndNext & INDIRECT) !== 0) throw new RingFault('a table of descriptors holds another one')
+      this.#add(request, entryAddress, entryBytes, flagsAndNext)
+      if ((flagsAndNext & NEXT) === 0) return
+      index = this.#successor(flagsAndNext >>> 16, size, length)
+    }
+  }
+
+  /** Where the table begins in the memory's view. */
+  #checkTable(address: number, bytes: number): number {
+    if (!this.#hasIndirect) throw new RingFault('a descriptor has a table, which was not negotiated')
+    if (bytes === 0 || bytes % DESCRIPTOR !== 0 || bytes > TABLE_BYTES_MAX) {
+      throw new RingFault(`a table of descriptors has ${bytes} bytes: a multiple of 16, at most 1 MiB`)
+    }
+    const host = this.#memory.hostOf(address, bytes)
+    if (host === 0) throw outside('a table of descriptors', bytes, address)
+    return this.#memory.locate(host, bytes)
+  }
+
+  #successor(index: number, size: number, length: number): number {
+    if (index >= size) throw new RingFault(`a chain goes on at descriptor ${index}, in a table of ${size}`)
+    if (length >= this.#chainLengthMax) {
+      throw new RingFault(`a chain has more than ${this.#chainLengthMax} descriptors`)
+    }
+    return index
+  }
+
+  #add(request: GuestRequest, address: number, bytes: number, flags: number): void {
+    const { segments } = request
+    if (bytes === 0) throw new RingFault(`a descriptor of no bytes at guest address ${hex(address)}`)
+    if (!this.#memory.translate(address, bytes, segments)) throw outside('a descriptor', bytes, address)
+    if ((flags & WRITE) !== 0) request.writableBytes += bytes
+    else {
+      if (request.writableBytes > 0)
+        throw new RingFault('a chain has something to read after something to write')
+      request.readableBytes += bytes
+      request.readableCount = segments.count
+    }
+    if (request.readableBytes + request.writableBytes > CHAIN_BYTES_MAX) {
+      throw new RingFault('a chain has more than 4 GiB')
+    }
+  }
+}
+
+function viewOf(
+  memory: GuestMemory,
+  name: string,
+  address: number,
+  sizeBytes: number,
+  alignment: number,
+): ArrayBuffer {
+  const host = memory.hostOfUser(address, sizeBytes)
+  if (host === 0) {
+    throw new RingFault(
+      `the ${name}, ${sizeBytes} bytes at user address ${hex(address)}, is in no memory region`,
+    )
+  }
+  if (host % alignment !== 0) {
+    throw new RingFault(`the ${name} is at user address ${hex(address)}, no multiple of ${alignment}`)
+  }
+  return viewMemory(host, sizeBytes)
+}
+
+const outside = (what: string, bytes: number, address: number): RingFault =>
+  new RingFault(`${what} of ${bytes} bytes at guest address ${hex(address)} is not in the guest's memory`)
+
+const hex = (address: number): string => `0x${address.toString(16)}`
