@@ -45,8 +45,8 @@ export const SENSE_SIZE_DEFAULT = 96
 export const CDB_SIZE_DEFAULT = 32
 
 /**
- * An address of a unit as requests carry it (section 5.6.6.1): byte 0 is 1, then the target, then the unit's number in
- * the flat format of SAM, that is 4000h + LUN, big-endian; the rest is zero. C1h 01h names the REPORT LUNS well-known unit.
+ * An address of a unit as requests carry it (section 5.6.6.1): byte 0 is 1, then the target, then a single-level LUN of
+ * SAM, big-endian: below 256 plain, or 4000h + LUN, or a well-known unit. The rest is zero.
  */
 export const LunAddress = struct(8, {
   one: u8(0),
@@ -55,7 +55,7 @@ export const LunAddress = struct(8, {
   lunLow: u8(3),
   rest: u32(4),
 })
-/** In `lunHigh`: flat addressing. A number below 256 may also come without it. */
+/** In `lunHigh`, the upper two bits: flat addressing. */
 export const LUN_FLAT = 0x40
 
 /** What the device reads first in a request (section 5.6.6.1); `cdbSize` bytes of CDB follow, then the data out. */

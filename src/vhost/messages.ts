@@ -90,6 +90,11 @@ export interface ScsiDescription {
   /** The controller's name: who reserves, as far as reservations are concerned. */
   readonly initiator: string
   readonly targets: readonly ScsiTargetDescription[]
+  /** Bytes of sense in a response, and of the CDB in a request. */
+  readonly senseSize: number
+  readonly cdbSize: number
+  /** What all reactors know of the controller's units, in shared memory: see `scsi/shared-units.ts`. */
+  readonly units: Int32Array
 }
 
 export type DeviceDescription = BlkDescription | ScsiDescription

@@ -12,7 +12,7 @@ export interface DeviceModel {
   /** Queues that are not for requests, and come first: SCSI has two. */
   readonly fixedQueues: number
   /** The configuration space at this moment, for a front end that negotiated `features`. */
-  config(features: bigint): Uint8Array
+  config(features: bigint, state: ModelState): Uint8Array
   /**
    * The front end writes to it. Returns true when the device's description has changed by that. Throws `ProtocolError`
    * when the field is not to be written.
@@ -26,4 +26,7 @@ export interface DeviceModel {
 export interface ModelState {
   /** blk: the `writeback` field. */
   writeback: boolean
+  /** SCSI: the fields of these names; absent until they are written. */
+  senseSize?: number
+  cdbSize?: number
 }
