@@ -1,13 +1,14 @@
 /** Sockets by descriptor, for those who drive them through a ring. */
 import { isIPv4, isIPv6 } from 'node:net'
 import { errnoName, SysError } from '../core/errors.ts'
-import { bind, close, getpeername, getsockname, listen, setsockopt, socket } from './libc.ts'
-import { bytesAt, viewAt } from './memory.ts'
+import { bind, close, connect, getpeername, getsockname, listen, setsockopt, socket } from './libc.ts'
+import { bytesAt, mapAnonymous, unmap, viewAt } from './memory.ts'
 
 const AF_UNIX = 1
 const AF_INET = 2
 const AF_INET6 = 10
 const SOCK_STREAM_CLOEXEC = 1 | 0o2000000
+const SOCK_NONBLOCK = 0o4000
 const SOL_SOCKET = 1
 const SO_REUSEADDR = 2
 const SO_KEEPALIVE = 9
@@ -144,5 +145,23 @@ export function listenSocket(address: HostPort, backlog: number, scratch: number
   } catch (error) {
     close(fd)
     throw error
+  }
+}
+
+/** A socket that is connected to the Unix socket at `path`. Does not wait: EAGAIN when too many others do already. */
+export function connectUnix(path: string): number {
+  const scratch = mapAnonymous(SOCKADDR_ROOM)
+  try {
+    const size = writeSockaddr(scratch, { host: path, port: 0 })
+    const fd = socket(AF_UNIX, SOCK_STREAM_CLOEXEC | SOCK_NONBLOCK, 0)
+    if (fd < 0) throw new SysError('socket', -fd)
+    const result = connect(fd, scratch, size)
+    if (result < 0) {
+      close(fd)
+      throw new SysError('connect', -result, `to ${path}`)
+    }
+    return fd
+  } finally {
+    unmap(scratch, SOCKADDR_ROOM)
   }
 }
