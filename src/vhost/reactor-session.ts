@@ -1,0 +1,121 @@
+/** A front end's session on one reactor: its memory, its device, and those of its queues that are at home here. */
+import type { ChannelContext } from '../bdev/bdev.ts'
+import { logger } from '../core/log.ts'
+import type { Reactor } from '../reactor/reactor.ts'
+import { DirtyLog } from './dirty-log.ts'
+import { GuestMemory } from './guest-memory.ts'
+import {
+  type DeviceDescription,
+  type MappedRegion,
+  type OpenSession,
+  type QueueBroken,
+  type SendEvent,
+  type SessionStats,
+  type SharedPart,
+  type StartQueue,
+  Topic,
+  type Tuning,
+  type UpdateQueue,
+} from './messages.ts'
+import { openDevice } from './open-device.ts'
+import { Queue, type QueueSession } from './queue.ts'
+import type { VirtioDevice } from './request.ts'
+
+const log = logger('vhost')
+
+export class ReactorSession implements QueueSession {
+  readonly reactor: Reactor
+  readonly memory = new GuestMemory([])
+  readonly device: VirtioDevice
+  readonly one: number
+  tuning: Tuning
+  readonly #number: number
+  readonly #controller: string
+  readonly #queues = new Map<number, Queue>()
+  #isClosing = false
+
+  /** Throws `RpcError` ENODEV when a bdev of the device is not there. `one`: see `QueueSession`. */
+  constructor(reactor: Reactor, context: ChannelContext, one: number, open: OpenSession) {
+    this.reactor = reactor
+    this.one = one
+    this.tuning = open.tuning
+    this.#number = open.session
+    this.#controller = open.controller
+    this.device = openDevice(open.device, context)
+  }
+
+  /** Throws `RingFault`. */
+  start(start: StartQueue): void {
+    if (this.#isClosing || this.#queues.has(start.index)) {
+      throw new Error(`queue ${start.index} of ${this.#controller} runs already, or its session ends`)
+    }
+    this.#queues.set(start.index, new Queue(this, start))
+  }
+
+  /** A queue that does not run is started with everything that it needs, so there is nothing to note for it. */
+  update(update: UpdateQueue): void {
+    this.#queues.get(update.index)?.update(update)
+  }
+
+  /** Resolves with the queue's base. */
+  async stop(index: number): Promise<number> {
+    const queue = this.#queues.get(index)
+    if (queue === undefined) throw new Error(`queue ${index} of ${this.#controller} does not run`)
+    const base = await queue.stop()
+    this.#queues.delete(index)
+    return base
+  }
+
+  /** Resolves when nothing of what the new table lacks is in use. */
+  async setMemory(regions: readonly MappedRegion[]): Promise<void> {
+    if (this.memory.regions.every(region => regions.some(other => isSame(region, other)))) {
+      this.memory.replace(regions)
+      return
+    }
+    const queues = [...this.#queues.values()]
+    await Promise.all(queues.map(queue => queue.pause()))
+    if (this.#isClosing) return
+    this.memory.replace(regions)
+    for (const queue of queues) queue.resume()
+  }
+
+  setLog(part: SharedPart | null): void {
+    this.memory.log = part === null ? null : new DirtyLog(part)
+  }
+
+  setDevice(description: DeviceDescription): Promise<void> {
+    return this.device.update(description)
+  }
+
+  sendEvent(event: SendEvent): void {
+    const { eventQueue } = this.device
+    const queue = eventQueue === null ? undefined : this.#queues.get(eventQueue)
+    if (queue !== undefined) this.device.sendEvent(event, queue)
+  }
+
+  stats(): SessionStats {
+    return { queues: [...this.#queues.values()].map(({ stats }) => stats) }
+  }
+
+  async close(): Promise<void> {
+    this.#isClosing = true
+    await Promise.all([...this.#queues.values()].map(queue => queue.close()))
+    this.#queues.clear()
+    this.device.close()
+  }
+
+  broken(index: number, why: string): void {
+    log.error(`${this.#controller}: queue ${index} is broken, and its front end is let go: ${why}`)
+    const broken: QueueBroken = { session: this.#number, index, why }
+    this.reactor.control.post(Topic.BROKEN, broken)
+  }
+}
+
+function isSame(a: MappedRegion, b: MappedRegion): boolean {
+  return (
+    a.guestAddress === b.guestAddress &&
+    a.userAddress === b.userAddress &&
+    a.sizeBytes === b.sizeBytes &&
+    a.address === b.address
+  )
+}
