@@ -1,0 +1,65 @@
+/** What descriptors of both layouts have in common: addresses of the guest become segments of a request, checked. */
+import type { GuestMemory } from './guest-memory.ts'
+import type { GuestRequest } from './request.ts'
+import { RingFault } from './ring.ts'
+
+/** Section 2.7.5.2: no chain has more bytes in total. */
+const CHAIN_BYTES_MAX = 2 ** 32
+
+/** Makes a pooled request empty. */
+export function beginChain(request: GuestRequest): void {
+  request.segments.count = 0
+  request.readableCount = 0
+  request.readableBytes = 0
+  request.writableBytes = 0
+}
+
+/** Adds the memory of one descriptor to a request. Throws `RingFault` when a driver must not have it there. */
+export function addBuffer(
+  request: GuestRequest,
+  memory: GuestMemory,
+  address: number,
+  bytes: number,
+  isWritable: boolean,
+): void {
+  const { segments } = request
+  if (bytes === 0) throw new RingFault(`a descriptor of no bytes at guest address ${hex(address)}`)
+  if (!memory.translate(address, bytes, segments)) throw outside('a descriptor', bytes, address)
+  if (isWritable) {
+    request.writableBytes += bytes
+  } else {
+    if (request.writableBytes > 0) {
+      throw new RingFault('a chain has something to read after something to write')
+    }
+    request.readableBytes += bytes
+    request.readableCount = segments.count
+  }
+  if (request.readableBytes + request.writableBytes > CHAIN_BYTES_MAX) {
+    throw new RingFault('a chain has more than 4 GiB')
+  }
+}
+
+/** Where a part of a ring lies in this process. Throws `RingFault` when it is not in the guest's memory, or not aligned. */
+export function hostOfPart(
+  memory: GuestMemory,
+  name: string,
+  userAddress: number,
+  sizeBytes: number,
+  alignment: number,
+): number {
+  const host = memory.hostOfUser(userAddress, sizeBytes)
+  if (host === 0) {
+    throw new RingFault(
+      `the ${name}, ${sizeBytes} bytes at user address ${hex(userAddress)}, is in no memory region`,
+    )
+  }
+  if (host % alignment !== 0) {
+    throw new RingFault(`the ${name} is at user address ${hex(userAddress)}, no multiple of ${alignment}`)
+  }
+  return host
+}
+
+export const outside = (what: string, bytes: number, address: number): RingFault =>
+  new RingFault(`${what} of ${bytes} bytes at guest address ${hex(address)} is not in the guest's memory`)
+
+const hex = (address: number): string => `0x${address.toString(16)}`
