@@ -1,5 +1,6 @@
 /** What can stand behind queues, by the kind of its description: a new device is one line here. */
 import type { ChannelContext } from '../bdev/bdev.ts'
+import { BlkDevice } from './blk/device.ts'
 import type { DeviceDescription } from './messages.ts'
 import type { VirtioDevice } from './request.ts'
 
@@ -9,7 +10,9 @@ type Open<K extends Kind> = (
   context: ChannelContext,
 ) => VirtioDevice
 
-const DEVICES: { readonly [K in Kind]?: Open<K> } = {}
+const DEVICES: { readonly [K in Kind]?: Open<K> } = {
+  blk: (description, context) => new BlkDevice(description, context),
+}
 
 /** Opens a device and its channels. Throws `RpcError` ENODEV when a bdev is not there. */
 export function openDevice(description: DeviceDescription, context: ChannelContext): VirtioDevice {
