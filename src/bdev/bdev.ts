@@ -73,6 +73,8 @@ export interface DriverChannel {
    * the data stays there until `Channel.release`. This is how memory reaches a socket without a copy.
    */
   readonly lends: boolean
+  /** What a READ lent is not looked at any more: its segments are those that the device gave it. */
+  released?(io: BdevIo): void
   /**
    * Tells which parts of a range, already checked, are holes: at once, so only a device that has this at hand does.
    * When absent, everything counts as allocated.

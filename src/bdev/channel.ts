@@ -112,6 +112,7 @@ export class Channel {
   /** Gives back what a READ on a lending channel lent. Called once for each such READ that succeeded. */
   release(io: BdevIo): void {
     assert(this.#isLoan(io), 'only a successful READ on a lending channel is released')
+    this.#driver.released?.(io)
     this.#loans--
     this.outstanding--
     if (this.#refusal !== Status.SUCCESS) this.#tellIfQuiet()

@@ -188,7 +188,11 @@ export class MessageSockets {
 
   /** Throws `SysError`: ENOENT, ECONNREFUSED, EACCES; EAGAIN when the other side has too many waiting already. */
   async connect(path: string, framing: Framing): Promise<MessageSocket> {
-    const socket = connectUnix(path)
+    return this.adopt(connectUnix(path), framing)
+  }
+
+  /** Takes a connected socket over: whoever has what this resolves with closes it. */
+  async adopt(socket: number, framing: Framing): Promise<MessageSocket> {
     const port = this.#reactors.port(this.#nextReactor++ % this.#reactors.count)
     await port.call(Topic.ADOPT, socket)
     return new MessageSocket(socket, port, framing)

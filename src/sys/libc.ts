@@ -30,6 +30,7 @@ const raw = {
   bind: libc.func('int bind(int, uintptr_t, uint)'),
   listen: libc.func('int listen(int, int)'),
   connect: libc.func('int connect(int, uintptr_t, uint)'),
+  socketpair: libc.func('int socketpair(int, int, int, uintptr_t)'),
   shutdown: libc.func('int shutdown(int, int)'),
   sendmsg: libc.func('intptr_t sendmsg(int, uintptr_t, int)'),
   recvmsg: libc.func('intptr_t recvmsg(int, uintptr_t, int)'),
@@ -101,6 +102,9 @@ export const bind = (fd: number, address: number, size: number): number =>
 export const listen = (fd: number, backlog: number): number => failing(raw.listen(fd, backlog))
 export const connect = (fd: number, address: number, size: number): number =>
   failing(raw.connect(fd, address, size))
+/** Writes the two descriptors, 4 bytes each, to `pair`. */
+export const socketpair = (domain: number, type: number, protocol: number, pair: number): number =>
+  failing(raw.socketpair(domain, type, protocol, pair))
 export const shutdown = (fd: number, how: number): number => failing(raw.shutdown(fd, how))
 export const setsockopt = (fd: number, level: number, name: number, value: number, size: number): number =>
   failing(raw.setsockopt(fd, level, name, value, size))

@@ -62,7 +62,7 @@ export function unmap(address: number, sizeBytes: number): void {
  * A window of at most 1 GiB at an address that is a multiple of 4 GiB: an offset into its typed arrays is the low half
  * of the address, and the high half is a constant. Space is handed out once and never taken back.
  */
-export class Arena {
+export class Arena implements Space {
   readonly base: number
   readonly sizeBytes: number
   readonly view: DataView<ArrayBuffer>
@@ -111,6 +111,45 @@ export class Arena {
   }
 }
 
+/** A piece of memory from which buffers may be cut. */
+export interface Space {
+  readonly sizeBytes: number
+  /** Bytes that have not been handed out. */
+  readonly freeBytes: number
+  /** The address of `sizeBytes` bytes, a multiple of `alignment`, or 0 when the space is used up. */
+  allocate(sizeBytes: number, alignment?: number): number
+  /** Where one of its own addresses lies within it. */
+  offsetOf(address: number): number
+}
+
+/** A space that somebody else has mapped, from a page's boundary on. */
+export class Area implements Space {
+  readonly base: number
+  readonly sizeBytes: number
+  #used = 0
+
+  constructor(base: number, sizeBytes: number) {
+    assert(base % PAGE === 0 && sizeBytes % PAGE === 0, 'an area is whole pages')
+    this.base = base
+    this.sizeBytes = sizeBytes
+  }
+
+  allocate(sizeBytes: number, alignment = 64): number {
+    const offset = Math.ceil(this.#used / alignment) * alignment
+    if (offset + sizeBytes > this.sizeBytes) return 0
+    this.#used = offset + sizeBytes
+    return this.base + offset
+  }
+
+  get freeBytes(): number {
+    return this.sizeBytes - this.#used
+  }
+
+  offsetOf(address: number): number {
+    return address - this.base
+  }
+}
+
 /** What a span is cut from, unless the arena has no more left than a buffer: every size of a buffer divides it. */
 const SPAN_SIZE = 1 << 20
 const PAGE = 4096
@@ -127,7 +166,7 @@ interface Span {
 }
 
 /**
- * Data buffers of one reactor, in a few sizes.
+ * Data buffers of one reactor, in a few sizes, cut from its arena or from a space of their own.
  *
  *   arena  | span: 4 KiB x 256 | span: 128 KiB x 8 | span: 128 KiB x 8 | …  | not for buffers |
  *
@@ -139,7 +178,7 @@ export class BufferPool {
   /** The largest buffer there is, in bytes. */
   static readonly MAX_SIZE = SPAN_SIZE
 
-  readonly #arena: Arena
+  readonly #arena: Space
   /** Of each size the spans that have a free buffer, the one to be used next at the end. */
   readonly #classes = [4096, 16384, 65536, 131072, 1 << 18, BufferPool.MAX_SIZE].map(size => ({
     size,
@@ -149,7 +188,7 @@ export class BufferPool {
   /** The span of each page of the arena, by its place in `#spans`. */
   readonly #spanOfPage: Uint32Array
 
-  constructor(arena: Arena) {
+  constructor(arena: Space) {
     this.#arena = arena
     this.#spanOfPage = new Uint32Array(arena.sizeBytes / PAGE)
   }

@@ -1,7 +1,17 @@
 /** Sockets by descriptor, for those who drive them through a ring. */
 import { isIPv4, isIPv6 } from 'node:net'
 import { errnoName, SysError } from '../core/errors.ts'
-import { bind, close, connect, getpeername, getsockname, listen, setsockopt, socket } from './libc.ts'
+import {
+  bind,
+  close,
+  connect,
+  getpeername,
+  getsockname,
+  listen,
+  setsockopt,
+  socket,
+  socketpair,
+} from './libc.ts'
 import { bytesAt, mapAnonymous, unmap, viewAt } from './memory.ts'
 
 const AF_UNIX = 1
@@ -161,6 +171,19 @@ export function connectUnix(path: string): number {
       throw new SysError('connect', -result, `to ${path}`)
     }
     return fd
+  } finally {
+    unmap(scratch, SOCKADDR_ROOM)
+  }
+}
+
+/** Two Unix sockets that are connected to each other, for this process and for one it hands a descriptor to. */
+export function unixPair(): readonly [number, number] {
+  const scratch = mapAnonymous(SOCKADDR_ROOM)
+  try {
+    const result = socketpair(AF_UNIX, SOCK_STREAM_CLOEXEC | SOCK_NONBLOCK, 0, scratch)
+    if (result < 0) throw new SysError('socketpair', -result)
+    const view = viewAt(scratch, 8)
+    return [view.getInt32(0, true), view.getInt32(4, true)]
   } finally {
     unmap(scratch, SOCKADDR_ROOM)
   }

@@ -38,6 +38,8 @@ export interface DriverRing {
   enableInterrupts(): boolean
   /** The device need not interrupt. Best effort: it may do so. */
   disableInterrupts(): void
+  /** Where a device goes on that knows what is in flight, as SET_VRING_BASE has it. `next` has returned everything used. */
+  base(): number
 }
 
 export interface DriverRingOptions {

@@ -190,4 +190,10 @@ export class PackedDriver implements DriverRing {
   disableInterrupts(): void {
     this.#words[this.#driverEventAt] = EventFlag.DISABLE << 16
   }
+
+  /** The halves of the base are where the device looks for buffers, and where it writes used ones: here the same. */
+  base(): number {
+    const position = this.#usedAt | (this.#usedWrap === 0 ? 0 : WRAP_COUNTER_BIT)
+    return (position | (position << 16)) >>> 0
+  }
 }

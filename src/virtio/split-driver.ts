@@ -187,4 +187,8 @@ export class SplitDriver implements DriverRing {
     if (this.#hasEventIndex) this.#halves[this.#usedEventAt] = this.#taken - 1
     else this.#halves[this.#availableAt] = AVAILABLE_FLAG_NO_INTERRUPT
   }
+
+  base(): number {
+    return this.#taken
+  }
 }
