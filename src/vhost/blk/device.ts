@@ -32,6 +32,9 @@ const log = logger('vhost')
 /** In bytes. A guest may ask for all of its disk at once; a bdev in memory would keep the reactor busy for as long. */
 const PIECE_SIZE = 4 << 20
 
+/** The context of a request of which no more is to be started. */
+const STOPPED = {}
+
 export class BlkDevice implements VirtioDevice {
   readonly eventQueue = null
   readonly #bdevs: ChannelContext
@@ -43,7 +46,6 @@ export class BlkDevice implements VirtioDevice {
   /** A header or a range that the guest has cut into pieces. */
   readonly #gathered = new DataView(new ArrayBuffer(BlkHeader.size))
   readonly #id = new Uint8Array(ID_SIZE)
-  #isAborted = false
   #hasComplained = false
   #onQuiet: (() => void) | null = null
 
@@ -58,6 +60,7 @@ export class BlkDevice implements VirtioDevice {
 
   start(request: GuestRequest): void {
     const { readableBytes, writableBytes, segments } = request
+    request.context = null
     if (writableBytes === 0) {
       this.#complain(request)
       request.complete(0)
@@ -114,7 +117,7 @@ export class BlkDevice implements VirtioDevice {
     assert(description.bdev === null, 'a bdev is taken away, and never exchanged for another')
     const channel = this.#channel!
     this.#channel = null
-    this.#abortActive()
+    for (const { io } of this.#active) channel.abort(io)
     if (this.#active.length > 0) {
       await new Promise<void>(resolve => {
         this.#onQuiet = resolve
@@ -126,18 +129,14 @@ export class BlkDevice implements VirtioDevice {
   /** There is no event queue, hence there are no events. */
   sendEvent(): void {}
 
-  abort(): void {
-    this.#isAborted = true
-    this.#abortActive()
+  abort(request: GuestRequest): void {
+    request.context = STOPPED
+    request.io.channel!.abort(request.io)
   }
 
   close(): void {
     assert(this.#active.length === 0, 'a disk is closed when nothing is outstanding')
     if (this.#channel !== null) this.#bdevs.close(this.#channel)
-  }
-
-  #abortActive(): void {
-    for (const { io } of this.#active) io.channel!.abort(io)
   }
 
   #startOther(request: GuestRequest, type: number): void {
@@ -263,7 +262,12 @@ export class BlkDevice implements VirtioDevice {
 
   #submit(request: GuestRequest): void {
     const channel = this.#channel
-    if (channel === null || this.#isAborted) {
+    if (request.context === STOPPED) {
+      request.io.status = Status.ABORTED_BY_REQUEST
+      this.#end(request, BlkStatus.IOERR, 1)
+      return
+    }
+    if (channel === null) {
       this.#end(request, BlkStatus.IOERR, 1)
       return
     }
