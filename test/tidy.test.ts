@@ -13,7 +13,7 @@ const LAYERS = [
   ['sys'],
   ['reactor'],
   ['bdev'],
-  ['nvme', 'nvmf', 'nbd', 'vhost', 'virtio', 'workload'],
+  ['nvme', 'rbd', 'nvmf', 'nbd', 'vhost', 'virtio', 'workload'],
   ['app'],
   ['cli'],
 ]
@@ -24,7 +24,7 @@ const EXPORTS = ['client.ts', 'driver.ts']
 /** Packages, and the only layers that may import them. */
 const PACKAGES: Record<string, readonly string[]> = {
   koffi: ['sys'],
-  zod: ['rpc', 'bdev', 'nvme', 'nvmf', 'nbd', 'vhost', 'virtio', 'workload', 'app', 'cli'],
+  zod: ['rpc', 'bdev', 'nvme', 'rbd', 'nvmf', 'nbd', 'vhost', 'virtio', 'workload', 'app', 'cli'],
 }
 
 const FILE_LINES_MAX = 600

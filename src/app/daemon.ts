@@ -7,6 +7,7 @@ import { logger } from '../core/log.ts'
 import { NbdExports } from '../nbd/exports.ts'
 import { NvmeControllers } from '../nvme/nvme-controllers.ts'
 import { NvmfTarget } from '../nvmf/target.ts'
+import { RbdImages } from '../rbd/images.ts'
 import { Acceptor } from '../reactor/acceptor.ts'
 import { ReactorThreads } from '../reactor/thread.ts'
 import { Dispatcher, type RpcInfo } from '../rpc/dispatcher.ts'
@@ -34,6 +35,7 @@ export interface AppContext {
   readonly reactors: ReactorThreads
   readonly bdevs: BdevRegistry
   readonly nvme: NvmeControllers
+  readonly rbd: RbdImages
   readonly nvmf: NvmfTarget
   readonly nbd: NbdExports
   readonly workloads: Workloads
@@ -67,6 +69,7 @@ function buildContext(
     reactors,
     bdevs,
     nvme,
+    rbd: new RbdImages(bdevs, reactors),
     nvmf,
     nbd,
     workloads: new Workloads(bdevs, reactors),
@@ -144,12 +147,13 @@ export class Daemon {
   /** Takes no more requests, ends connections and devices in order, and then the threads. The saved state stays. */
   async stop(): Promise<void> {
     await this.#server?.close()
-    const { bdevs, nvme, nvmf, reactors } = this.context
+    const { bdevs, nvme, nvmf, rbd, reactors } = this.context
     await nvmf.stop()
     for (const { name } of bdevs.list().reverse()) {
       if (bdevs.find(name) !== undefined) await bdevs.remove(name)
     }
     await nvme.stop()
+    await rbd.stop()
     await reactors.stop()
     this.#releaseState()
   }

@@ -3,6 +3,7 @@ import { bdevMethods } from '../bdev/methods.ts'
 import { nbdMethods } from '../nbd/methods.ts'
 import { nvmeMethods } from '../nvme/methods.ts'
 import { nvmfMethods } from '../nvmf/methods.ts'
+import { rbdMethods } from '../rbd/methods.ts'
 import { introspectionMethods } from '../rpc/introspection.ts'
 import type { MethodTable } from '../rpc/method.ts'
 import { workloadMethods } from '../workload/methods.ts'
@@ -19,6 +20,7 @@ export const methods = [
   ...bdevMethods,
   ...nvmfMethods,
   ...nvmeMethods,
+  ...rbdMethods,
   ...nbdMethods,
   ...workloadMethods,
 ] satisfies MethodTable<AppContext>

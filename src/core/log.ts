@@ -14,6 +14,7 @@ export const LOG_FLAGS = [
   'nvme',
   'nvmf',
   'nvmf_tcp',
+  'rbd',
   'reactor',
   'rpc',
   'vhost',

@@ -1,0 +1,283 @@
+/**
+ * One reactor's way to an image. librbd does the work on threads of its own and tells by an eventfd that something has
+ * ended; the reactor that looks first finds what has, its own I/Os and those of others:
+ *
+ *   submit -> slot, completion -> rbd_aio_*          eventfd -> rbd_poll_io_events -> own slot: complete
+ *                                                                                  -> another reactor's: its inbox
+ */
+
+import type { BdevInfo, DriverChannel } from '../bdev/bdev.ts'
+import { statusFromErrno } from '../bdev/errno-status.ts'
+import { type BdevIo, IoType } from '../bdev/io.ts'
+import { assert } from '../core/assert.ts'
+import { errnoName } from '../core/errors.ts'
+import { logger } from '../core/log.ts'
+import type { Reactor } from '../reactor/reactor.ts'
+import { CqeFlag, IOVEC_SIZE } from '../spec/io-uring.ts'
+import { Status } from '../spec/nvme-status.ts'
+import { write } from '../sys/libc.ts'
+import { type Librbd, librbd } from '../sys/librbd.ts'
+import { viewAt } from '../sys/memory.ts'
+import type { Uring } from '../sys/uring.ts'
+import { CompletionInbox } from './completion-inbox.ts'
+import { type OpenImage, SLOTS } from './messages.ts'
+
+const log = logger('rbd')
+const EILSEQ = 84
+const ENOMEM = 12
+const TWO_32 = 2 ** 32
+const EVENTS_MAX = 128
+const LOG_PAUSE_US = 10e6
+const IOVECS_MIN = 16
+
+export class RbdChannel implements DriverChannel {
+  readonly lends = false
+  readonly info: BdevInfo
+  readonly reactor: Reactor
+  readonly library: Librbd
+  readonly image: OpenImage
+  readonly #ring: Uring
+  readonly #slots: Slot[] = []
+  readonly #free: Slot[] = []
+  /** What found no slot, oldest first. */
+  readonly #waiting: BdevIo[] = []
+  readonly #inboxes: readonly CompletionInbox[]
+  readonly #events: number
+  readonly #eventView: DataView
+  readonly #one: number
+  readonly #tokens: readonly number[]
+  #isClosing = false
+  #lastLogUs = Number.NEGATIVE_INFINITY
+
+  constructor(info: BdevInfo, reactor: Reactor, ring: Uring) {
+    this.info = info
+    this.reactor = reactor
+    this.library = librbd()
+    this.image = info.device as OpenImage
+    this.#ring = ring
+    this.#inboxes = this.image.inboxes.map(inbox => new CompletionInbox(inbox.ring))
+    this.#events = reactor.arena.allocate(EVENTS_MAX * 8 + 8)
+    assert(this.#events !== 0, 'the arena has room for a list of events')
+    this.#eventView = viewAt(this.#events, EVENTS_MAX * 8)
+    this.#one = this.#events + EVENTS_MAX * 8
+    viewAt(this.#one, 8).setUint32(0, 1, true)
+    this.#tokens = [
+      this.#watch(this.image.eventfd, () => this.#takeEvents()),
+      this.#watch(this.image.inboxes[reactor.index]!.doorbell, () => this.#takeInbox()),
+    ]
+  }
+
+  submit(io: BdevIo): void {
+    const slot = this.#free.pop() ?? this.#grow()
+    if (slot === undefined) this.#waiting.push(io)
+    else slot.start(io)
+  }
+
+  /** librbd ends what it has begun in its own time. */
+  abort(io: BdevIo | null): void {
+    for (const waiting of this.#waiting.splice(0)) {
+      if (io === null || waiting === io) waiting.complete(Status.ABORTED_BY_REQUEST)
+      else this.#waiting.push(waiting)
+    }
+  }
+
+  close(): void {
+    this.#isClosing = true
+    for (const token of this.#tokens) this.#ring.cancel(token)
+  }
+
+  /** Takes back what has ended, and starts what waits. */
+  recycle(slot: Slot): void {
+    const next = this.#waiting.shift()
+    if (next === undefined) this.#free.push(slot)
+    else slot.start(next)
+  }
+
+  complain(io: BdevIo, errno: number): void {
+    const { nowUs } = this.reactor
+    if (nowUs - this.#lastLogUs < LOG_PAUSE_US) return
+    this.#lastLogUs = nowUs
+    log.error(
+      `${this.info.name}: I/O of ${io.blockCount} blocks at block ${io.firstBlock} failed: ${errnoName(errno)}`,
+    )
+  }
+
+  #grow(): Slot | undefined {
+    if (this.#slots.length === SLOTS) return undefined
+    const slot = new Slot(this, this.#slots.length)
+    this.#slots.push(slot)
+    return slot
+  }
+
+  #watch(fd: number, onEvent: () => void): number {
+    const ring = this.#ring
+    const token = ring.register({
+      complete: (_result, flags) => {
+        if (!this.#isClosing) onEvent()
+        if ((flags & CqeFlag.MORE) !== 0) return
+        if (!this.#isClosing) ring.pollReadable(fd, token)
+        else ring.unregister(token)
+      },
+    })
+    ring.pollReadable(fd, token)
+    return token
+  }
+
+  #takeEvents(): void {
+    const { library, image, reactor } = this
+    for (;;) {
+      const count = library.pollEvents(image.image, this.#events, EVENTS_MAX)
+      assert(count >= 0, `rbd_poll_io_events answers, instead of ${errnoName(-count)}`)
+      for (let i = 0; i < count; i++) {
+        const completion =
+          this.#eventView.getUint32(i * 8, true) + this.#eventView.getUint32(i * 8 + 4, true) * TWO_32
+        const argument = library.completionArgument(completion)
+        const result = library.completionResult(completion)
+        library.releaseCompletion(completion)
+        const slot = (argument - 1) % SLOTS
+        const owner = (argument - 1 - slot) / SLOTS
+        if (owner === reactor.index) this.#slots[slot]!.ended(result)
+        else {
+          this.#inboxes[owner]!.put(slot, result)
+          write(image.inboxes[owner]!.doorbell, this.#one, 8)
+        }
+      }
+      if (count < EVENTS_MAX) return
+    }
+  }
+
+  #takeInbox(): void {
+    const inbox = this.#inboxes[this.reactor.index]!
+    for (let slot = inbox.take(); slot >= 0; slot = inbox.take()) this.#slots[slot]!.ended(inbox.result)
+  }
+}
+
+/** One I/O at a time: its list of iovecs and librbd's completion. */
+class Slot {
+  readonly #channel: RbdChannel
+  /** What librbd hands back: reactor and slot, never 0. */
+  readonly #argument: number
+  /** A pointer for results of calls, then the iovecs. */
+  readonly #out: number
+  readonly #outView: DataView
+  #iovecs = 0
+  #iovecCapacity = 0
+  #io: BdevIo | null = null
+  #isSyncing = false
+  #bounce = 0
+  #bounceSize = 0
+
+  constructor(channel: RbdChannel, number: number) {
+    const { arena, index } = channel.reactor
+    this.#channel = channel
+    this.#argument = index * SLOTS + number + 1
+    this.#out = arena.allocate(16)
+    assert(this.#out !== 0, 'the arena has room for a slot')
+    this.#outView = viewAt(this.#out, 16)
+  }
+
+  start(io: BdevIo): void {
+    this.#io = io
+    this.#isSyncing = false
+    this.#submit(io)
+  }
+
+  /** 0 or more, or -errno. */
+  ended(result: number): void {
+    const io = this.#io!
+    if (result < 0) this.#fail(io, -result)
+    else if (io.fua && !this.#isSyncing && io.type !== IoType.READ) {
+      this.#isSyncing = true
+      this.#submit(io)
+    } else this.#end(Status.SUCCESS)
+  }
+
+  #submit(io: BdevIo): void {
+    const { library, image, info } = this.#channel
+    const made = library.createCompletion(this.#argument, this.#out)
+    if (made < 0) {
+      this.#fail(io, -made)
+      return
+    }
+    const completion = this.#outView.getUint32(0, true) + this.#outView.getUint32(4, true) * TWO_32
+    const result = this.#call(io, image.image, io.firstBlock * info.blockSize, completion)
+    if (result >= 0) return
+    library.releaseCompletion(completion)
+    this.#fail(io, -result)
+  }
+
+  #call(io: BdevIo, image: number, offset: number, completion: number): number {
+    const { library, info } = this.#channel
+    const length = io.blockCount * info.blockSize
+    if (this.#isSyncing) return library.flush(image, completion)
+    switch (io.type) {
+      case IoType.READ:
+        return library.readv(image, this.#fill(io), io.segments.count, offset, completion)
+      case IoType.WRITE:
+        return library.writev(image, this.#fill(io), io.segments.count, offset, completion)
+      case IoType.FLUSH:
+        return library.flush(image, completion)
+      case IoType.UNMAP:
+        return library.discard(image, offset, length, completion)
+      case IoType.WRITE_ZEROES:
+        return library.writeZeroes(image, offset, length, completion, 0, 0)
+      default:
+        return this.#compareAndWrite(io, image, offset, length, completion)
+    }
+  }
+
+  #compareAndWrite(io: BdevIo, image: number, offset: number, length: number, completion: number): number {
+    const { library, reactor } = this.#channel
+    const size = 2 * length
+    const bounce = reactor.buffers.acquire(size)
+    if (bounce === 0) return -ENOMEM
+    this.#bounce = bounce
+    this.#bounceSize = size
+    io.segments.copyTo(bounce, 0, size)
+    return library.compareAndWrite(image, offset, length, bounce, bounce + length, completion, this.#out, 0)
+  }
+
+  /** Writes the iovecs and returns their address. */
+  #fill(io: BdevIo): number {
+    const { segments } = io
+    const { arena } = this.#channel.reactor
+    if (segments.count > this.#iovecCapacity) {
+      let capacity = IOVECS_MIN
+      while (capacity < segments.count) capacity *= 2
+      this.#iovecs = arena.allocate(capacity * IOVEC_SIZE)
+      assert(this.#iovecs !== 0, 'the arena has room for iovecs')
+      this.#iovecCapacity = capacity
+    }
+    const words = arena.i32
+    let at = arena.offsetOf(this.#iovecs) / 4
+    for (let i = 0; i < segments.count; i++) {
+      const address = segments.addresses[i]!
+      words[at] = address | 0
+      words[at + 1] = (address / TWO_32) | 0
+      words[at + 2] = segments.lengths[i]! | 0
+      words[at + 3] = 0
+      at += 4
+    }
+    return this.#iovecs
+  }
+
+  #fail(io: BdevIo, errno: number): void {
+    if (io.type === IoType.COMPARE_AND_WRITE && errno === EILSEQ) {
+      this.#end(Status.COMPARE_FAILURE)
+      return
+    }
+    this.#channel.complain(io, errno)
+    this.#end(statusFromErrno(errno, io.type !== IoType.READ))
+  }
+
+  #end(status: number): void {
+    const io = this.#io!
+    if (this.#bounce !== 0) {
+      this.#channel.reactor.buffers.release(this.#bounce, this.#bounceSize)
+      this.#bounce = 0
+    }
+    this.#io = null
+    io.complete(status)
+    this.#channel.recycle(this)
+  }
+}
