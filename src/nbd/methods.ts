@@ -7,6 +7,7 @@ import { method } from '../rpc/method.ts'
 import { done, uint16, uint32 } from '../rpc/params.ts'
 import { NBD_PORT, STRING_SIZE_MAX } from '../spec/nbd.ts'
 import type { NbdExport, NbdExports } from './exports.ts'
+import { GUEST_DEVICES, nbdQemuArgs } from './qemu-args.ts'
 
 /** What the methods find in the application. */
 export interface NbdContext {
@@ -115,7 +116,29 @@ export const nbdExportList = method({
   },
 })
 
-export const nbdMethods = [nbdExportStart, nbdExportStop, nbdExportList]
+export const nbdGuestArgs = method({
+  name: 'nbd_qemu_args',
+  summary: "Prints the arguments that give a QEMU guest an export as a disk, over QEMU's own NBD client.",
+  params: z.object({
+    name: z.string().describe('The export'),
+    device: z
+      .enum(GUEST_DEVICES)
+      .default('nvme')
+      .describe('What the guest sees: nvme is /dev/nvme0n1, virtio-blk /dev/vda, scsi /dev/sda'),
+    reconnect_delay: uint32
+      .default(60)
+      .describe('Seconds that requests wait for a daemon that has gone, before they fail'),
+    bootindex: uint32.optional().describe('Where it comes when the guest looks for something to boot'),
+  }),
+  result: z.string(),
+  concurrent: true,
+  errors: { ENOENT: 'no export has that name', EINVAL: 'a shell would tear the path or the name apart' },
+  cli: { positional: ['name'], flags: { device: 'd' } },
+  run: ({ name, device, reconnect_delay: reconnectDelay, bootindex: bootIndex }, { nbd }: NbdContext) =>
+    nbdQemuArgs(nbd.get(name), { device, reconnectDelay, bootIndex }),
+})
+
+export const nbdMethods = [nbdExportStart, nbdExportStop, nbdExportList, nbdGuestArgs]
 
 interface AddressParams {
   readonly unix?: string | undefined

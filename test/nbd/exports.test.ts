@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { errorMethods } from '../../src/bdev/filters/error.ts'
 import { logSettings } from '../../src/core/log.ts'
 import { exportUri } from '../../src/nbd/exports.ts'
-import { nbdExportList, nbdExportStart, nbdExportStop } from '../../src/nbd/methods.ts'
+import { nbdExportList, nbdExportStart, nbdExportStop, nbdGuestArgs } from '../../src/nbd/methods.ts'
 import { ascii, type Client, EXPORT, request, simpleReply, string, WireService } from './support.ts'
 
 const READ = 0
@@ -234,5 +234,39 @@ describe('exportUri', () => {
     ['a', { host: '::1', port: 10810 }, 'nbd://[::1]:10810/a'],
   ])('names export %s at %j', (name, address, uri) => {
     expect(exportUri(name, address)).toBe(uri)
+  })
+})
+
+describe('nbd_qemu_args', () => {
+  const args = (params: Record<string, unknown>): unknown =>
+    nbdGuestArgs.run(nbdGuestArgs.params.parse({ name: 'm0', ...params }), context())
+
+  it('are an NBD client that waits for the daemon, and an NVMe controller', async () => {
+    await start({ bdev_name: 'm0', unix: '/run/a,b' })
+    expect(args({})).toBe(
+      '-blockdev driver=nbd,node-name=nbd-m0,server.type=unix,server.path=/run/a,,b,export=m0,' +
+        'reconnect-delay=60,discard=unmap -device nvme,drive=nbd-m0,serial=m0',
+    )
+  })
+
+  it.each([
+    [{ device: 'virtio-blk', bootindex: 1 }, '-device virtio-blk-pci,drive=nbd-m0,serial=m0,bootindex=1'],
+    [
+      { device: 'scsi' },
+      '-device virtio-scsi-pci,id=nbd-m0-scsi -device scsi-hd,drive=nbd-m0,serial=m0,bus=nbd-m0-scsi.0',
+    ],
+  ])('have the device that was asked for: %j', async (params, device) => {
+    await start({ bdev_name: 'm0', host: '0.0.0.0', read_only: true })
+    expect(args({ ...params, reconnect_delay: 5 })).toBe(
+      '-blockdev driver=nbd,node-name=nbd-m0,server.type=inet,server.host=127.0.0.1,server.port=10809,export=m0,' +
+        `reconnect-delay=5,discard=unmap,read-only=on ${device}`,
+    )
+  })
+
+  it('have a serial number that fits, and refuse a name that a shell would tear apart', async () => {
+    await start({ bdev_name: 'm0', name: 'a-name-of-more-than-20-characters' })
+    expect(args({ name: 'a-name-of-more-than-20-characters' })).toMatch(/serial=a-name-of-more-than-$/)
+    await start({ bdev_name: 'm0', name: 'my disk' })
+    expect(() => args({ name: 'my disk' })).toThrow('export would be "my disk": a shell splits')
   })
 })
