@@ -1,8 +1,9 @@
 /** The command line of `qpair serve`: SPDK's flags, and a few of our own. */
+import { resolve } from 'node:path'
 import { parseArgs } from 'node:util'
+import { parseCoreMask } from '../core/core-mask.ts'
 import { RpcError } from '../core/errors.ts'
 import { LogLevel, type LogLevelName } from '../core/log.ts'
-import { parseCoreMask } from './methods/framework.ts'
 import { parseSize } from './size.ts'
 
 export interface QuickDisk {
@@ -14,13 +15,23 @@ export interface QuickDisk {
   readonly nqn: string
 }
 
+/** Where the sockets of vhost controllers are, and whose they are unless a controller says so itself. */
+export interface VhostSockets {
+  /** Absolute. */
+  readonly directory: string
+  /** As for chmod: `0660`. */
+  readonly mode: string | undefined
+  /** As for chown: `libvirt-qemu:kvm`. */
+  readonly owner: string | undefined
+}
+
 export interface ServeOptions {
   readonly rpcSocket: string
   /** One reactor an element: the processor it stays on, or -1. */
   readonly cpus: readonly number[]
   readonly configFile: string | undefined
   readonly stateDirectory: string | undefined
-  readonly vhostDirectory: string | undefined
+  readonly vhost: VhostSockets
   readonly waitForRpc: boolean
   readonly logLevel: LogLevelName
   readonly logFlags: readonly string[]
@@ -35,8 +46,8 @@ const DEFAULT_LISTEN = '127.0.0.1:4420'
 
 export const SERVE_HELP = `Usage: qpair serve [options]
 
-Starts the daemon: block devices, an NVMe/TCP target, an NVMe/TCP host with multipath and NBD exports,
-controlled by SPDK-compatible JSON-RPC.
+Starts the daemon: block devices, an NVMe/TCP target, an NVMe/TCP host with multipath, vhost-user disks for guests and
+NBD exports, controlled by SPDK-compatible JSON-RPC.
 
 A disk in one command
   --disk FILE             serve FILE as an NVMe/TCP disk; it is made, thin, if it does not exist
@@ -48,7 +59,7 @@ As SPDK's applications have them
   -r, --rpc-socket PATH   the RPC socket, or IP:PORT (default ${DEFAULT_RPC_SOCKET})
   -m, --cpumask MASK      one reactor for each processor in the mask: 0x3 or [0,1] (default: one, on any)
   -c, --config FILE       configuration to load at start, in SPDK's format; a call that fails ends the start
-  -S PATH                 directory for vhost sockets (no vhost controllers in this version)
+  -S PATH                 directory of the vhost controllers' sockets (default: this one)
   -L, --logflag FLAG      log everything of a component; may be repeated, "all" for all
   --loglevel LEVEL        least level to print: ${Object.keys(LogLevel).join(', ')} (default NOTICE)
   --wait-for-rpc          wait for framework_start_init before anything is brought up
@@ -56,6 +67,8 @@ As SPDK's applications have them
 
 Its own
   --state DIR             keep the configuration in DIR: every acknowledged change survives a restart
+  --vhost-mode MODE       who may connect to vhost sockets, as for chmod: 0660
+  --vhost-owner USER:GROUP  whose they are, as for chown: libvirt-qemu:kvm
   --plugin FILE           load a driver written by you; may be repeated
   --reactors N            so many reactors that stay on no processor in particular
   -h, --help              this text
@@ -79,7 +92,11 @@ export function parseServeOptions(argv: readonly string[]): ServeOptions | 'help
     cpus: reactorCpus(values.cpumask, values.reactors),
     configFile: values.config,
     stateDirectory: values.state,
-    vhostDirectory: values['vhost-path'],
+    vhost: {
+      directory: resolve(values['vhost-path'] ?? '.'),
+      mode: values['vhost-mode'],
+      owner: values['vhost-owner'],
+    },
     waitForRpc: values['wait-for-rpc'] === true,
     logLevel: logLevel as LogLevelName,
     logFlags: values.logflag ?? [],
@@ -100,6 +117,8 @@ export const SERVE_OPTIONS = {
   cpumask: { ...text, short: 'm' },
   config: { ...text, short: 'c' },
   'vhost-path': { ...text, short: 'S' },
+  'vhost-mode': text,
+  'vhost-owner': text,
   logflag: { ...list, short: 'L' },
   loglevel: text,
   'wait-for-rpc': flag,
@@ -134,7 +153,7 @@ function reactorCpus(mask: string | undefined, count: string | undefined): reado
       `-m ${mask} and --reactors ${count} both say how many reactors: give one of them`,
     )
   }
-  if (mask !== undefined) return parseCoreMask(mask)
+  if (mask !== undefined) return parseCoreMask(mask, '-m')
   const reactors = Number(count ?? '1')
   if (!Number.isInteger(reactors) || reactors < 1 || reactors > 128) {
     throw new RpcError('EINVAL', `--reactors ${count}: give a number from 1 to 128`)

@@ -43,9 +43,6 @@ async function run(options: ServeOptions): Promise<number> {
     for (const signal of ['SIGTERM', 'SIGINT', 'SIGQUIT', 'SIGHUP'] as const) process.once(signal, resolve)
   })
   const daemon = await Daemon.start(options)
-  if (options.vhostDirectory !== undefined) {
-    log.notice(`-S ${options.vhostDirectory} is accepted; this version has no vhost controllers`)
-  }
   log.notice(`qpair ${VERSION} serves RPC on ${daemon.rpcAddress} (process ${process.pid})`)
   if (options.waitForRpc) log.notice('waiting for framework_start_init')
   if (options.disk !== undefined) {

@@ -1,7 +1,8 @@
+import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { parseCoreMask } from '../../src/app/methods/framework.ts'
 import { DEFAULT_RPC_SOCKET, parseServeOptions, type ServeOptions } from '../../src/app/options.ts'
 import { parseSize } from '../../src/app/size.ts'
+import { parseCoreMask } from '../../src/core/core-mask.ts'
 import { formatSize } from '../../src/core/format-size.ts'
 
 const parse = (line: string): ServeOptions => {
@@ -23,11 +24,20 @@ describe('the command line of serve', () => {
         rpcSocket: '/tmp/s',
         cpus: [0, 2],
         configFile: 'f.json',
-        vhostDirectory: '/v',
+        vhost: { directory: '/v', mode: undefined, owner: undefined },
         logFlags: ['nvmf', 'nbd'],
         waitForRpc: true,
       }),
     )
+  })
+
+  it('has the sockets of vhost controllers in the current directory, unless it is told where and whose', () => {
+    expect(parse('').vhost).toEqual({ directory: process.cwd(), mode: undefined, owner: undefined })
+    expect(parse('-S run --vhost-mode 0660 --vhost-owner qemu:kvm').vhost).toEqual({
+      directory: join(process.cwd(), 'run'),
+      mode: '0660',
+      owner: 'qemu:kvm',
+    })
   })
 
   it('has a socket by default, unless the environment names another', () => {
@@ -65,11 +75,13 @@ describe('a core mask', () => {
     ['[0,2-4]', [0, 2, 3, 4]],
     [`0x1${'0'.repeat(16)}`, [64]],
   ])('%s means processors %j', (mask, cpus) => {
-    expect(parseCoreMask(mask)).toEqual(cpus)
+    expect(parseCoreMask(mask, '-m')).toEqual(cpus)
   })
 
   it.each(['0', '', 'cores', '[]', '[3-1]', '[a]', '0xg'])('refuses %j and says what to give', mask => {
-    expect(() => parseCoreMask(mask)).toThrow(/core mask .*: give a hexadecimal mask such as 0x3, or a list/)
+    expect(() => parseCoreMask(mask, '-m')).toThrow(
+      /core mask .*: give a hexadecimal mask such as 0x3, or a list/,
+    )
   })
 })
 

@@ -1,5 +1,4 @@
 import { z } from 'zod'
-import { RpcError } from '../../core/errors.ts'
 import type { ReactorGroup } from '../../reactor/group.ts'
 import type { ReactorStats } from '../../reactor/run.ts'
 import { method } from '../../rpc/method.ts'
@@ -194,33 +193,6 @@ const spdkKillInstance = method({
 /** As SPDK prints masks: hexadecimal, without a prefix. A reactor that may run anywhere has the mask of all. */
 function cpuMask(cpu: number): string {
   return cpu < 0 ? 'ffffffff' : (1n << BigInt(cpu)).toString(16)
-}
-
-/** The processors in a core mask: `0x5`, `5`, `[0,2]` or `[0-3,6]`. Throws `RpcError` for what is none. */
-export function parseCoreMask(mask: string): number[] {
-  const wrong = (why: string): RpcError =>
-    new RpcError(
-      'EINVAL',
-      `core mask ${JSON.stringify(mask)} (-m) ${why}: give a hexadecimal mask such as 0x3, or a list such as [0,2-3]`,
-    )
-  const list = /^\[([\d,\s-]+)\]$/.exec(mask.trim())
-  const cpus = new Set<number>()
-  if (list !== null) {
-    for (const part of list[1]!.split(',')) {
-      const range = /^\s*(\d+)(?:\s*-\s*(\d+))?\s*$/.exec(part)
-      if (range === null) throw wrong(`has "${part.trim()}", which is no processor number`)
-      const first = Number(range[1])
-      const last = Number(range[2] ?? first)
-      if (last < first || last > 1023) throw wrong(`has the range ${part.trim()}`)
-      for (let cpu = first; cpu <= last; cpu++) cpus.add(cpu)
-    }
-  } else {
-    if (!/^(0x)?[\da-f]+$/i.test(mask.trim())) throw wrong('is no number')
-    let bits = BigInt(`0x${mask.trim().replace(/^0x/i, '')}`)
-    for (let cpu = 0; bits > 0n; cpu++, bits >>= 1n) if (bits & 1n) cpus.add(cpu)
-  }
-  if (cpus.size === 0) throw wrong('names no processor')
-  return [...cpus].sort((a, b) => a - b)
 }
 
 export const frameworkMethods = [
