@@ -1,9 +1,6 @@
 /** The block device of the Virtual I/O Device specification 1.2, section 5.2. All numbers are little-endian. */
 import { struct, u8, u16, u32, u53 } from '../core/struct.ts'
 
-/** VIRTIO_ID_BLOCK (section 5). */
-export const BLK_DEVICE_ID = 2
-
 /** What the protocol counts in, in bytes, whatever the device's block size (section 5.2.5). */
 export const SECTOR_SIZE = 512
 

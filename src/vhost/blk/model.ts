@@ -3,7 +3,8 @@ import type { BdevInfo } from '../../bdev/bdev.ts'
 import { IoType } from '../../bdev/io.ts'
 import { isSupported } from '../../bdev/support.ts'
 import { ProtocolError } from '../../core/errors.ts'
-import { BLK_DEVICE_ID, BlkConfig, BlkFeature, ID_SIZE, SECTOR_SIZE } from '../../spec/virtio-blk.ts'
+import { VirtioDeviceId } from '../../spec/virtio.ts'
+import { BlkConfig, BlkFeature, ID_SIZE, SECTOR_SIZE } from '../../spec/virtio-blk.ts'
 import type { BlkDescription } from '../messages.ts'
 import type { DeviceModel, ModelState } from '../model.ts'
 import { RANGE_SECTORS_MAX, RANGES_MAX } from './limits.ts'
@@ -30,7 +31,7 @@ export interface BlkModelOptions {
 }
 
 export class BlkModel implements DeviceModel {
-  readonly deviceId = BLK_DEVICE_ID
+  readonly deviceId = VirtioDeviceId.BLOCK
   readonly fixedQueues = 0
   readonly features: bigint
   readonly info: BdevInfo
