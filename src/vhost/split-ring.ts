@@ -22,6 +22,7 @@ import {
   usedBytes,
 } from '../spec/virtqueue.ts'
 import { viewMemory } from '../sys/libc.ts'
+import { addBuffer, beginChain, hostOfPart, outside } from './chain.ts'
 import type { GuestMemory } from './guest-memory.ts'
 import { SplitInflight } from './inflight-split.ts'
 import type { StartQueue } from './messages.ts'
@@ -35,8 +36,6 @@ const DESCRIPTOR = SplitDescriptor.size
 const TABLE_BYTES_MAX = 65536 * DESCRIPTOR
 /** Drivers may make chains as long as the queue; those of small queues that use tables make longer ones. */
 const CHAIN_LENGTH_MIN_MAX = 1024
-/** Section 2.7.5.2: no chain has more bytes in total. */
-const CHAIN_BYTES_MAX = 2 ** 32
 // Where things are in the rings, in units of 16 bits.
 const FLAGS = 0
 const INDEX = 1
@@ -79,7 +78,7 @@ export class SplitRing implements Ring {
     this.#hasIndirect = start.hasIndirect
     const eventBytes = start.hasEventIndex ? 0 : 2
     const view = (name: string, address: number, sizeBytes: number, alignment: number): ArrayBuffer =>
-      viewOf(memory, name, address, sizeBytes, alignment)
+      viewMemory(hostOfPart(memory, name, address, sizeBytes, alignment), sizeBytes)
     this.#descriptors = new Uint32Array(
       view('descriptor table', start.descriptors, descriptorBytes(size), SplitAlignment.DESCRIPTORS),
     )
@@ -172,10 +171,7 @@ export class SplitRing implements Ring {
     }
     const request = this.#requestOf(head)
     if (request.isOutstanding) throw new RingFault(`descriptor ${head} heads two chains at once`)
-    request.segments.count = 0
-    request.readableCount = 0
-    request.readableBytes = 0
-    request.writableBytes = 0
+    beginChain(request)
     this.#readChain(request, head)
     return request
   }
@@ -194,7 +190,7 @@ export class SplitRing implements Ring {
         this.#readTable(request, address, bytes, length)
         return
       }
-      this.#add(request, address, bytes, flagsAndNext)
+      addBuffer(request, this.#memory, address, bytes, (flagsAndNext & WRITE) !== 0)
       if ((flagsAndNext & NEXT) === 0) return
       index = this.#successor(flagsAndNext >>> 16, this.#size, length)
     }
@@ -211,7 +207,7 @@ export class SplitRing implements Ring {
       const entryBytes = view.getUint32(entry + 8, true)
       const flagsAndNext = view.getUint32(entry + 12, true)
       if ((flagsAndNext & INDIRECT) !== 0) throw new RingFault('a table of descriptors holds another one')
-      this.#add(request, entryAddress, entryBytes, flagsAndNext)
+      addBuffer(request, this.#memory, entryAddress, entryBytes, (flagsAndNext & WRITE) !== 0)
       if ((flagsAndNext & NEXT) === 0) return
       index = this.#successor(flagsAndNext >>> 16, size, length)
     }
@@ -235,44 +231,4 @@ export class SplitRing implements Ring {
     }
     return index
   }
-
-  #add(request: GuestRequest, address: number, bytes: number, flags: number): void {
-    const { segments } = request
-    if (bytes === 0) throw new RingFault(`a descriptor of no bytes at guest address ${hex(address)}`)
-    if (!this.#memory.translate(address, bytes, segments)) throw outside('a descriptor', bytes, address)
-    if ((flags & WRITE) !== 0) request.writableBytes += bytes
-    else {
-      if (request.writableBytes > 0)
-        throw new RingFault('a chain has something to read after something to write')
-      request.readableBytes += bytes
-      request.readableCount = segments.count
-    }
-    if (request.readableBytes + request.writableBytes > CHAIN_BYTES_MAX) {
-      throw new RingFault('a chain has more than 4 GiB')
-    }
-  }
 }
-
-function viewOf(
-  memory: GuestMemory,
-  name: string,
-  address: number,
-  sizeBytes: number,
-  alignment: number,
-): ArrayBuffer {
-  const host = memory.hostOfUser(address, sizeBytes)
-  if (host === 0) {
-    throw new RingFault(
-      `the ${name}, ${sizeBytes} bytes at user address ${hex(address)}, is in no memory region`,
-    )
-  }
-  if (host % alignment !== 0) {
-    throw new RingFault(`the ${name} is at user address ${hex(address)}, no multiple of ${alignment}`)
-  }
-  return viewMemory(host, sizeBytes)
-}
-
-const outside = (what: string, bytes: number, address: number): RingFault =>
-  new RingFault(`${what} of ${bytes} bytes at guest address ${hex(address)} is not in the guest's memory`)
-
-const hex = (address: number): string => `0x${address.toString(16)}`
