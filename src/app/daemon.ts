@@ -9,10 +9,14 @@ import { NvmeControllers } from '../nvme/nvme-controllers.ts'
 import { NvmfTarget } from '../nvmf/target.ts'
 import { RbdImages } from '../rbd/images.ts'
 import { Acceptor } from '../reactor/acceptor.ts'
+import { MessageSockets } from '../reactor/message-sockets.ts'
 import { ReactorThreads } from '../reactor/thread.ts'
 import { Dispatcher, type RpcInfo } from '../rpc/dispatcher.ts'
 import { RpcServer } from '../rpc/server.ts'
 import { lockFile } from '../sys/file-lock.ts'
+import { VhostControllers } from '../vhost/controllers.ts'
+import { FrontEnds } from '../vhost/front-ends.ts'
+import { resolveAccess, type SocketAccess } from '../vhost/socket-access.ts'
 import { Workloads } from '../workload/workloads.ts'
 import { Configuration } from './configuration.ts'
 import { loadDrivers } from './drivers.ts'
@@ -37,6 +41,7 @@ export interface AppContext {
   readonly nvme: NvmeControllers
   readonly rbd: RbdImages
   readonly nvmf: NvmfTarget
+  readonly vhost: VhostControllers
   readonly nbd: NbdExports
   readonly workloads: Workloads
   readonly configuration: Configuration
@@ -46,13 +51,20 @@ export interface AppContext {
 
 type DaemonOptions = Pick<
   ServeOptions,
-  'rpcSocket' | 'cpus' | 'configFile' | 'stateDirectory' | 'waitForRpc' | 'plugins'
+  'rpcSocket' | 'cpus' | 'configFile' | 'stateDirectory' | 'vhost' | 'waitForRpc' | 'plugins'
 >
+
+/** What the command line says of the sockets of vhost controllers, looked up. */
+interface VhostSettings {
+  readonly directory: string
+  readonly defaultAccess: SocketAccess
+}
 
 /** Everything with state, on the control thread. */
 function buildContext(
   reactors: ReactorThreads,
   bdevs: BdevRegistry,
+  vhostSettings: VhostSettings,
   rest: Pick<AppContext, 'rpc' | 'initialization'>,
 ): AppContext {
   const notifications = new Notifications()
@@ -63,6 +75,12 @@ function buildContext(
   const nvme = new NvmeControllers(bdevs, reactors)
   const acceptor = new Acceptor(reactors)
   const nvmf = new NvmfTarget({ reactors, sockets: acceptor, bdevs, firmwareRevision: VERSION })
+  const vhost = new VhostControllers({
+    ...vhostSettings,
+    reactors,
+    bdevs,
+    listen: new FrontEnds(reactors, new MessageSockets(reactors, acceptor)).listen,
+  })
   const nbd = new NbdExports({ reactors, acceptor, bdevs })
   return {
     ...rest,
@@ -71,9 +89,10 @@ function buildContext(
     nvme,
     rbd: new RbdImages(bdevs, reactors),
     nvmf,
+    vhost,
     nbd,
     workloads: new Workloads(bdevs, reactors),
-    configuration: new Configuration([bdevs, nvmf, nbd]),
+    configuration: new Configuration([bdevs, nvmf, ...vhost.configurables, nbd]),
     notifications,
   }
 }
@@ -95,6 +114,7 @@ export class Daemon {
     options: DaemonOptions,
     reactors: ReactorThreads,
     bdevs: BdevRegistry,
+    vhostSettings: VhostSettings,
     pluginDisks: readonly string[],
   ) {
     this.#options = options
@@ -102,7 +122,7 @@ export class Daemon {
     const { stateDirectory } = options
     this.#statePath = stateDirectory === undefined ? undefined : join(resolve(stateDirectory), STATE_FILE)
     const initialization = { start: () => this.#initialize(), wait: () => this.#whenUp() }
-    this.context = buildContext(reactors, bdevs, { rpc: this.#rpc, initialization })
+    this.context = buildContext(reactors, bdevs, vhostSettings, { rpc: this.#rpc, initialization })
     this.#dispatcher = new Dispatcher({ methods, context: this.context, afterMutation: () => this.#save() })
   }
 
@@ -113,6 +133,8 @@ export class Daemon {
   static async start(options: DaemonOptions): Promise<Daemon> {
     const plugins = await classifyPlugins(options.plugins)
     const drivers = await loadDrivers(plugins.drivers)
+    const { directory, mode, owner } = options.vhost
+    const vhostSettings = { directory, defaultAccess: await resolveAccess({ mode, owner }) }
     const application: ReactorApplication = { plugins: plugins.drivers }
     const reactors = await ReactorThreads.start({
       entry: new URL('./reactor-main.js', import.meta.url),
@@ -125,7 +147,13 @@ export class Daemon {
         process.exit(70)
       },
     })
-    const daemon = new Daemon(options, reactors, new BdevRegistry(reactors, drivers), plugins.disks)
+    const daemon = new Daemon(
+      options,
+      reactors,
+      new BdevRegistry(reactors, drivers),
+      vhostSettings,
+      plugins.disks,
+    )
     try {
       await daemon.#open()
     } catch (error) {

@@ -6,6 +6,7 @@ import { nvmfMethods } from '../nvmf/methods.ts'
 import { rbdMethods } from '../rbd/methods.ts'
 import { introspectionMethods } from '../rpc/introspection.ts'
 import type { MethodTable } from '../rpc/method.ts'
+import { vhostMethods } from '../vhost/methods.ts'
 import { workloadMethods } from '../workload/methods.ts'
 import type { AppContext } from './daemon.ts'
 import { frameworkMethods } from './methods/framework.ts'
@@ -21,6 +22,7 @@ export const methods = [
   ...nvmfMethods,
   ...nvmeMethods,
   ...rbdMethods,
+  ...vhostMethods,
   ...nbdMethods,
   ...workloadMethods,
 ] satisfies MethodTable<AppContext>

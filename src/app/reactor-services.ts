@@ -5,7 +5,9 @@ import { ReactorNbdServer } from '../nbd/reactor-server.ts'
 import { installNvme } from '../nvme/reactor-nvme.ts'
 import { serveNvmf } from '../nvmf/reactor-services.ts'
 import { ReactorAcceptor } from '../reactor/acceptor.ts'
+import { ReactorMessageSockets } from '../reactor/message-sockets.ts'
 import type { Reactor } from '../reactor/reactor.ts'
+import { ReactorVhost } from '../vhost/reactor-vhost.ts'
 import { ReactorWorkloads } from '../workload/reactor-workloads.ts'
 
 /** What the control thread tells a reactor thread at its start. Cloned. */
@@ -20,5 +22,7 @@ export function buildServices(reactor: Reactor, drivers: readonly AnyDriver[]): 
   new ReactorWorkloads(reactor, bdevs)
   const acceptor = new ReactorAcceptor(reactor)
   serveNvmf(reactor, bdevs, acceptor)
+  new ReactorMessageSockets(reactor, acceptor)
+  new ReactorVhost(reactor, bdevs)
   new ReactorNbdServer(reactor, acceptor, bdevs)
 }

@@ -32,5 +32,3 @@ export interface ScsiBacking {
 export type Backing = BlkBacking | ScsiBacking
 
 export const TARGETS_MAX = 8
-/** For requests, of each session; as SPDK has it. */
-export const QUEUES_MAX = 256

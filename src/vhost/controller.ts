@@ -41,6 +41,8 @@ export interface ControllerSession {
 }
 
 export interface SessionOptions {
+  /** Of all sessions there ever were. */
+  readonly number: number
   readonly controllerName: string
   readonly model: DeviceModel
   /** Where its queues live: the first on the first of these, the next on the next, and so on. */
@@ -174,6 +176,7 @@ export class VhostController {
     const vid = nextVid()
     const name = `${this.name}s${vid}`
     const session = start({
+      number: vid,
       controllerName: this.name,
       model,
       // Most guests have few queues: each session begins with another reactor.

@@ -10,17 +10,11 @@ import { logger } from '../core/log.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
 import type { Configurable, MethodCall } from '../rpc/config.ts'
 import { ResetReason, ScsiEventType } from '../spec/virtio-scsi.ts'
-import {
-  type Backing,
-  type BlkBacking,
-  QUEUES_MAX,
-  type ScsiBacking,
-  type ScsiTarget,
-  TARGETS_MAX,
-} from './backing.ts'
+import { type Backing, type BlkBacking, type ScsiBacking, type ScsiTarget, TARGETS_MAX } from './backing.ts'
 import { BlkModel } from './blk/model.ts'
 import { type DeviceEvent, type Listen, VhostController, type VhostOptions } from './controller.ts'
 import type { DeviceModel } from './model.ts'
+import { QUEUES_MAX } from './protocol.ts'
 import { maskOfReactors, reactorsOfMask } from './reactor-mask.ts'
 import { savedCalls } from './saved-calls.ts'
 import { ScsiCoordinator } from './scsi/coordinator.ts'
@@ -31,6 +25,8 @@ const log = logger('vhost')
 
 /** `sun_path` of a Unix socket has 108 bytes, the last of them a zero. */
 const PATH_BYTES_MAX = 107
+/** Beside the control queue and the event queue. */
+const SCSI_REQUEST_QUEUES_MAX = QUEUES_MAX - 2
 /** SPDK keeps the delay in 32 bits of clock ticks, "more than 1 s at 4 GHz". */
 const DELAY_US_MAX = 1_000_000
 /** SPDK counts requests in slices of 10 ms, so that fewer than 100 a second are none. */
@@ -124,7 +120,7 @@ export class VhostControllers {
   async createScsi(options: CreateScsiOptions): Promise<void> {
     this.#refuseName(options.name)
     const backing: ScsiBacking = { kind: 'scsi', targets: new Map() }
-    const model = new ScsiModel(backing, options.name, QUEUES_MAX, this.#scsi)
+    const model = new ScsiModel(backing, options.name, SCSI_REQUEST_QUEUES_MAX, this.#scsi)
     await this.#create(options, backing, model, !options.delay)
   }
 
@@ -404,16 +400,19 @@ async function removeTarget(
   targets.delete(target.number)
   const lun = lunOf(target.number)
   try {
-    await tell(controller, { event: ScsiEventType.TRANSPORT_RESET, lun, reason: ResetReason.REMOVED })
+    // The guest hears of it before what the reactors still have to end, which may take long.
+    await controller.sendEvent({ event: ScsiEventType.TRANSPORT_RESET, lun, reason: ResetReason.REMOVED })
+    await controller.deviceChanged()
   } finally {
     target.claim.release()
   }
   log.notice(`${controller.name} has target ${target.number} (${target.bdev.name}) no more`)
 }
 
-/** The guest hears of it beside what the reactors still have to end. */
+/** The reactors know first, so that a guest that looks at once finds it. */
 async function tell(controller: VhostController, event: DeviceEvent): Promise<void> {
-  await Promise.all([controller.deviceChanged(), controller.sendEvent(event)])
+  await controller.deviceChanged()
+  await controller.sendEvent(event)
 }
 
 /** LUN 0 of a target, as virtio-scsi writes it (section 5.6.6.1): 1, the target, and a flat address. */

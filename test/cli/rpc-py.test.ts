@@ -67,6 +67,11 @@ describe("SPDK's rpc.py", () => {
     ['bdev_nvme_get_controllers', '-n Nvme0', { name: 'Nvme0' }],
     ['bdev_nvme_set_options', '-p 100 -d -r -1', { bdev_retry_count: -1 }],
     ['nvmf_set_crdt', '-t1 10 -t2 20', { crdt1: 10, crdt2: 20 }],
+    [
+      'vhost_scsi_controller_add_target',
+      'bus0 -1 Malloc0',
+      { ctrlr: 'bus0', scsi_target_num: -1, bdev_name: 'Malloc0' },
+    ],
     ['bdev_malloc_create', '-b Malloc0 64 512', { name: 'Malloc0', num_blocks: 131072, block_size: 512 }],
   ])('%s %s', (name, line, params) => {
     const method = table.find(each => each.name === name)!

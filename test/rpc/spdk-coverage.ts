@@ -19,13 +19,6 @@ const missing = (status: Status, reason: string, methods: string): Missing => ({
 export const MISSING: readonly Missing[] = [
   missing(
     'planned',
-    'The vhost-user front end for guests.',
-    `vhost_controller_set_coalescing vhost_create_scsi_controller vhost_start_scsi_controller
-     vhost_scsi_controller_add_target vhost_scsi_controller_remove_target virtio_blk_create_transport
-     virtio_blk_get_transports vhost_create_blk_controller vhost_get_controllers vhost_delete_controller`,
-  ),
-  missing(
-    'planned',
     'Volumes: thin provisioning, snapshots, clones.',
     `bdev_lvol_create_lvstore bdev_lvol_delete_lvstore bdev_lvol_get_lvstores bdev_lvol_rename_lvstore
      bdev_lvol_grow_lvstore bdev_lvol_create bdev_lvol_snapshot bdev_lvol_clone bdev_lvol_clone_bdev bdev_lvol_rename
@@ -142,7 +135,8 @@ export const MISSING: readonly Missing[] = [
 ]
 
 /** Methods that SPDK does not have. */
-export const OWN = /^(rpc\.discover|nbd_export_|bdev_plugin_|bdev_driver_|workload_)/
+export const OWN =
+  /^(rpc\.discover|nbd_export_|nbd_qemu_args$|vhost_(controller_set_polling|set_options|get_stats|qemu_args|libvirt_xml)$|bdev_plugin_|bdev_driver_|workload_)/
 
 export interface Difference {
   readonly method: string
@@ -162,6 +156,10 @@ const differs = (method: string, param: string, kind: Difference['kind'], reason
 export const DIFFERENCES: readonly Difference[] = [
   differs('bdev_aio_create', 'direct', 'only here', 'One file driver, with and without the page cache.'),
   differs('bdev_uring_create', 'direct', 'only here', 'One file driver, with and without the page cache.'),
+  ...['vhost_create_blk_controller', 'vhost_create_scsi_controller'].flatMap(method => [
+    differs(method, 'socket_mode', 'only here', 'A QEMU without privileges must reach the socket.'),
+    differs(method, 'socket_owner', 'only here', 'A QEMU without privileges must reach the socket.'),
+  ]),
   differs(
     'bdev_rbd_register_cluster',
     'config_param',

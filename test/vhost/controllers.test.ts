@@ -177,7 +177,7 @@ describe('a bdev that is removed', () => {
     const session = service.connect('bus0')
     await remove('m0')
 
-    expect(session.heard).toEqual(['device changed', REMOVED])
+    expect(session.heard).toEqual([REMOVED, 'device changed'])
     expect(await service.call('vhost_get_controllers')).toMatchObject([{ backend_specific: { scsi: [] } }])
   })
 
@@ -217,7 +217,7 @@ describe('a SCSI controller', () => {
     const session = service.connect('bus0')
     await addTarget()
     await removeTarget()
-    expect(session.heard).toEqual(['device changed', RESCAN, 'device changed', REMOVED])
+    expect(session.heard).toEqual(['device changed', RESCAN, REMOVED, 'device changed'])
   })
 
   it('answers to the removal of a target when its I/O has ended, and not before', async () => {
