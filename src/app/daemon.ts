@@ -17,6 +17,7 @@ import { lockFile } from '../sys/file-lock.ts'
 import { VhostControllers } from '../vhost/controllers.ts'
 import { FrontEnds } from '../vhost/front-ends.ts'
 import { resolveAccess, type SocketAccess } from '../vhost/socket-access.ts'
+import { VirtioControllers } from '../virtio/virtio-controllers.ts'
 import { Workloads } from '../workload/workloads.ts'
 import { Configuration } from './configuration.ts'
 import { loadDrivers } from './drivers.ts'
@@ -40,6 +41,7 @@ export interface AppContext {
   readonly bdevs: BdevRegistry
   readonly nvme: NvmeControllers
   readonly rbd: RbdImages
+  readonly virtio: VirtioControllers
   readonly nvmf: NvmfTarget
   readonly vhost: VhostControllers
   readonly nbd: NbdExports
@@ -74,12 +76,13 @@ function buildContext(
   })
   const nvme = new NvmeControllers(bdevs, reactors)
   const acceptor = new Acceptor(reactors)
+  const sockets = new MessageSockets(reactors, acceptor)
   const nvmf = new NvmfTarget({ reactors, sockets: acceptor, bdevs, firmwareRevision: VERSION })
   const vhost = new VhostControllers({
     ...vhostSettings,
     reactors,
     bdevs,
-    listen: new FrontEnds(reactors, new MessageSockets(reactors, acceptor)).listen,
+    listen: new FrontEnds(reactors, sockets).listen,
   })
   const nbd = new NbdExports({ reactors, acceptor, bdevs })
   return {
@@ -88,6 +91,7 @@ function buildContext(
     bdevs,
     nvme,
     rbd: new RbdImages(bdevs, reactors),
+    virtio: new VirtioControllers({ bdevs, reactors, sockets }),
     nvmf,
     vhost,
     nbd,
@@ -175,12 +179,13 @@ export class Daemon {
   /** Takes no more requests, ends connections and devices in order, and then the threads. The saved state stays. */
   async stop(): Promise<void> {
     await this.#server?.close()
-    const { bdevs, nvme, nvmf, rbd, reactors } = this.context
+    const { bdevs, nvme, nvmf, rbd, reactors, virtio } = this.context
     await nvmf.stop()
     for (const { name } of bdevs.list().reverse()) {
       if (bdevs.find(name) !== undefined) await bdevs.remove(name)
     }
     await nvme.stop()
+    await virtio.stop()
     await rbd.stop()
     await reactors.stop()
     this.#releaseState()
@@ -224,10 +229,12 @@ export class Daemon {
           `${this.#statePath} has the configuration; ${configFile} (-c) counts only for a new --state`,
         )
       }
-      const { nvme } = this.context
+      const { nvme, virtio } = this.context
       nvme.isRestoring = true
+      virtio.isRestoring = true
       await this.#inPhases(saved, (calls, replay) => configuration.restore(calls, replay))
       nvme.isRestoring = false
+      virtio.isRestoring = false
     } else if (configFile !== undefined) {
       const given = await readConfig(configFile)
       if (given === undefined) {

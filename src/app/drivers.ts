@@ -4,8 +4,15 @@ import { drivers } from '../bdev/drivers/index.ts'
 import { loadUserDriver } from '../bdev/drivers/plugin.ts'
 import { nvmeDriver } from '../nvme/driver.ts'
 import { rbdDriver } from '../rbd/driver.ts'
+import { virtioDriver } from '../virtio/driver.ts'
 
 /** Each thread loads them for itself: functions do not travel between threads. `modules`: drivers written by users. */
 export async function loadDrivers(modules: readonly string[]): Promise<readonly AnyDriver[]> {
-  return [...drivers, nvmeDriver, rbdDriver, ...(await Promise.all(modules.map(loadUserDriver)))]
+  return [
+    ...drivers,
+    nvmeDriver,
+    virtioDriver,
+    rbdDriver,
+    ...(await Promise.all(modules.map(loadUserDriver))),
+  ]
 }

@@ -7,6 +7,7 @@ import { rbdMethods } from '../rbd/methods.ts'
 import { introspectionMethods } from '../rpc/introspection.ts'
 import type { MethodTable } from '../rpc/method.ts'
 import { vhostMethods } from '../vhost/methods.ts'
+import { virtioMethods } from '../virtio/methods.ts'
 import { workloadMethods } from '../workload/methods.ts'
 import type { AppContext } from './daemon.ts'
 import { frameworkMethods } from './methods/framework.ts'
@@ -22,6 +23,7 @@ export const methods = [
   ...nvmfMethods,
   ...nvmeMethods,
   ...rbdMethods,
+  ...virtioMethods,
   ...vhostMethods,
   ...nbdMethods,
   ...workloadMethods,

@@ -8,6 +8,7 @@ import { ReactorAcceptor } from '../reactor/acceptor.ts'
 import { ReactorMessageSockets } from '../reactor/message-sockets.ts'
 import type { Reactor } from '../reactor/reactor.ts'
 import { ReactorVhost } from '../vhost/reactor-vhost.ts'
+import { installVirtio } from '../virtio/reactor-virtio.ts'
 import { ReactorWorkloads } from '../workload/reactor-workloads.ts'
 
 /** What the control thread tells a reactor thread at its start. Cloned. */
@@ -18,6 +19,7 @@ export interface ReactorApplication {
 
 export function buildServices(reactor: Reactor, drivers: readonly AnyDriver[]): void {
   installNvme(reactor)
+  installVirtio(reactor)
   const bdevs = new ReactorBdevs(reactor, drivers)
   new ReactorWorkloads(reactor, bdevs)
   const acceptor = new ReactorAcceptor(reactor)

@@ -18,6 +18,7 @@ export const LOG_FLAGS = [
   'reactor',
   'rpc',
   'vhost',
+  'virtio',
 ] as const
 export type LogFlag = (typeof LOG_FLAGS)[number]
 

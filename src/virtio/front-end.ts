@@ -14,7 +14,6 @@ import {
   ProtocolFeature,
   Request,
   VHOST_USER_VERSION,
-  VRING_NO_DESCRIPTOR,
   VringAddress,
   VringState,
 } from '../spec/vhost-user.ts'
@@ -133,9 +132,8 @@ export class FrontEnd {
     return this.#tell(Request.SET_VRING_ADDR, payload, [])
   }
 
-  /** SET_VRING_KICK or CALL with an eventfd; ERR without. */
-  setVringFd(request: number, index: number, fd?: number): Promise<void> {
-    if (fd === undefined) return this.setU64(request, BigInt(index | VRING_NO_DESCRIPTOR))
+  /** SET_VRING_KICK or CALL, with an eventfd. */
+  setVringFd(request: number, index: number, fd: number): Promise<void> {
     return this.setU64(request, BigInt(index), [fd])
   }
 

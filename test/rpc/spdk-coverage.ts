@@ -35,7 +35,7 @@ export const MISSING: readonly Missing[] = [
   ),
   missing(
     'planned',
-    'The iSCSI front end, and the iSCSI and virtio drivers.',
+    'The iSCSI front end and driver.',
     `iscsi_set_options iscsi_get_options scsi_get_devices iscsi_set_discovery_auth iscsi_create_auth_group
      iscsi_delete_auth_group iscsi_get_auth_groups iscsi_auth_group_add_secret iscsi_auth_group_remove_secret
      iscsi_get_initiator_groups iscsi_create_initiator_group iscsi_delete_initiator_group
@@ -44,8 +44,7 @@ export const MISSING: readonly Missing[] = [
      iscsi_target_node_remove_pg_ig_maps iscsi_delete_target_node iscsi_get_portal_groups iscsi_create_portal_group
      iscsi_start_portal_group iscsi_delete_portal_group iscsi_portal_group_set_auth iscsi_get_connections
      iscsi_get_stats iscsi_target_node_add_lun iscsi_target_node_set_redirect iscsi_target_node_request_logout
-     iscsi_enable_histogram iscsi_get_histogram bdev_iscsi_set_options bdev_iscsi_create bdev_iscsi_delete
-     bdev_virtio_attach_controller bdev_virtio_scsi_get_devices bdev_virtio_detach_controller`,
+     iscsi_enable_histogram iscsi_get_histogram bdev_iscsi_set_options bdev_iscsi_create bdev_iscsi_delete`,
   ),
   missing(
     'planned',
@@ -92,7 +91,7 @@ export const MISSING: readonly Missing[] = [
   missing(
     'not applicable',
     'No driver touches PCI hardware: local NVMe devices are opened through the kernel (bdev_uring_create).',
-    `framework_get_pci_devices bdev_nvme_set_hotplug bdev_virtio_blk_set_hotplug bdev_nvme_cuse_register
+    `framework_get_pci_devices bdev_nvme_set_hotplug bdev_nvme_cuse_register
      bdev_nvme_cuse_unregister bdev_nvme_apply_firmware bdev_nvme_opal_init bdev_nvme_opal_revert bdev_opal_create
      bdev_opal_get_info bdev_opal_delete bdev_opal_new_user bdev_opal_set_lock_state vmd_enable vmd_remove_device
      vmd_rescan`,
@@ -160,6 +159,12 @@ export const DIFFERENCES: readonly Difference[] = [
     differs(method, 'socket_mode', 'only here', 'A QEMU without privileges must reach the socket.'),
     differs(method, 'socket_owner', 'only here', 'A QEMU without privileges must reach the socket.'),
   ]),
+  differs(
+    'bdev_virtio_attach_controller',
+    'packed_ring',
+    'only here',
+    'Drives the packed rings of a back end too.',
+  ),
   differs(
     'bdev_rbd_register_cluster',
     'config_param',
