@@ -23,12 +23,17 @@ class Deferred<T> {
   }
 }
 
+/** Commands that a guest has been asked to run and has not answered. */
+class Pending {
+  readonly commands = new Map<number, Deferred<CommandResult>>()
+  lastId = 0
+}
+
 export class Agent {
   #lines!: LineSocket
   #booted = new Deferred<void>()
   #isBooted = false
-  readonly #commands = new Map<number, Deferred<CommandResult>>()
-  #lastId = 0
+  #pending = new Pending()
 
   /** Waits on a socket for the machine, which is started next. */
   static async listen(path: string): Promise<Agent> {
@@ -49,14 +54,27 @@ export class Agent {
 
   /** Starts a shell command in the guest. */
   start(command: string): { readonly id: number; readonly done: Promise<CommandResult> } {
-    const id = ++this.#lastId
+    const pending = this.#pending
+    const id = ++pending.lastId
     const result = new Deferred<CommandResult>()
-    this.#commands.set(id, result)
+    pending.commands.set(id, result)
     this.booted.then(
       () => this.#lines.send(`${id} ${Buffer.from(command).toString('base64')}`),
-      error => this.#commands.delete(id) && result.reject(error),
+      error => pending.commands.delete(id) && result.reject(error),
     )
     return { id, done: result.promise }
+  }
+
+  /** The guest of another agent moves here, with its commands: who answers them first, there or here, does not matter. */
+  adopt(other: Agent): void {
+    this.#pending = other.#pending
+    this.#isBooted = other.#isBooted
+    this.#booted.resolve()
+  }
+
+  /** The guest has moved away: its end here means nothing to its commands. */
+  release(): void {
+    this.#pending = new Pending()
   }
 
   /** The guest starts anew: its commands are gone, and the next ones wait until it has booted. */
@@ -76,8 +94,8 @@ export class Agent {
   }
 
   #rejectCommands(reason: Error): void {
-    const commands = [...this.#commands.values()]
-    this.#commands.clear()
+    const commands = [...this.#pending.commands.values()]
+    this.#pending.commands.clear()
     for (const command of commands) command.reject(reason)
   }
 
@@ -88,10 +106,10 @@ export class Agent {
       return
     }
     const [id, code, stdout, stderr] = line.split(' ')
-    const command = this.#commands.get(Number(id))
+    const command = this.#pending.commands.get(Number(id))
     // What an agent still sent before a reset belongs to commands that were rejected then.
     if (command === undefined) return
-    this.#commands.delete(Number(id))
+    this.#pending.commands.delete(Number(id))
     command.resolve({ code: Number(code), stdout: decode(stdout), stderr: decode(stderr) })
   }
 }

@@ -21,6 +21,8 @@ import { Qmp, type QmpEvent } from './qmp.ts'
 export interface GuestOptions {
   /** Default 512. */
   readonly memoryMiB?: number
+  /** Memory that can be plugged in later, in up to 4 pieces. Default 0. */
+  readonly spareMemoryMiB?: number
   /** Default 2. */
   readonly cpus?: number
   /** Kernel modules to load at boot, dependencies included; others can be loaded later with `modprobe`. */
@@ -33,6 +35,12 @@ export interface GuestOptions {
   readonly sharedMemory?: boolean
   /** More arguments for QEMU, for example `-device` with its parts. */
   readonly extraArgs?: readonly string[]
+}
+
+/** What QEMU answers to query-migrate. */
+interface MigrationStatus {
+  readonly status: string
+  readonly 'error-desc'?: string
 }
 
 export interface RunOptions {
@@ -172,6 +180,29 @@ export class Guest {
     await this.booted()
   }
 
+  /**
+   * Moves the running machine to another QEMU, which was started with the same options and `-incoming defer`, as live
+   * migration does. Its commands go on there, and this guest is of no more use.
+   */
+  async migrateTo(destination: Guest): Promise<void> {
+    const uri = `unix:${join(destination.#home, 'migration')}`
+    await destination.qmp.execute('migrate-incoming', { uri })
+    destination.#agent.adopt(this.#agent)
+    await this.qmp.execute('migrate', { uri })
+    const status = async (): Promise<string> => {
+      const answer = await this.qmp.execute<MigrationStatus>('query-migrate')
+      if (answer.status === 'failed')
+        throw this.#failure(`migration failed: ${answer['error-desc'] ?? destination.#machine.output}`)
+      return answer.status
+    }
+    const deadlineMs = Date.now() + TIMEOUT_MS
+    while ((await status()) !== 'completed') {
+      if (Date.now() > deadlineMs) throw this.#failure(`migration has not ended within ${TIMEOUT_MS} ms`)
+      await delay(20)
+    }
+    this.#agent.release()
+  }
+
   /** Ends the machine and removes its files. */
   async stop(): Promise<void> {
     await this.#machine.end('SIGKILL')
@@ -232,7 +263,8 @@ function machineArgs(
   home: string,
   boot: { readonly kernel: string; readonly initrd: string; readonly disk: string },
 ): string[] {
-  const { memoryMiB = 512, cpus = 2, nics = 1, modules = [], sharedMemory = false, extraArgs = [] } = options
+  const { memoryMiB = 512, spareMemoryMiB = 0, cpus = 2, nics = 1, modules = [] } = options
+  const { sharedMemory = false, extraArgs = [] } = options
   const commandLine = [
     'console=ttyS0 panic=-1 oops=panic mitigations=off no_timer_check tsc=reliable cryptomgr.notests',
     `LAB_UUID=${randomUUID()} LAB_MODULES=${modules.join(',')}`,
@@ -240,7 +272,7 @@ function machineArgs(
   return [
     ...['-no-user-config', '-nodefaults', '-display', 'none', '-accel', 'tcg,thread=multi'],
     ...['-machine', sharedMemory ? 'q35,memory-backend=memory' : 'q35', '-cpu', 'max'],
-    ...['-smp', `${cpus}`, '-m', `${memoryMiB}`],
+    ...['-smp', `${cpus}`, '-m', memory(memoryMiB, spareMemoryMiB)],
     ...(sharedMemory ? ['-object', `memory-backend-memfd,id=memory,size=${memoryMiB}M,share=on`] : []),
     ...['-kernel', boot.kernel, '-initrd', boot.initrd, '-append', commandLine.join(' ')],
     ...['-drive', `if=none,id=disk,format=raw,readonly=on,file=${boot.disk}`],
@@ -255,6 +287,9 @@ function machineArgs(
     ...extraArgs,
   ]
 }
+
+const memory = (sizeMiB: number, spareMiB: number): string =>
+  spareMiB === 0 ? `${sizeMiB}` : `${sizeMiB}M,slots=4,maxmem=${sizeMiB + spareMiB}M`
 
 /**
  * A network interface behind a hub. Cutting the hub's port towards the outside loses packets and nothing else;

@@ -11,7 +11,7 @@
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import {
-  cpSync,
+  copyFileSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -43,7 +43,7 @@ const BOOT_MODULES = ['virtio_pci', 'virtio_blk', 'crc32c_generic', 'ext4', 'ove
 
 /** What the disk carries, each with its dependencies. */
 const DISK_MODULES = [
-  ...['virtio_console', 'virtio_net', 'virtio_scsi', 'virtio_balloon', 'sd_mod', 'sr_mod'],
+  ...['virtio_console', 'virtio_net', 'virtio_scsi', 'virtio_balloon', 'sd_mod', 'sr_mod', 'sg'],
   ...['configfs', 'nvme', 'nvme-tcp', 'nvmet', 'nvmet-tcp'],
   ...['nbd', 'iscsi_tcp', 'loop', 'brd', 'null_blk', 'dm-mod', 'dm-snapshot', 'dm-thin-pool', 'dm-crypt'],
   ...['xfs', 'btrfs', 'vfat', 'nls_ascii', 'nls_cp437'],
@@ -213,7 +213,7 @@ function stageRoot(root: string, copied: readonly string[]): void {
   for (const path of copied) {
     const target = join(root, merged(path))
     mkdirSync(dirname(target), { recursive: true })
-    cpSync(path, target, { dereference: true })
+    copyFileSync(path, target)
   }
   for (const name of ['init', 'agent']) {
     writeFileSync(join(root, 'lab', name), readFileSync(join(GUEST_FILES, name)), { mode: 0o755 })
@@ -240,7 +240,7 @@ async function stageModules(
   const home = join('lib/modules', version)
   for (const path of modules.closure(DISK_MODULES)) {
     mkdirSync(dirname(join(root, home, path)), { recursive: true })
-    cpSync(join(kernelTree, home, path), join(root, home, path))
+    copyFileSync(join(kernelTree, home, path), join(root, home, path))
   }
   await run(busybox, ['depmod', '-b', root, version])
 }

@@ -16,6 +16,7 @@ export class Qmp {
   #lines!: LineSocket
   readonly #onEvent: (event: QmpEvent) => void
   readonly #waiters = new Map<number, Waiter>()
+  readonly #listeners = new Set<(event: QmpEvent | Error) => void>()
   #lastId = 0
 
   private constructor(onEvent: (event: QmpEvent) => void) {
@@ -41,21 +42,43 @@ export class Qmp {
     })
   }
 
+  /** Resolves with the next event of a name whose data pass the test. */
+  event(name: string, test: (data: Record<string, unknown>) => boolean = () => true): Promise<QmpEvent> {
+    const promise = new Promise<QmpEvent>((resolve, reject) => {
+      const listener = (event: QmpEvent | Error): void => {
+        if (!(event instanceof Error) && !(event.event === name && test(event.data))) return
+        this.#listeners.delete(listener)
+        if (event instanceof Error) reject(event)
+        else resolve(event)
+      }
+      this.#listeners.add(listener)
+    })
+    // It may be awaited late, after a command that fails for the same reason.
+    promise.catch(() => {})
+    return promise
+  }
+
   /** Ends the session; what is still waited for is rejected. */
   close(reason: Error): void {
     for (const waiter of this.#waiters.values()) waiter.reject(reason)
     this.#waiters.clear()
+    for (const listener of this.#listeners) listener(reason)
     this.#lines.close()
   }
 
   #receive(line: string): void {
     const message = JSON.parse(line)
-    if (message.event !== undefined) this.#onEvent({ event: message.event, data: message.data ?? {} })
+    if (message.event !== undefined) this.#hear({ event: message.event, data: message.data ?? {} })
     const waiter = this.#waiters.get(message.id)
     // The greeting carries no id; it needs no answer but the first command.
     if (waiter === undefined) return
     this.#waiters.delete(message.id)
     if (message.error === undefined) waiter.resolve(message.return)
     else waiter.reject(new Error(message.error.desc))
+  }
+
+  #hear(event: QmpEvent): void {
+    this.#onEvent(event)
+    for (const listener of this.#listeners) listener(event)
   }
 }
