@@ -315,7 +315,6 @@ export class PackedRing implements Ring {
       words[slot * WORDS + 2] = bytes
       if (i === 0) firstRest = rest
       else words[slot * WORDS + 3] = rest
-      if (this.#memory.log !== null) this.#memory.mark(this.#ringHost + slot * DESCRIPTOR, DESCRIPTOR)
       slot += this.#batchCounts[i]!
       if (slot >= this.#size) {
         slot -= this.#size
@@ -323,8 +322,7 @@ export class PackedRing implements Ring {
       }
     }
     Atomics.store(words, first, firstRest)
-    // Marked again: the page may have been copied since, without what was stored just now.
-    if (this.#memory.log !== null) this.#memory.mark(this.#ringHost + this.#used * DESCRIPTOR, DESCRIPTOR)
+    if (this.#memory.log !== null) this.#memory.mark(this.#ringHost, words.byteLength)
   }
 }
 

@@ -42,11 +42,13 @@ export class Virtqueue {
   readonly memory: GuestMemory
   readonly driver: DriverRing
   readonly start: StartQueue
+  readonly #tableEntries: number
   readonly #host: number
   readonly #dataHosts: readonly [number, number]
 
   constructor({ isPacked, size, hasEventIndex, tableEntries = 0, hasInflight }: VirtqueueOptions) {
     this.size = size
+    this.#tableEntries = tableEntries
     this.#host = mapAnonymous(HOST_BYTES)
     this.ringHost = this.#host
     this.#dataHosts = [this.#host + 4 * MIB, this.#host + 2 * MIB]
@@ -92,15 +94,11 @@ export class Virtqueue {
 
   /** The ring's memory with its tables, and the inflight region. */
   get ringBytes(): Uint8Array {
-    return bytesAt(this.ringHost, driverRingBytes(this.size, this.start.isPacked, this.tableEntries))
+    return bytesAt(this.ringHost, driverRingBytes(this.size, this.start.isPacked, this.#tableEntries))
   }
 
   get inflight(): Uint8Array {
     return bytesAt(this.inflightHost, this.inflightBytes)
-  }
-
-  get tableEntries(): number {
-    return this.start.hasIndirect ? 4 : 0
   }
 
   /** The device's side, as another process would begin with it. */
