@@ -179,8 +179,10 @@ export class Daemon {
   /** Takes no more requests, ends connections and devices in order, and then the threads. The saved state stays. */
   async stop(): Promise<void> {
     await this.#server?.close()
-    const { bdevs, nvme, nvmf, rbd, reactors, virtio } = this.context
+    const { bdevs, nvme, nvmf, rbd, reactors, vhost, virtio } = this.context
     await nvmf.stop()
+    // Before their bdevs go: guests would see errors, and not a pause until the daemon is back.
+    await vhost.stop()
     for (const { name } of bdevs.list().reverse()) {
       if (bdevs.find(name) !== undefined) await bdevs.remove(name)
     }

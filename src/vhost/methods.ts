@@ -58,7 +58,11 @@ const createBlk = method({
   errors: { ...CREATE_ERRORS, ENODEV: 'no bdev has that name' },
   relaxed: true,
   saves: true,
-  cli: { positional: ['ctrlr', 'dev_name'], flags: { readonly: 'r', packed_ring: 'p' } },
+  cli: {
+    positional: ['ctrlr', 'dev_name'],
+    flags: { readonly: 'r', packed_ring: 'p' },
+    commands: ['vhost create-blk'],
+  },
   async run(params, { vhost }: VhostContext) {
     if (params.transport.toLowerCase() !== TRANSPORT) {
       throw new RpcError(
@@ -90,7 +94,7 @@ const createScsi = method({
   result: done,
   errors: CREATE_ERRORS,
   saves: true,
-  cli: { positional: ['ctrlr'] },
+  cli: { positional: ['ctrlr'], commands: ['vhost create-scsi'] },
   async run(params, { vhost }: VhostContext) {
     await vhost.createScsi({
       name: params.ctrlr,
@@ -109,7 +113,7 @@ const startScsi = method({
   result: done,
   errors: { ...CREATE_ERRORS, ENODEV: UNKNOWN },
   saves: true,
-  cli: { positional: ['ctrlr'] },
+  cli: { positional: ['ctrlr'], commands: ['vhost start-scsi'] },
   async run({ ctrlr: name }, { vhost }: VhostContext) {
     await vhost.startScsi(name)
     return true as const
@@ -133,7 +137,7 @@ const addTarget = method({
     EPERM: 'another user has the bdev for itself',
   },
   saves: true,
-  cli: { positional: ['ctrlr', 'scsi_target_num', 'bdev_name'] },
+  cli: { positional: ['ctrlr', 'scsi_target_num', 'bdev_name'], commands: ['vhost add-target'] },
   run: ({ ctrlr: name, scsi_target_num, bdev_name }, { vhost }: VhostContext) =>
     vhost.addTarget(name, scsi_target_num, bdev_name),
 })
@@ -148,7 +152,7 @@ const removeTarget = method({
     EINVAL: 'it is a blk controller',
   },
   saves: true,
-  cli: { positional: ['ctrlr', 'scsi_target_num'] },
+  cli: { positional: ['ctrlr', 'scsi_target_num'], commands: ['vhost remove-target'] },
   async run({ ctrlr: name, scsi_target_num }, { vhost }: VhostContext) {
     await vhost.removeTarget(name, scsi_target_num)
     return true as const
@@ -264,7 +268,7 @@ const deleteController = method({
   result: done,
   errors: { ENODEV: UNKNOWN, EBUSY: 'front ends are connected' },
   saves: true,
-  cli: { positional: ['ctrlr'] },
+  cli: { positional: ['ctrlr'], commands: ['vhost delete'] },
   async run({ ctrlr: name }, { vhost }: VhostContext) {
     await vhost.delete(name)
     return true as const
@@ -282,7 +286,7 @@ const setCoalescing = method({
   result: done,
   errors: { ENODEV: UNKNOWN, EINVAL: 'a value is out of its range' },
   saves: true,
-  cli: { positional: ['ctrlr', 'delay_base_us', 'iops_threshold'] },
+  cli: { positional: ['ctrlr', 'delay_base_us', 'iops_threshold'], commands: ['vhost set-coalescing'] },
   async run({ ctrlr: name, delay_base_us, iops_threshold }, { vhost }: VhostContext) {
     await vhost.setCoalescing(name, delay_base_us, iops_threshold)
     return true as const
@@ -299,7 +303,7 @@ const setPolling = method({
   result: done,
   errors: { ENODEV: UNKNOWN },
   saves: true,
-  cli: { positional: ['ctrlr', 'quiet_us'] },
+  cli: { positional: ['ctrlr', 'quiet_us'], commands: ['vhost set-polling'] },
   async run({ ctrlr: name, quiet_us }, { vhost }: VhostContext) {
     await vhost.setPolling(name, quiet_us)
     return true as const
