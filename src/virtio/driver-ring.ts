@@ -120,8 +120,14 @@ export class IndirectTables {
     this.#isPacked = isPacked
   }
 
-  /** Fills table `number` and returns its address for the device. */
-  write(number: number, segments: Segments, readableCount: number): number {
+  /** Fills table `number`, and points the descriptor that is in `ring` at word `descriptorAt` to it. */
+  write(
+    number: number,
+    segments: Segments,
+    readableCount: number,
+    ring: Int32Array,
+    descriptorAt: number,
+  ): void {
     const first = number * this.entries
     const last = segments.count - 1
     for (let i = 0; i <= last; i++) {
@@ -133,7 +139,8 @@ export class IndirectTables {
       writeBuffer(this.#words, at, segments.addresses[i]!, segments.lengths[i]!)
       this.#words[at + 3] = rest
     }
-    return this.#deviceAddress + first * SplitDescriptor.size
+    const address = this.#deviceAddress + first * SplitDescriptor.size
+    writeBuffer(ring, descriptorAt, address, segments.count * SplitDescriptor.size)
   }
 }
 

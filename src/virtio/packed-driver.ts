@@ -11,7 +11,6 @@ import {
   DescriptorFlag,
   EVENT_FLAG_MASK,
   EventFlag,
-  PackedDescriptor,
   QUEUE_SIZE_MAX,
   WRAP_COUNTER_BIT,
 } from '../spec/virtqueue.ts'
@@ -96,13 +95,16 @@ export class PackedDriver implements DriverRing {
     if (needed > this.#freeEntries) return false
     const id = this.#freeIds[--this.#freeIdCount]!
     if (isIndirect) {
-      const table = this.#tables.write(id, segments, readableCount)
-      this.#append(table, count * PackedDescriptor.size, DescriptorFlag.INDIRECT, id)
+      const at = this.#availableAt * DESCRIPTOR_WORDS
+      this.#tables.write(id, segments, readableCount, this.#words, at)
+      this.#append(DescriptorFlag.INDIRECT, id)
     } else {
       for (let i = 0; i < count; i++) {
         const write = i < readableCount ? 0 : DescriptorFlag.WRITE
         const flags = i === count - 1 ? write : write | DescriptorFlag.NEXT
-        this.#append(segments.addresses[i]!, segments.lengths[i]!, flags, id)
+        const at = this.#availableAt * DESCRIPTOR_WORDS
+        writeBuffer(this.#words, at, segments.addresses[i]!, segments.lengths[i]!)
+        this.#append(flags, id)
       }
     }
     this.#freeEntries -= needed
@@ -112,10 +114,10 @@ export class PackedDriver implements DriverRing {
     return true
   }
 
-  #append(address: number, length: number, flags: number, id: number): void {
+  /** Completes the entry that comes next, whose address and length are written. */
+  #append(flags: number, id: number): void {
     const at = this.#availableAt * DESCRIPTOR_WORDS
     const rest = id | ((flags | AVAILABLE_FLAGS[this.#availableWrap]) << 16)
-    writeBuffer(this.#words, at, address, length)
     // The device reads in order: until it finds the first of those added it looks at none that follow.
     if (this.#pending > 0) {
       this.#words[at + 3] = rest

@@ -7,7 +7,6 @@ import {
   availEventAt,
   DescriptorFlag,
   QUEUE_SIZE_MAX,
-  SplitDescriptor,
   USED_FLAG_NO_NOTIFY,
   usedEventAt,
 } from '../spec/virtqueue.ts'
@@ -91,9 +90,8 @@ export class SplitDriver implements DriverRing {
     const head = this.#freeHead
     let last = head
     if (isIndirect) {
-      const table = this.#tables.write(head, segments, readableCount)
       const at = head * DESCRIPTOR_WORDS
-      writeBuffer(this.#words, at, table, count * SplitDescriptor.size)
+      this.#tables.write(head, segments, readableCount, this.#words, at)
       this.#words[at + 3] = DescriptorFlag.INDIRECT
     } else {
       last = this.#writeChain(segments, readableCount)
