@@ -74,9 +74,9 @@ type Received = SocketMessage | { readonly fault: string; readonly offsetBytes: 
 export interface MessageListenOptions {
   readonly framing: Framing
   /** The mode and the owner of the socket's file; what is absent stays as the process makes files. */
-  readonly mode?: number
-  readonly uid?: number
-  readonly gid?: number
+  readonly mode?: number | undefined
+  readonly uid?: number | undefined
+  readonly gid?: number | undefined
 }
 
 export interface MessageListener {

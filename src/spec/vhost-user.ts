@@ -159,8 +159,11 @@ export const CONFIG_SIZE_MAX = 256
 /** Flags of SET_CONFIG. */
 export const ConfigFlag = { WRITABLE: 0, LIVE_MIGRATION: 1 } as const
 
-/** "Inflight description". What lies in that memory: `spec/virtqueue.ts`. */
-export const InflightDescription = struct(20, {
+/**
+ * "Inflight description", of which only 20 bytes mean something: QEMU and DPDK send the C structure, padded to 24, and
+ * accept no other size in an answer. What lies in that memory: `spec/virtqueue.ts`.
+ */
+export const InflightDescription = struct(24, {
   mmapSize: u53(0),
   mmapOffset: u53(8),
   queueCount: u16(16),
