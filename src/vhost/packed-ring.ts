@@ -25,14 +25,13 @@ import {
   WRAP_COUNTER_BIT,
 } from '../spec/virtqueue.ts'
 import { viewMemory } from '../sys/libc.ts'
-import { addBuffer, beginChain, hostOfPart, outside } from './chain.ts'
+import { addBuffer, beginChain, hostOfPart, hostOfTable } from './chain.ts'
 import type { GuestMemory } from './guest-memory.ts'
 import { isAvailable, PackedInflight } from './inflight-packed.ts'
 import type { StartQueue } from './messages.ts'
 import type { GuestRequest } from './request.ts'
 import { type RequestOf, type Ring, RingFault } from './ring.ts'
 
-const TWO_32 = 0x1_0000_0000
 const { NEXT, WRITE, INDIRECT, AVAIL, USED } = DescriptorFlag
 const DESCRIPTOR = PackedDescriptor.size
 const WORDS = DESCRIPTOR / 4
@@ -56,8 +55,9 @@ export class PackedRing implements Ring {
   readonly #inflight: PackedInflight | null
   /** Taken by an earlier process, by record of the inflight region: the next one at the end. */
   readonly #recovered: number[]
-  /** The chain that is being looked at. */
+  /** The chain that is being looked at, and its table if it has one. */
   readonly #chain: Int32Array
+  readonly #table: Int32Array
 
   #next: number
   #nextWrap: number
@@ -103,6 +103,7 @@ export class PackedRing implements Ring {
     this.#deviceEventHost = eventHost('device event suppression structure', start.deviceArea)
     this.#deviceEvent = new Int32Array(viewMemory(this.#deviceEventHost, EventSuppression.size))
     this.#chain = new Int32Array(size * WORDS)
+    this.#table = new Int32Array(start.hasIndirect ? Math.max(size, TABLE_LENGTH_MIN_MAX) * WORDS : 0)
     this.#batchIds = new Uint16Array(size)
     this.#batchBytes = new Float64Array(size)
     this.#batchCounts = new Uint16Array(size)
@@ -261,43 +262,42 @@ export class PackedRing implements Ring {
     if (request.isOutstanding) throw new RingFault(`two chains have buffer id ${id} at once`)
     beginChain(request)
     request.entryCount = count
-    for (let i = 0; i < count; i++) {
+    const hasTable = count === 1 && ((chain[3]! >>> 16) & INDIRECT) !== 0
+    const source = hasTable ? this.#table : chain
+    const length = hasTable ? this.#copyTable() : count
+    for (let i = 0; i < length; i++) {
       const at = i * WORDS
-      const address = (chain[at + 1]! >>> 0) * TWO_32 + (chain[at]! >>> 0)
-      const bytes = chain[at + 2]! >>> 0
-      const flags = chain[at + 3]! >>> 16
-      if ((flags & INDIRECT) === 0) {
-        addBuffer(request, this.#memory, address, bytes, (flags & WRITE) !== 0)
-      } else {
-        if (count > 1) throw new RingFault(`a descriptor with a table is one of ${count} in a chain`)
-        this.#readTable(request, address, bytes)
+      const address = (source[at + 1]! >>> 0) * TWO_32 + (source[at]! >>> 0)
+      const flags = source[at + 3]! >>> 16
+      if ((flags & INDIRECT) !== 0) {
+        // In a table other flags are to be ignored, but what was meant as a table must not be taken for data.
+        throw new RingFault(
+          hasTable
+            ? 'a table of descriptors holds another one'
+            : `a descriptor with a table is one of ${count} in a chain`,
+        )
       }
+      addBuffer(request, this.#memory, address, source[at + 2]! >>> 0, (flags & WRITE) !== 0)
     }
     return request
   }
 
-  /** Section 2.8.8: all entries of a table belong to the chain, and have no flag but WRITE. */
-  #readTable(request: GuestRequest, address: number, bytes: number): void {
+  /**
+   * Copies the table that the first entry of `#chain` points to (section 2.8.8: all of its entries belong to the chain, and
+   * have no flag but WRITE). Returns how many entries it has.
+   */
+  #copyTable(): number {
     if (!this.#hasIndirect) throw new RingFault('a descriptor has a table, which was not negotiated')
-    const bytesMax = Math.max(this.#size, TABLE_LENGTH_MIN_MAX) * DESCRIPTOR
-    if (bytes === 0 || bytes % DESCRIPTOR !== 0 || bytes > bytesMax) {
-      throw new RingFault(
-        `a table of descriptors has ${bytes} bytes: a multiple of ${DESCRIPTOR}, at most ${bytesMax}`,
-      )
-    }
+    const chain = this.#chain
+    const table = this.#table
+    const address = (chain[1]! >>> 0) * TWO_32 + (chain[0]! >>> 0)
+    const bytes = chain[2]! >>> 0
     const memory = this.#memory
-    const host = memory.hostOf(address, bytes)
-    if (host === 0) throw outside('a table of descriptors', bytes, address)
-    const start = memory.locate(host, bytes)
+    const start = memory.locate(hostOfTable(memory, low, high, bytes, bytesMax), bytes)
     const { view } = memory
-    for (let at = start; at < start + bytes; at += DESCRIPTOR) {
-      const entryAddress = view.getUint32(at + 4, true) * TWO_32 + view.getUint32(at, true)
-      const entryBytes = view.getUint32(at + 8, true)
-      const flags = view.getUint16(at + 14, true)
-      // Other flags are to be ignored, but what was meant as a table must not be taken for data.
-      if ((flags & INDIRECT) !== 0) throw new RingFault('a table of descriptors holds another one')
-      addBuffer(request, memory, entryAddress, entryBytes, (flags & WRITE) !== 0)
-    }
+    const count = bytes / 4
+    for (let i = 0; i < count; i++) table[i] = view.getInt32(start + 4 * i, true)
+    return bytes / DESCRIPTOR
   }
 
   /** Writes the used entries of the batch. The flags of the first one come last: until then the driver sees none. */

@@ -77,6 +77,10 @@ function watchedView(watch: Watch): unknown {
       watch.load?.(this.buffer, this.byteOffset + at)
       return super.getUint16(at, isLittle)
     }
+    override getInt32(at: number, isLittle?: boolean): number {
+      watch.load?.(this.buffer, this.byteOffset + at)
+      return super.getInt32(at, isLittle)
+    }
     override getUint32(at: number, isLittle?: boolean): number {
       watch.load?.(this.buffer, this.byteOffset + at)
       return super.getUint32(at, isLittle)
