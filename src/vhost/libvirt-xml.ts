@@ -7,6 +7,8 @@ export interface LibvirtOptions {
   readonly queues: number | undefined
   /** Only the device: the domain has shared memory already. */
   readonly diskOnly: boolean
+  /** QEMU's, `[major, minor]`; for the disk, libvirt knows it itself. */
+  readonly version: readonly [number, number]
 }
 
 export function libvirtXml(disk: GuestDisk, options: LibvirtOptions): string {
@@ -40,8 +42,8 @@ function blkDisk(
 }
 
 /** libvirt has no element for a vhost-user SCSI controller, but it hands on arguments. */
-function commandLine(disk: GuestDisk, { queues }: LibvirtOptions): string {
-  const line = qemuArgs(disk, { memory: undefined, queues, bootIndex: undefined, version: [8, 2] })
+function commandLine(disk: GuestDisk, { queues, version }: LibvirtOptions): string {
+  const line = qemuArgs(disk, { memory: undefined, queues, bootIndex: undefined, version })
   const args = line.split(' ').map(value => `  <qemu:arg value='${escapeXml(value)}'/>`)
   return `<!-- in <domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>, as its last element -->
 <qemu:commandline>

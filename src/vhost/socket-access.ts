@@ -31,11 +31,12 @@ export async function resolveAccess(options: AccessOptions, lookup: Lookup = get
 }
 
 async function resolveOwner(owner: string, lookup: Lookup): Promise<SocketAccess> {
-  const [user, group = ''] = owner.split(':') as [string, string?]
-  if (user === '' && group === '') {
+  const [user, group = '', ...more] = owner.split(':') as [string, ...string[]]
+  if ((user === '' && group === '') || more.length > 0) {
+    const why = more.length > 0 ? 'names more than a user and a group' : 'names nobody'
     throw new RpcError(
       'EINVAL',
-      `the socket's owner ${JSON.stringify(owner)} names nobody: give user, user:group or :group`,
+      `the socket's owner ${JSON.stringify(owner)} ${why}: give user, user:group or :group`,
     )
   }
   return {

@@ -54,7 +54,7 @@ describe("QEMU's arguments", () => {
 
 describe("libvirt's elements", () => {
   it('are shared memory and a disk', () => {
-    expect(libvirtXml(disk, { target: 'vda', queues: undefined, diskOnly: false })).toBe(
+    expect(libvirtXml(disk, { target: 'vda', queues: undefined, diskOnly: false, version: [8, 2] })).toBe(
       `<!-- in <domain>: the daemon reads and writes the guest's memory -->
 <memoryBacking>
   <source type='memfd'/>
@@ -73,7 +73,7 @@ describe("libvirt's elements", () => {
 
   it('are the disk alone for a domain that has the memory, with queues and packed rings', () => {
     const packed = { ...disk, socketPath: "/run/<o'b>", offersPacked: true }
-    expect(libvirtXml(packed, { target: 'vdb', queues: 4, diskOnly: true })).toBe(
+    expect(libvirtXml(packed, { target: 'vdb', queues: 4, diskOnly: true, version: [8, 2] })).toBe(
       `<disk type='vhostuser' device='disk'>
   <driver name='qemu' type='raw' queues='4' packed='on'/>
   <source type='unix' path='/run/&lt;o&apos;b&gt;'>
@@ -85,7 +85,12 @@ describe("libvirt's elements", () => {
   })
 
   it('are arguments for a SCSI controller, which libvirt has no element for', () => {
-    expect(libvirtXml({ ...disk, kind: 'scsi' }, { target: 'sda', queues: undefined, diskOnly: true })).toBe(
+    expect(
+      libvirtXml(
+        { ...disk, kind: 'scsi' },
+        { target: 'sda', queues: undefined, diskOnly: true, version: [8, 2] },
+      ),
+    ).toBe(
       `<!-- in <domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>, as its last element -->
 <qemu:commandline>
   <qemu:arg value='-chardev'/>

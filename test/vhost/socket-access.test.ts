@@ -1,0 +1,45 @@
+import { describe, expect, it } from 'vitest'
+import { type Lookup, resolveAccess } from '../../src/vhost/socket-access.ts'
+
+const DATABASES: Record<string, Record<string, string>> = {
+  passwd: { qemu: 'qemu:x:107:36:qemu user:/:/sbin/nologin' },
+  group: { kvm: 'kvm:x:36:qemu' },
+}
+const lookup: Lookup = async (database, name) => DATABASES[database]![name]?.split(':') ?? null
+const access = (mode: string | undefined, owner: string | undefined): Promise<unknown> =>
+  resolveAccess({ mode, owner }, lookup)
+
+describe('the access to a socket', () => {
+  it.each([
+    [undefined, undefined, {}],
+    ['0660', undefined, { mode: 0o660 }],
+    ['600', undefined, { mode: 0o600 }],
+    [undefined, 'qemu:kvm', { uid: 107, gid: 36 }],
+    [undefined, 'qemu', { uid: 107 }],
+    [undefined, ':kvm', { gid: 36 }],
+    ['0666', '5:0', { mode: 0o666, uid: 5, gid: 0 }],
+  ])('mode %s and owner %s are %j', async (mode, owner, expected) => {
+    expect(await access(mode, owner)).toEqual(expected)
+  })
+
+  it.each([
+    ['0680', undefined, '"0680" is no octal mode of three digits: give one such as 0660'],
+    ['1777', undefined, '"1777" is no octal mode'],
+    ['', undefined, '"" is no octal mode'],
+    [undefined, '', '"" names nobody: give user, user:group or :group'],
+    [undefined, ':', '":" names nobody'],
+    [undefined, 'qemu:kvm:x', 'names more than a user and a group'],
+    [undefined, 'nobody-here', 'there is no user "nobody-here" on this machine: "getent passwd" lists'],
+    [undefined, 'qemu:nobody-here', 'there is no group "nobody-here" on this machine: "getent group" lists'],
+    [undefined, '4294967295', 'there is no user "4294967295"'],
+  ])('refuses mode %s and owner %s', async (mode, owner, message) => {
+    await expect(access(mode, owner)).rejects.toMatchObject({
+      code: 'EINVAL',
+      message: expect.stringContaining(message),
+    })
+  })
+
+  it("looks names up in the system's own databases", async () => {
+    expect(await resolveAccess({ mode: undefined, owner: 'root:root' })).toEqual({ uid: 0, gid: 0 })
+  })
+})
