@@ -8,11 +8,14 @@ export interface Results {
   readonly machine: string
   readonly seconds: number
   readonly rows: readonly Row[]
+  /** Of one processor: a daemon with ten vhost-user front ends that do nothing. */
+  readonly vhostIdleCpuPercent: number | null
   readonly failover: Failover | null
   readonly footprint: Footprint | null
 }
 
-export function renderPage({ date, machine, seconds, rows, failover, footprint }: Results): string {
+export function renderPage(results: Results): string {
+  const { date, machine, seconds, rows, failover, footprint, vhostIdleCpuPercent } = results
   const table = rows.map(row => {
     const cells = [
       row.work,
@@ -44,6 +47,14 @@ ${table.join('\n')}
 - **File.** The file driver under the daemon's own workload, beside fio's io_uring engine on the same page-cached file.
 - **NBD.** fio's NBD engine drives all servers over a Unix socket. QEMU's storage daemon serves its null device, which
   moves no data, since it has no memory device; nbdkit serves its memory plugin.
+- **vhost-user-blk.** One queue of one reactor on one processor, one front end on another: a small program in JavaScript
+  (\`bench/vhost-front-end.ts\`) that does for all subjects what a guest's driver does, with indirect descriptors and the
+  event index, and polls for what is used. Random places of 4 KiB, each request in flight with a buffer of its own. QEMU's
+  storage daemon serves its null device with \`read-zeroes=on\`, so that it fills the guest's buffers as ours does; it has
+  no memory device, so its null device is also what stands beside ours, and moves nothing when it is written to. The file is
+  opened by io_uring or by threads there, whichever was faster in this run. *Remote* is a namespace of another daemon on a
+  third processor over two NVMe/TCP paths; beside it the same device under a load inside the daemon. *Both sides sleep*: no
+  queue is polled, and each side is woken by an eventfd.
 - **Collections** are those of all threads of the daemon (\`--trace-gc\`).
 
 ## Failover
@@ -66,7 +77,8 @@ ${
 | start of the process to the end of the first read over NVMe/TCP | ${footprint.startToFirstIoMs.toFixed(0)} ms |
 | resident memory with one export | ${footprint.residentMiBOneExport.toFixed(0)} MiB |
 | resident memory with ten exports and a hundred connections | ${footprint.residentMiBHundredConnections.toFixed(0)} MiB |
-| processor time with ten exports and a hundred connections, all idle | ${footprint.idleCpuPercent.toFixed(2)} % of one |`
+| processor time with ten exports and a hundred connections, all idle | ${footprint.idleCpuPercent.toFixed(2)} % of one |
+| processor time with ten vhost-user front ends, all idle | ${vhostIdleCpuPercent?.toFixed(2) ?? '–'} % of one |`
 }
 `
 }

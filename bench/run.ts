@@ -1,5 +1,5 @@
 /**
- * `npm run bench [-- --seconds N] [--rounds N] [--only nvme-tcp,file,nbd,failover,footprint] [--merge]`
+ * `npm run bench [-- --seconds N] [--rounds N] [--only nvme-tcp,file,nbd,vhost,failover,footprint] [--merge]`
  *
  * Everything is measured in turn with what it is compared to, and medians are kept: ratios are what counts, since the
  * machine's own speed changes from minute to minute. A complete run writes `bench/results/latest.json` and
@@ -16,10 +16,11 @@ import { benchNbd } from './nbd.ts'
 import { benchNvmeTcp } from './nvme-tcp.ts'
 import { type Results, renderPage } from './page.ts'
 import { ROOT } from './process.ts'
+import { benchVhost } from './vhost.ts'
 
 const RESULTS = join(ROOT, 'bench/results/latest.json')
 const PAGE = join(ROOT, 'docs/benchmarks.md')
-const GROUPS = ['nvme-tcp', 'file', 'nbd', 'failover', 'footprint'] as const
+const GROUPS = ['nvme-tcp', 'file', 'nbd', 'vhost', 'failover', 'footprint'] as const
 
 const { values } = parseArgs({
   options: {
@@ -41,6 +42,7 @@ if (!(seconds > 0 && rounds >= 1) || unknown !== undefined) {
 const directory = mkdtempSync(join(tmpdir(), 'qpair-bench-'))
 try {
   const has = (group: (typeof GROUPS)[number]): boolean => wanted.includes(group)
+  const vhost = has('vhost') ? await benchVhost(directory, seconds, rounds) : null
   const results: Results = {
     date: new Date().toISOString().slice(0, 10),
     machine: `${cpus().length} x ${cpus()[0]!.model}, Linux ${release()}, Node ${process.version}`,
@@ -49,11 +51,14 @@ try {
       ...(has('nvme-tcp') ? await benchNvmeTcp(directory, seconds, rounds) : []),
       ...(has('file') ? await benchFile(directory, seconds, rounds) : []),
       ...(has('nbd') ? await benchNbd(directory, seconds, rounds) : []),
+      ...(vhost?.rows ?? []),
     ],
+    vhostIdleCpuPercent: vhost?.idleCpuPercent ?? null,
     failover: has('failover') ? await benchFailover(directory, rounds) : null,
     footprint: has('footprint') ? await benchFootprint(directory) : null,
   }
-  console.log(JSON.stringify({ failover: results.failover, footprint: results.footprint }, null, 2))
+  const { failover, footprint, vhostIdleCpuPercent } = results
+  console.log(JSON.stringify({ failover, footprint, vhostIdleCpuPercent }, null, 2))
   const isComplete = wanted.length === GROUPS.length
   if (isComplete || values.merge) {
     const published = isComplete ? results : merge(JSON.parse(readFileSync(RESULTS, 'utf8')), results)
@@ -72,6 +77,7 @@ function merge(old: Results, fresh: Results): Results {
   return {
     ...old,
     rows: [...old.rows.filter(isKept), ...fresh.rows],
+    vhostIdleCpuPercent: fresh.vhostIdleCpuPercent ?? old.vhostIdleCpuPercent,
     failover: fresh.failover ?? old.failover,
     footprint: fresh.footprint ?? old.footprint,
   }
