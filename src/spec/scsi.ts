@@ -261,7 +261,6 @@ export const BlockLimits = struct(64, {
   unmapAlignment: u32be(32),
   writeSameMax: u53be(36),
 })
-export const UNMAP_ALIGNMENT_VALID = 0x8000_0000
 
 /** SBC-3, section 6.6.3: page B1h, 64 bytes in all. */
 export const BlockDeviceCharacteristics = struct(64, { rotationRate: u16be(4) })

@@ -33,7 +33,7 @@ export const Topic = {
   CLOSE: 'vhost.close',
   /** `SessionStats` of the session with that number. */
   STATS: 'vhost.stats',
-  /** From the reactor: `QueueBroken`. The control thread ends the session. */
+  /** From the reactor: `QueueBroken`. The front end is told; its guest may reset the device and start the queue again. */
   BROKEN: 'vhost.broken',
 } as const
 
@@ -89,6 +89,8 @@ export interface ScsiDescription {
   readonly kind: 'scsi'
   /** The controller's name: who reserves, as far as reservations are concerned. */
   readonly initiator: string
+  /** The front end: whose tasks a task management function means. Never used twice. */
+  readonly nexus: number
   readonly targets: readonly ScsiTargetDescription[]
   /** Bytes of sense in a response, and of the CDB in a request. */
   readonly senseSize: number

@@ -3,6 +3,7 @@ import type { ChannelContext } from '../bdev/bdev.ts'
 import { BlkDevice } from './blk/device.ts'
 import type { DeviceDescription } from './messages.ts'
 import type { VirtioDevice } from './request.ts'
+import { ScsiDevice } from './scsi/device.ts'
 
 type Kind = DeviceDescription['kind']
 type Open<K extends Kind> = (
@@ -12,6 +13,7 @@ type Open<K extends Kind> = (
 
 const DEVICES: { readonly [K in Kind]?: Open<K> } = {
   blk: (description, context) => new BlkDevice(description, context),
+  scsi: (description, context) => new ScsiDevice(description, context),
 }
 
 /** Opens a device and its channels. Throws `RpcError` ENODEV when a bdev is not there. */
