@@ -1,8 +1,11 @@
 /** What descriptors of both layouts have in common: addresses of the guest become segments of a request, checked. */
+import { SplitDescriptor } from '../spec/virtqueue.ts'
 import type { GuestMemory } from './guest-memory.ts'
 import type { GuestRequest } from './request.ts'
 import { RingFault } from './ring.ts'
 
+const TWO_32 = 0x1_0000_0000
+const DESCRIPTOR = SplitDescriptor.size
 /** Section 2.7.5.2: no chain has more bytes in total. */
 const CHAIN_BYTES_MAX = 2 ** 32
 
@@ -14,15 +17,20 @@ export function beginChain(request: GuestRequest): void {
   request.writableBytes = 0
 }
 
-/** Adds the memory of one descriptor to a request. Throws `RingFault` when a driver must not have it there. */
+/**
+ * Adds the memory of one descriptor to a request. Throws `RingFault` when a driver must not have it there. The address
+ * comes as its two halves of 32 bits, signed or not: as one number it would become garbage on the way here.
+ */
 export function addBuffer(
   request: GuestRequest,
   memory: GuestMemory,
-  address: number,
+  addressLow: number,
+  addressHigh: number,
   bytes: number,
   isWritable: boolean,
 ): void {
   const { segments } = request
+  const address = addressOf(addressLow, addressHigh)
   if (bytes === 0) throw new RingFault(`a descriptor of no bytes at guest address ${hex(address)}`)
   if (!memory.translate(address, bytes, segments)) throw outside('a descriptor', bytes, address)
   if (isWritable) {
@@ -37,6 +45,25 @@ export function addBuffer(
   if (request.readableBytes + request.writableBytes > CHAIN_BYTES_MAX) {
     throw new RingFault('a chain has more than 4 GiB')
   }
+}
+
+/** Where a table of descriptors lies in this process. Throws `RingFault` when there can be none of that size. */
+export function hostOfTable(
+  memory: GuestMemory,
+  addressLow: number,
+  addressHigh: number,
+  bytes: number,
+  bytesMax: number,
+): number {
+  if (bytes === 0 || bytes % DESCRIPTOR !== 0 || bytes > bytesMax) {
+    throw new RingFault(
+      `a table of descriptors has ${bytes} bytes: a multiple of ${DESCRIPTOR}, at most ${bytesMax}`,
+    )
+  }
+  const address = addressOf(addressLow, addressHigh)
+  const host = memory.hostOf(address, bytes)
+  if (host === 0) throw outside('a table of descriptors', bytes, address)
+  return host
 }
 
 /** Where a part of a ring lies in this process. Throws `RingFault` when it is not in the guest's memory, or not aligned. */
@@ -59,7 +86,9 @@ export function hostOfPart(
   return host
 }
 
-export const outside = (what: string, bytes: number, address: number): RingFault =>
+const outside = (what: string, bytes: number, address: number): RingFault =>
   new RingFault(`${what} of ${bytes} bytes at guest address ${hex(address)} is not in the guest's memory`)
+
+const addressOf = (low: number, high: number): number => (high >>> 0) * TWO_32 + (low >>> 0)
 
 const hex = (address: number): string => `0x${address.toString(16)}`

@@ -20,6 +20,16 @@ const WINDOW_STEP = WINDOW / 2
 
 const NOTHING = new DataView(new ArrayBuffer(0))
 
+// Places in `#found`: the region in which the last address was found.
+const START = 0
+const END = 1
+/** What is added to one of its guest addresses for the host address. */
+const DELTA = 2
+
+/**
+ * Addresses that change while requests are served are kept in typed arrays, and handed to what is not inlined in one:
+ * a number beyond 31 bits is an object elsewhere, and garbage.
+ */
 export class GuestMemory {
   /** What `locate` made visible last. */
   view: DataView = NOTHING
@@ -28,15 +38,16 @@ export class GuestMemory {
 
   /** In ascending order of `guestAddress`. */
   #regions: readonly MappedRegion[] = []
+  // The same regions as numbers.
+  #starts = new Float64Array()
+  #sizes = new Float64Array()
+  #hosts = new Float64Array()
   /** For each region the views of it that were needed so far. */
-  #windows: DataView[][] = []
-  // The region in which the last address was found: its guest addresses, and what to add for a host address.
-  #start = 0
-  #end = 0
-  #delta = 0
-  // The host addresses that `view` covers.
-  #viewStart = 0
-  #viewEnd = 0
+  #windows: (DataView | undefined)[][] = []
+  readonly #found = new Float64Array(3)
+  /** The host addresses that `view` covers: first, and behind the last. */
+  readonly #shown = new Float64Array(2)
+  readonly #wanted = new Float64Array(1)
 
   constructor(regions: readonly MappedRegion[]) {
     this.replace(regions)
@@ -55,13 +66,15 @@ export class GuestMemory {
         )
       }
     }
-    this.#regions = regions.toSorted((a, b) => a.guestAddress - b.guestAddress)
-    this.#windows = regions.map(() => [])
-    this.#start = 0
-    this.#end = 0
+    const sorted = regions.toSorted((a, b) => a.guestAddress - b.guestAddress)
+    this.#regions = sorted
+    this.#starts = Float64Array.from(sorted, ({ guestAddress }) => guestAddress)
+    this.#sizes = Float64Array.from(sorted, ({ sizeBytes }) => sizeBytes)
+    this.#hosts = Float64Array.from(sorted, ({ address }) => address)
+    this.#windows = sorted.map(({ sizeBytes }) => new Array(Math.ceil(sizeBytes / WINDOW_STEP)))
+    this.#found.fill(0)
     this.view = NOTHING
-    this.#viewStart = 0
-    this.#viewEnd = 0
+    this.#shown.fill(0)
   }
 
   get regions(): readonly MappedRegion[] {
@@ -73,22 +86,27 @@ export class GuestMemory {
    * part of it is outside of the guest's memory (`target` is then of no use). The length is at least 1.
    */
   translate(guestAddress: number, length: number, target: Segments): boolean {
-    if (guestAddress >= this.#start && guestAddress + length <= this.#end) {
+    const found = this.#found
+    if (guestAddress >= found[START]! && guestAddress + length <= found[END]!) {
       const { count } = target
       if (count === target.addresses.length) target.reserve(2 * count)
-      target.addresses[count] = guestAddress + this.#delta
+      target.addresses[count] = guestAddress + found[DELTA]!
       target.lengths[count] = length
       target.count = count + 1
       return true
     }
-    return this.#translatePieces(guestAddress, length, target)
+    this.#wanted[0] = guestAddress
+    return this.#translatePieces(length, target)
   }
 
   /** Where the range lies in this process if that is one piece within one region, otherwise 0. */
   hostOf(guestAddress: number, length: number): number {
-    const isInside = guestAddress >= this.#start && guestAddress + length <= this.#end
-    if (!isInside && !(this.#find(guestAddress) && guestAddress + length <= this.#end)) return 0
-    return guestAddress + this.#delta
+    const found = this.#found
+    if (guestAddress < found[START]! || guestAddress >= found[END]!) {
+      this.#wanted[0] = guestAddress
+      if (!this.#find()) return 0
+    }
+    return guestAddress + length <= found[END]! ? guestAddress + found[DELTA]! : 0
   }
 
   /** The same for an address of the front end's process. */
@@ -114,8 +132,12 @@ export class GuestMemory {
    * offset in it.
    */
   locate(hostAddress: number, size: number): number {
-    if (hostAddress < this.#viewStart || hostAddress + size > this.#viewEnd) this.#look(hostAddress)
-    return hostAddress - this.#viewStart
+    const shown = this.#shown
+    if (hostAddress < shown[0]! || hostAddress + size > shown[1]!) {
+      this.#wanted[0] = hostAddress
+      this.#show()
+    }
+    return hostAddress - shown[0]!
   }
 
   /** Marks that a range of host addresses was written to. For a guest that is migrated. */
@@ -123,50 +145,65 @@ export class GuestMemory {
     this.log?.mark(this.guestOf(hostAddress), sizeBytes)
   }
 
-  /** Moves to the region that has the address: the last one that begins at or before it. False when it is in none. */
-  #find(guestAddress: number): boolean {
-    const regions = this.#regions
+  /** Moves to the region that has the wanted guest address: the last that begins at or before it. False when none has. */
+  #find(): boolean {
+    const starts = this.#starts
+    const address = this.#wanted[0]!
     let low = 0
-    let high = regions.length
+    let high = starts.length
     while (low < high) {
       const middle = (low + high) >> 1
-      if (regions[middle]!.guestAddress <= guestAddress) low = middle + 1
+      if (starts[middle]! <= address) low = middle + 1
       else high = middle
     }
-    if (low === 0) return false
-    const region = regions[low - 1]!
-    if (guestAddress >= region.guestAddress + region.sizeBytes) return false
-    this.#start = region.guestAddress
-    this.#end = region.guestAddress + region.sizeBytes
-    this.#delta = region.address - region.guestAddress
+    const index = low - 1
+    if (index < 0 || address >= starts[index]! + this.#sizes[index]!) return false
+    this.#found[START] = starts[index]!
+    this.#found[END] = starts[index]! + this.#sizes[index]!
+    this.#found[DELTA] = this.#hosts[index]! - starts[index]!
     return true
   }
 
-  #translatePieces(guestAddress: number, length: number, target: Segments): boolean {
-    let at = guestAddress
+  #translatePieces(length: number, target: Segments): boolean {
+    const wanted = this.#wanted
+    const found = this.#found
     let left = length
     while (left > 0) {
-      if (!this.#find(at)) return false
-      const piece = Math.min(left, this.#end - at)
-      if (target.count === target.capacity) target.reserve(2 * target.count)
-      target.push(at + this.#delta, piece)
-      at += piece
+      if (!this.#find()) return false
+      const { count } = target
+      if (count === target.addresses.length) target.reserve(2 * count)
+      const piece = Math.min(left, found[END]! - wanted[0]!)
+      target.addresses[count] = wanted[0]! + found[DELTA]!
+      target.lengths[count] = piece
+      target.count = count + 1
+      wanted[0]! += piece
       left -= piece
     }
     return true
   }
 
-  #look(hostAddress: number): void {
-    const index = this.#regions.findIndex(
-      ({ address, sizeBytes }) => hostAddress >= address && hostAddress < address + sizeBytes,
-    )
-    assert(index >= 0, 'an address that is looked at was translated before')
-    const { address, sizeBytes } = this.#regions[index]!
-    const number = Math.floor((hostAddress - address) / WINDOW_STEP)
-    const start = number * WINDOW_STEP
-    const size = Math.min(WINDOW, sizeBytes - start)
-    this.view = this.#windows[index]![number] ??= new DataView(viewMemory(address + start, size))
-    this.#viewStart = address + start
-    this.#viewEnd = this.#viewStart + size
+  /** Makes `view` the window that has the wanted host address and all of what may follow it. */
+  #show(): void {
+    const hosts = this.#hosts
+    const sizes = this.#sizes
+    const address = this.#wanted[0]!
+    let index = 0
+    while (index < hosts.length && !(address >= hosts[index]! && address < hosts[index]! + sizes[index]!))
+      index++
+    assert(index < hosts.length, 'what is looked at was translated before')
+    const number = Math.floor((address - hosts[index]!) / WINDOW_STEP)
+    const windows = this.#windows[index]!
+    const window = windows[number] ?? this.#open(index, number)
+    this.view = window
+    this.#shown[0] = hosts[index]! + number * WINDOW_STEP
+    this.#shown[1] = this.#shown[0]! + window.byteLength
+  }
+
+  #open(index: number, number: number): DataView {
+    const offset = number * WINDOW_STEP
+    const size = Math.min(WINDOW, this.#sizes[index]! - offset)
+    const window = new DataView(viewMemory(this.#hosts[index]! + offset, size))
+    this.#windows[index]![number] = window
+    return window
   }
 }

@@ -267,7 +267,6 @@ export class PackedRing implements Ring {
     const length = hasTable ? this.#copyTable() : count
     for (let i = 0; i < length; i++) {
       const at = i * WORDS
-      const address = (source[at + 1]! >>> 0) * TWO_32 + (source[at]! >>> 0)
       const flags = source[at + 3]! >>> 16
       if ((flags & INDIRECT) !== 0) {
         // In a table other flags are to be ignored, but what was meant as a table must not be taken for data.
@@ -277,7 +276,8 @@ export class PackedRing implements Ring {
             : `a descriptor with a table is one of ${count} in a chain`,
         )
       }
-      addBuffer(request, this.#memory, address, source[at + 2]! >>> 0, (flags & WRITE) !== 0)
+      const bytes = source[at + 2]! >>> 0
+      addBuffer(request, this.#memory, source[at]!, source[at + 1]!, bytes, (flags & WRITE) !== 0)
     }
     return request
   }
@@ -290,10 +290,9 @@ export class PackedRing implements Ring {
     if (!this.#hasIndirect) throw new RingFault('a descriptor has a table, which was not negotiated')
     const chain = this.#chain
     const table = this.#table
-    const address = (chain[1]! >>> 0) * TWO_32 + (chain[0]! >>> 0)
     const bytes = chain[2]! >>> 0
     const memory = this.#memory
-    const start = memory.locate(hostOfTable(memory, low, high, bytes, bytesMax), bytes)
+    const start = memory.locate(hostOfTable(memory, chain[0]!, chain[1]!, bytes, table.byteLength), bytes)
     const { view } = memory
     const count = bytes / 4
     for (let i = 0; i < count; i++) table[i] = view.getInt32(start + 4 * i, true)

@@ -22,16 +22,16 @@ import {
   usedBytes,
 } from '../spec/virtqueue.ts'
 import { viewMemory } from '../sys/libc.ts'
-import { addBuffer, beginChain, hostOfPart, outside } from './chain.ts'
+import { addBuffer, beginChain, hostOfPart, hostOfTable } from './chain.ts'
 import type { GuestMemory } from './guest-memory.ts'
 import { SplitInflight } from './inflight-split.ts'
 import type { StartQueue } from './messages.ts'
 import type { GuestRequest } from './request.ts'
 import { type RequestOf, type Ring, RingFault } from './ring.ts'
 
-const TWO_32 = 0x1_0000_0000
 const { NEXT, WRITE, INDIRECT } = DescriptorFlag
 const DESCRIPTOR = SplitDescriptor.size
+const WORDS = DESCRIPTOR / 4
 /** `next` has 16 bits, so what is beyond can be reached from nowhere. */
 const TABLE_BYTES_MAX = 65536 * DESCRIPTOR
 /** Drivers may make chains as long as the queue; those of small queues that use tables make longer ones. */
@@ -49,10 +49,12 @@ export class SplitRing implements Ring {
   readonly #chainLengthMax: number
   readonly #hasEventIndex: boolean
   readonly #hasIndirect: boolean
-  readonly #descriptors: Uint32Array
+  readonly #descriptors: Int32Array
   readonly #driver: Uint16Array
   readonly #device: Uint16Array
   readonly #usedEntries: Int32Array
+  /** The chain that is being looked at. */
+  readonly #chain: Int32Array
   readonly #inflight: SplitInflight | null
   /** Taken by an earlier process: the next one at the end. */
   readonly #recovered: number[]
@@ -74,12 +76,13 @@ export class SplitRing implements Ring {
     this.#size = size
     this.#mask = size - 1
     this.#chainLengthMax = Math.max(size, CHAIN_LENGTH_MIN_MAX)
+    this.#chain = new Int32Array(this.#chainLengthMax * WORDS)
     this.#hasEventIndex = start.hasEventIndex
     this.#hasIndirect = start.hasIndirect
     const eventBytes = start.hasEventIndex ? 0 : 2
     const view = (name: string, address: number, sizeBytes: number, alignment: number): ArrayBuffer =>
       viewMemory(hostOfPart(memory, name, address, sizeBytes, alignment), sizeBytes)
-    this.#descriptors = new Uint32Array(
+    this.#descriptors = new Int32Array(
       view('descriptor table', start.descriptors, descriptorBytes(size), SplitAlignment.DESCRIPTORS),
     )
     this.#driver = new Uint16Array(
@@ -177,51 +180,64 @@ export class SplitRing implements Ring {
   }
 
   #readChain(request: GuestRequest, head: number): void {
+    const chain = this.#chain
+    const count = this.#copyChain(head)
+    for (let i = 0; i < count; i++) {
+      const at = i * WORDS
+      const bytes = chain[at + 2]! >>> 0
+      addBuffer(request, this.#memory, chain[at]!, chain[at + 1]!, bytes, (chain[at + 3]! & WRITE) !== 0)
+    }
+  }
+
+  /** Copies a chain, with the table at its end, to `#chain`. Returns how many descriptors with data it has. */
+  #copyChain(head: number): number {
     const descriptors = this.#descriptors
+    const chain = this.#chain
     let index = head
-    for (let length = 1; ; length++) {
-      const at = index * (DESCRIPTOR / 4)
-      const address = descriptors[at + 1]! * TWO_32 + descriptors[at]!
-      const bytes = descriptors[at + 2]!
-      const flagsAndNext = descriptors[at + 3]!
+    for (let count = 0; ; ) {
+      const from = index * WORDS
+      const to = count * WORDS
+      const flagsAndNext = descriptors[from + 3]!
+      chain[to] = descriptors[from]!
+      chain[to + 1] = descriptors[from + 1]!
+      chain[to + 2] = descriptors[from + 2]!
+      chain[to + 3] = flagsAndNext
       if ((flagsAndNext & INDIRECT) !== 0) {
-        if ((flagsAndNext & NEXT) !== 0)
-          throw new RingFault(`descriptor ${index} has a table and a successor`)
-        this.#readTable(request, address, bytes, length)
-        return
+        if ((flagsAndNext & NEXT) === 0) return this.#copyTable(count)
+        throw new RingFault(`descriptor ${index} has a table and a successor`)
       }
-      addBuffer(request, this.#memory, address, bytes, (flagsAndNext & WRITE) !== 0)
-      if ((flagsAndNext & NEXT) === 0) return
-      index = this.#successor(flagsAndNext >>> 16, this.#size, length)
+      count++
+      if ((flagsAndNext & NEXT) === 0) return count
+      index = this.#successor(flagsAndNext >>> 16, this.#size, count)
     }
   }
 
-  #readTable(request: GuestRequest, address: number, bytes: number, lengthBefore: number): void {
-    const at = this.#checkTable(address, bytes)
-    const { view } = this.#memory
-    const size = bytes / DESCRIPTOR
-    let index = 0
-    for (let length = lengthBefore; ; length++) {
-      const entry = at + index * DESCRIPTOR
-      const entryAddress = view.getUint32(entry + 4, true) * TWO_32 + view.getUint32(entry, true)
-      const entryBytes = view.getUint32(entry + 8, true)
-      const flagsAndNext = view.getUint32(entry + 12, true)
-      if ((flagsAndNext & INDIRECT) !== 0) throw new RingFault('a table of descriptors holds another one')
-      addBuffer(request, this.#memory, entryAddress, entryBytes, (flagsAndNext & WRITE) !== 0)
-      if ((flagsAndNext & NEXT) === 0) return
-      index = this.#successor(flagsAndNext >>> 16, size, length)
-    }
-  }
-
-  /** Where the table begins in the memory's view. */
-  #checkTable(address: number, bytes: number): number {
+  /** Puts the table that descriptor `countBefore` of `#chain` points to in its place. Returns how many there are then. */
+  #copyTable(countBefore: number): number {
     if (!this.#hasIndirect) throw new RingFault('a descriptor has a table, which was not negotiated')
-    if (bytes === 0 || bytes % DESCRIPTOR !== 0 || bytes > TABLE_BYTES_MAX) {
-      throw new RingFault(`a table of descriptors has ${bytes} bytes: a multiple of 16, at most 1 MiB`)
+    const chain = this.#chain
+    const memory = this.#memory
+    const last = countBefore * WORDS
+    const bytes = chain[last + 2]! >>> 0
+    const start = memory.locate(
+      hostOfTable(memory, chain[last]!, chain[last + 1]!, bytes, TABLE_BYTES_MAX),
+      bytes,
+    )
+    const { view } = memory
+    let index = 0
+    for (let count = countBefore; ; ) {
+      const from = start + index * DESCRIPTOR
+      const to = count * WORDS
+      const flagsAndNext = view.getInt32(from + 12, true)
+      chain[to] = view.getInt32(from, true)
+      chain[to + 1] = view.getInt32(from + 4, true)
+      chain[to + 2] = view.getInt32(from + 8, true)
+      chain[to + 3] = flagsAndNext
+      if ((flagsAndNext & INDIRECT) !== 0) throw new RingFault('a table of descriptors holds another one')
+      count++
+      if ((flagsAndNext & NEXT) === 0) return count
+      index = this.#successor(flagsAndNext >>> 16, bytes / DESCRIPTOR, count)
     }
-    const host = this.#memory.hostOf(address, bytes)
-    if (host === 0) throw outside('a table of descriptors', bytes, address)
-    return this.#memory.locate(host, bytes)
   }
 
   #successor(index: number, size: number, length: number): number {
