@@ -105,7 +105,7 @@ export class ReactorSession implements QueueSession {
   }
 
   broken(index: number, why: string): void {
-    log.error(`${this.#controller}: queue ${index} is broken, and its front end is let go: ${why}`)
+    log.error(`${this.#controller}: queue ${index} is broken, and stopped until its guest resets it: ${why}`)
     const broken: QueueBroken = { session: this.#number, index, why }
     this.reactor.control.post(Topic.BROKEN, broken)
   }

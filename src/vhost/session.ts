@@ -156,10 +156,8 @@ export class Session implements ControllerSession, RingContext {
     return this.#reactors.stats()
   }
 
-  /** A reactor has given a queue up. The guest may reset its device and go on, so the session lasts. */
-  queueBroken({ index, why }: QueueBroken): void {
-    const { controllerName } = this.#parts
-    log.warning(`${controllerName}: the guest broke queue ${index}, which is stopped until it resets: ${why}`)
+  /** A reactor has given a queue up, and said so. The guest may reset its device and go on, so the session lasts. */
+  queueBroken({ index }: QueueBroken): void {
     this.#rings.signalError(index)
   }
 
