@@ -140,6 +140,17 @@ export class GuestMemory {
     return hostAddress - shown[0]!
   }
 
+  /** The same for what lies `offset` bytes into a segment of a request. */
+  locateIn(segments: Segments, index: number, offset: number, size: number): number {
+    const address = segments.addresses[index]! + offset
+    const shown = this.#shown
+    if (address < shown[0]! || address + size > shown[1]!) {
+      this.#wanted[0] = address
+      this.#show()
+    }
+    return address - shown[0]!
+  }
+
   /** Marks that a range of host addresses was written to. For a guest that is migrated. */
   mark(hostAddress: number, sizeBytes: number): void {
     this.log?.mark(this.guestOf(hostAddress), sizeBytes)

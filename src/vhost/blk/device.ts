@@ -74,7 +74,7 @@ export class BlkDevice implements VirtioDevice {
     let at = 0
     let header: DataView = this.#gathered
     if (segments.lengths[0]! >= BlkHeader.size) {
-      at = memory.locate(segments.addresses[0]!, BlkHeader.size)
+      at = memory.locateIn(segments, 0, 0, BlkHeader.size)
       header = memory.view
     } else {
       this.#gather(request, 0)
@@ -292,9 +292,10 @@ export class BlkDevice implements VirtioDevice {
 
   /** The status is the last byte that the device writes. */
   #end(request: GuestRequest, status: number, writtenBytes: number): void {
-    const { addresses, lengths, count } = request.segments
+    const { segments } = request
+    const { lengths, count } = segments
     const { memory } = request.queue
-    const at = memory.locate(addresses[count - 1]! + lengths[count - 1]! - 1, 1)
+    const at = memory.locateIn(segments, count - 1, lengths[count - 1]! - 1, 1)
     memory.view.setUint8(at, status)
     request.complete(writtenBytes)
   }
