@@ -22,8 +22,11 @@ import { openRing } from './open-ring.ts'
 import { GuestRequest, type RequestQueue, type VirtioDevice } from './request.ts'
 import { type Ring, RingFault } from './ring.ts'
 
-/** Requests of one queue in one round: others have their turn, too. */
-const BATCH_MAX = 256
+/**
+ * Requests of one queue in one round. So few that the guest has the first ones back, and sends more, while the others are
+ * being done; otherwise the two sides work in turn and wait for each other.
+ */
+const BATCH_MAX = 16
 /** How much longer the gap between requests looks when the guest has to notify and the thread to wake up. */
 const WAKE_UP_US = 50
 
