@@ -13,8 +13,8 @@ export const DEFAULT_TUNING: Tuning = { quietUs: 50, delayBaseUs: 0, iopsThresho
 /** What holds for every controller, from the next front end on. */
 export interface VhostOptions {
   /**
-   * Guest memory must be sealed against shrinking: a front end that truncates memory which is in use would otherwise end
-   * this process by a signal (SIGBUS).
+   * Memory that is not sealed against shrinking is refused, and not only noted in the log: a front end that truncates what
+   * is in use ends this process by a signal (SIGBUS).
    */
   readonly requireSealedMemory: boolean
 }

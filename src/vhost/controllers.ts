@@ -64,7 +64,8 @@ export interface VhostControllersParts {
   readonly listen: Listen
 }
 
-const DEFAULT_OPTIONS: VhostOptions = { requireSealedMemory: true }
+/** Memory of huge pages in a file, as SPDK's users have it, cannot be sealed. */
+const DEFAULT_OPTIONS: VhostOptions = { requireSealedMemory: false }
 
 interface Entry {
   readonly controller: VhostController

@@ -54,7 +54,7 @@ describe('a controller', () => {
       reactorIndexes: [0],
       tuning: { quietUs: 50, delayBaseUs: 0, iopsThreshold: 60000 },
       offerPacked: true,
-      options: { requireSealedMemory: true },
+      options: { requireSealedMemory: false },
     })
     expect(first.options.model.deviceId).toBe(2)
     expect(second.options.model).toBe(first.options.model)
@@ -131,9 +131,9 @@ describe('a controller', () => {
   it('hands on what memory it wants from the next front end on', async () => {
     await blk()
     const before = service.connect('disk0')
-    await service.call('vhost_set_options', { require_sealed_memory: false })
-    expect(before.options.options).toEqual({ requireSealedMemory: true })
-    expect(service.connect('disk0').options.options).toEqual({ requireSealedMemory: false })
+    await service.call('vhost_set_options', { require_sealed_memory: true })
+    expect(before.options.options).toEqual({ requireSealedMemory: false })
+    expect(service.connect('disk0').options.options).toEqual({ requireSealedMemory: true })
   })
 })
 
@@ -273,7 +273,7 @@ describe('what is saved', () => {
     await scsi({ delay: true })
     await addTarget()
     await scsi({ ctrlr: 'bus1' })
-    await service.call('vhost_set_options', { require_sealed_memory: false })
+    await service.call('vhost_set_options', { require_sealed_memory: true })
     await service.call('vhost_controller_set_coalescing', {
       ctrlr: 'disk0',
       delay_base_us: 9,
@@ -288,7 +288,7 @@ describe('what is saved', () => {
     expect(service.config()).toEqual(saved)
     expect(await service.call('vhost_get_controllers')).toEqual(shown)
     expect(saved).toEqual([
-      { method: 'vhost_set_options', params: { require_sealed_memory: false } },
+      { method: 'vhost_set_options', params: { require_sealed_memory: true } },
       {
         method: 'vhost_create_blk_controller',
         params: {

@@ -46,7 +46,7 @@ const setOptions = method({
       .boolean()
       .optional()
       .describe(
-        'Refuse guest memory that could be truncated under the daemon, which would end it; at first true',
+        'Refuse guest memory that could be truncated, which would end the daemon; at first false: one line in the log',
       ),
   }),
   result: done,
