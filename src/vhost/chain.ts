@@ -47,8 +47,11 @@ export function addBuffer(
   }
 }
 
-/** Where a table of descriptors lies in this process. Throws `RingFault` when there can be none of that size. */
-export function hostOfTable(
+/**
+ * Makes `memory.view` cover a table of descriptors, and returns its offset in it. Throws `RingFault` when there can be none
+ * of that size, or not there.
+ */
+export function locateTable(
   memory: GuestMemory,
   addressLow: number,
   addressHigh: number,
@@ -63,7 +66,7 @@ export function hostOfTable(
   const address = addressOf(addressLow, addressHigh)
   const host = memory.hostOf(address, bytes)
   if (host === 0) throw outside('a table of descriptors', bytes, address)
-  return host
+  return memory.locate(host, bytes)
 }
 
 /** Where a part of a ring lies in this process. Throws `RingFault` when it is not in the guest's memory, or not aligned. */

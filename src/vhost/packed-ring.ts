@@ -25,7 +25,7 @@ import {
   WRAP_COUNTER_BIT,
 } from '../spec/virtqueue.ts'
 import { viewMemory } from '../sys/libc.ts'
-import { addBuffer, beginChain, hostOfPart, hostOfTable } from './chain.ts'
+import { addBuffer, beginChain, hostOfPart, locateTable } from './chain.ts'
 import type { GuestMemory } from './guest-memory.ts'
 import { isAvailable, PackedInflight } from './inflight-packed.ts'
 import type { StartQueue } from './messages.ts'
@@ -292,7 +292,7 @@ export class PackedRing implements Ring {
     const table = this.#table
     const bytes = chain[2]! >>> 0
     const memory = this.#memory
-    const start = memory.locate(hostOfTable(memory, chain[0]!, chain[1]!, bytes, table.byteLength), bytes)
+    const start = locateTable(memory, chain[0]!, chain[1]!, bytes, table.byteLength)
     const { view } = memory
     const count = bytes / 4
     for (let i = 0; i < count; i++) table[i] = view.getInt32(start + 4 * i, true)

@@ -22,7 +22,7 @@ import {
   usedBytes,
 } from '../spec/virtqueue.ts'
 import { viewMemory } from '../sys/libc.ts'
-import { addBuffer, beginChain, hostOfPart, hostOfTable } from './chain.ts'
+import { addBuffer, beginChain, hostOfPart, locateTable } from './chain.ts'
 import type { GuestMemory } from './guest-memory.ts'
 import { SplitInflight } from './inflight-split.ts'
 import type { StartQueue } from './messages.ts'
@@ -219,10 +219,7 @@ export class SplitRing implements Ring {
     const memory = this.#memory
     const last = countBefore * WORDS
     const bytes = chain[last + 2]! >>> 0
-    const start = memory.locate(
-      hostOfTable(memory, chain[last]!, chain[last + 1]!, bytes, TABLE_BYTES_MAX),
-      bytes,
-    )
+    const start = locateTable(memory, chain[last]!, chain[last + 1]!, bytes, TABLE_BYTES_MAX)
     const { view } = memory
     let index = 0
     for (let count = countBefore; ; ) {
