@@ -8,6 +8,8 @@ const TWO_32 = 0x1_0000_0000
 const DESCRIPTOR = SplitDescriptor.size
 /** Section 2.7.5.2: no chain has more bytes in total. */
 const CHAIN_BYTES_MAX = 2 ** 32
+/** Far more than any driver makes; a front end could give a guest hundreds of tiny regions for each descriptor to cross. */
+const CHAIN_PIECES_MAX = 4096
 
 /** Makes a pooled request empty. */
 export function beginChain(request: GuestRequest): void {
@@ -45,6 +47,9 @@ export function addBuffer(
   if (request.readableBytes + request.writableBytes > CHAIN_BYTES_MAX) {
     throw new RingFault('a chain has more than 4 GiB')
   }
+  if (segments.count > CHAIN_PIECES_MAX) {
+    throw new RingFault(`a chain lies in more than ${CHAIN_PIECES_MAX} pieces`)
+  }
 }
 
 /**
@@ -63,10 +68,9 @@ export function locateTable(
       `a table of descriptors has ${bytes} bytes: a multiple of ${DESCRIPTOR}, at most ${bytesMax}`,
     )
   }
-  const address = addressOf(addressLow, addressHigh)
-  const host = memory.hostOf(address, bytes)
-  if (host === 0) throw outside('a table of descriptors', bytes, address)
-  return memory.locate(host, bytes)
+  const offset = memory.locateGuest(addressLow, addressHigh, bytes)
+  if (offset < 0) throw outside('a table of descriptors', bytes, addressOf(addressLow, addressHigh))
+  return offset
 }
 
 /** Where a part of a ring lies in this process. Throws `RingFault` when it is not in the guest's memory, or not aligned. */

@@ -18,6 +18,7 @@ const WINDOW = 2 ** 30
 /** Windows overlap by half, so that whatever is not longer than that lies within one. */
 const WINDOW_STEP = WINDOW / 2
 
+const TWO_32 = 0x1_0000_0000
 const NOTHING = new DataView(new ArrayBuffer(0))
 
 // Places in `#found`: the region in which the last address was found.
@@ -99,17 +100,23 @@ export class GuestMemory {
     return this.#translatePieces(length, target)
   }
 
-  /** Where the range lies in this process if that is one piece within one region, otherwise 0. */
-  hostOf(guestAddress: number, length: number): number {
+  /**
+   * Makes `view` cover a range of guest addresses that lies in one piece within one region, and returns its offset in it;
+   * otherwise -1. The address comes as its two halves of 32 bits, signed or not. At most 512 MiB.
+   */
+  locateGuest(addressLow: number, addressHigh: number, size: number): number {
     const found = this.#found
-    if (guestAddress < found[START]! || guestAddress >= found[END]!) {
-      this.#wanted[0] = guestAddress
-      if (!this.#find()) return 0
-    }
-    return guestAddress + length <= found[END]! ? guestAddress + found[DELTA]! : 0
+    const wanted = this.#wanted
+    wanted[0] = (addressHigh >>> 0) * TWO_32 + (addressLow >>> 0)
+    if ((wanted[0]! < found[START]! || wanted[0]! >= found[END]!) && !this.#find()) return -1
+    if (wanted[0]! + size > found[END]!) return -1
+    wanted[0] = wanted[0]! + found[DELTA]!
+    const shown = this.#shown
+    if (wanted[0]! < shown[0]! || wanted[0]! + size > shown[1]!) this.#show()
+    return wanted[0]! - shown[0]!
   }
 
-  /** The same for an address of the front end's process. */
+  /** Where a range of addresses of the front end's process lies in this one, if that is one piece; otherwise 0. */
   hostOfUser(userAddress: number, length: number): number {
     for (const region of this.#regions) {
       const offset = userAddress - region.userAddress

@@ -22,6 +22,10 @@ function translated(memory: GuestMemory, address: number, length: number): [numb
   return Array.from({ length: target.count }, (_, i) => [target.addresses[i]!, target.lengths[i]!])
 }
 
+/** `locateGuest` of an address in one piece. */
+const located = (memory: GuestMemory, address: number, length: number): number =>
+  memory.locateGuest(address % 2 ** 32, Math.floor(address / 2 ** 32), length)
+
 describe('translation', () => {
   it('finds the region of an address, whichever was found before', () => {
     const memory = twoRegions()
@@ -44,11 +48,11 @@ describe('translation', () => {
   ])('refuses %d and %d bytes on, outside or partly so', (address, length) => {
     const memory = twoRegions()
     expect(translated(memory, address, length)).toBeNull()
-    expect(memory.hostOf(address, length)).toBe(0)
+    expect(located(memory, address, length)).toBe(-1)
     expect(memory.hostOfUser(userOf(address), length)).toBe(0)
   })
 
-  it('cuts a range at the border of two regions, and has no single address for it', () => {
+  it('cuts a range at the border of two regions, and has no single place for it', () => {
     ram = new GuestRam(MIB, 2)
     const [low, high] = ram.regions
     const memory = new GuestMemory([low!, { ...high!, guestAddress: MIB }])
@@ -56,7 +60,7 @@ describe('translation', () => {
       [low!.address + MIB - 100, 100],
       [high!.address, 200],
     ])
-    expect(memory.hostOf(MIB - 100, 300)).toBe(0)
+    expect(located(memory, MIB - 100, 300)).toBe(-1)
   })
 
   it('takes addresses of the front end, and gives those of the guest', () => {
@@ -91,6 +95,10 @@ describe('views', () => {
       bytesAt(address + offset, 4).set([1, 2, 3, 4])
       const at = memory.locate(address + offset, 4)
       expect(memory.view.getUint32(at, true)).toBe(0x0403_0201)
+      // By guest address, with another window in view.
+      memory.locate(address + (offset < 2 ** 30 ? size - 4 : 0), 4)
+      const place = located(memory, offset, 4)
+      expect(memory.view.getUint32(place, true)).toBe(0x0403_0201)
     }
     unmap(address, size)
   })
