@@ -11,7 +11,7 @@ type Open<K extends Kind> = (
   context: ChannelContext,
 ) => VirtioDevice
 
-const DEVICES: { readonly [K in Kind]?: Open<K> } = {
+const DEVICES: { readonly [K in Kind]: Open<K> } = {
   blk: (description, context) => new BlkDevice(description, context),
   scsi: (description, context) => new ScsiDevice(description, context),
 }

@@ -181,6 +181,20 @@ describe('a ring that breaks the specification', () => {
     expect(() => ring.take()).toThrow('more than 4 GiB')
   })
 
+  it('is refused: a chain in thousands of pieces', () => {
+    // 256 regions of a page each, one behind the other, all at the same place.
+    const [region] = ram.regions
+    const tiny = Array.from({ length: 256 }, (_, i) => ({
+      ...region!,
+      guestAddress: 2 ** 33 + 4096 * i,
+      sizeBytes: 4096,
+    }))
+    memory.replace([...ram.regions, ...tiny])
+    const ring = open()
+    driver.offer(driver.indirect(Array(17).fill([2 ** 33, 1 << 20]), []))
+    expect(() => ring.take()).toThrow('more than 4096 pieces')
+  })
+
   it.each<[Partial<StartQueue>, RegExp]>([
     [{ size: 0 }, /has 0 entries/],
     [{ size: 12 }, /has 12 entries/],
