@@ -69,8 +69,6 @@ export const ScsiRequestHeader = struct(19, {
   crn: u8(18),
 })
 
-export const TaskAttribute = { SIMPLE: 0, ORDERED: 1, HEAD: 2, ACA: 3 } as const
-
 /** What the device writes first; `senseSize` bytes of sense follow, then the data in. */
 export const ScsiResponseHeader = struct(12, {
   /** Bytes of sense that are valid. */
