@@ -143,7 +143,8 @@ export class Queue implements RequestQueue, Flushable {
       // Notifications that went to the former descriptor may have been missed.
       if (this.#mode === Mode.NOTIFIED) this.#poll()
     }
-    if (call !== undefined) this.#call()
+    // What a broken ring was in may be mapped no more.
+    if (call !== undefined && !this.#isBroken) this.#call()
     this.#reconsider()
   }
 

@@ -366,6 +366,9 @@ describe('stopping', () => {
     queue.resume()
     expect(session.faults).toHaveLength(1)
     expect(reactors.reactors[0]!.polled).toBe(0)
+    // Nobody looks at the ring any more, not even to see whether its driver wants to be interrupted.
+    queue.update({ session: 1, index: 0, call: 0 })
+    expect(queue.stats.calls).toBe(0)
   })
 
   it('does not answer what was aborted because the front end is gone', async () => {
