@@ -1,4 +1,5 @@
 /** What the configuration space of a virtio block device says (virtio specification 1.2, section 5.2.4). */
+import type { Field } from '../core/struct.ts'
 import { BlkConfig, BlkFeature, SECTOR_SIZE } from '../spec/virtio-blk.ts'
 import { BufferPool } from '../sys/memory.ts'
 import { DATA_SEGMENTS_MAX } from './memory-layout.ts'
@@ -9,12 +10,11 @@ export function readBlkConfig(controller: number, features: bigint, config: Data
   const blockSize = has(BlkFeature.BLK_SIZE) ? BlkConfig.blkSize.get(config, 0) : SECTOR_SIZE
   const sectorsPerBlock = blockSize / SECTOR_SIZE
   const blocks = (sectors: number): number => Math.floor(sectors / sectorsPerBlock)
-  const segmentBytes = has(BlkFeature.SIZE_MAX)
-    ? Math.min(BlkConfig.sizeMax.get(config, 0), BufferPool.MAX_SIZE)
-    : BufferPool.MAX_SIZE
-  const segments = has(BlkFeature.SEG_MAX)
-    ? Math.min(BlkConfig.segMax.get(config, 0), DATA_SEGMENTS_MAX)
-    : DATA_SEGMENTS_MAX
+  /** QEMU's storage daemon has the feature and leaves the limit 0, meaning none. */
+  const limited = (feature: bigint, limit: Field, most: number): number =>
+    Math.min((has(feature) && limit.get(config, 0)) || most, most)
+  const segmentBytes = limited(BlkFeature.SIZE_MAX, BlkConfig.sizeMax, BufferPool.MAX_SIZE)
+  const segments = limited(BlkFeature.SEG_MAX, BlkConfig.segMax, DATA_SEGMENTS_MAX)
   const transferBytes = Math.min(segmentBytes * segments, BufferPool.MAX_SIZE)
   // A device that can switch says what it does at the moment.
   const isWriteBack = !has(BlkFeature.CONFIG_WCE) || BlkConfig.writeback.get(config, 0) !== 0

@@ -158,8 +158,9 @@ export class VirtioController {
       const connection = this.#connection
       if (connection !== undefined) {
         const reason = await connection.ended
-        if (this.#isClosing) return
-        log.warning(`${name}: the connection to ${path} is lost: ${reason}. I/O waits until it is back`)
+        if (!this.#isClosing) {
+          log.warning(`${name}: the connection to ${path} is lost: ${reason}. I/O waits until it is back`)
+        }
         await this.#disconnect(reason)
       }
       if (!(await this.#reconnect())) return
