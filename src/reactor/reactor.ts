@@ -57,6 +57,11 @@ export class Reactor {
   awaited = 0
   /** How many things tell of news in memory alone (virtqueues without notifications): while there are any, it never sleeps. */
   polled = 0
+  /**
+   * How many operations may be with the ring's worker threads: the kernel lets those run on the reactor's processor alone,
+   * so while there are any, a round that finds nothing leaves it to them.
+   */
+  offloaded = 0
   /** The clock's microseconds at the start of this round: good enough for statistics, and free. */
   nowUs = 0
   /** When a round last found something to do. */

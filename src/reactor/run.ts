@@ -13,7 +13,7 @@ import { assert } from '../core/assert.ts'
 import { errnoName, SysError } from '../core/errors.ts'
 import { applyLogSettings, logger } from '../core/log.ts'
 import { CqeFlag } from '../spec/io-uring.ts'
-import { setAffinity } from '../sys/libc.ts'
+import { schedYield, setAffinity } from '../sys/libc.ts'
 import { MachineClock } from '../sys/machine-clock.ts'
 import { Arena, BufferPool, viewAt } from '../sys/memory.ts'
 import { Uring } from '../sys/uring.ts'
@@ -101,6 +101,7 @@ function spin(reactor: Reactor, ring: Uring, spinUs: number): void {
     for (let round = 0; round < ROUNDS_PER_TURN; round++) {
       const found = reactor.poll()
       events += found
+      if (found === 0 && reactor.offloaded > 0) schedYield()
       if (found === 0 && reactor.nowUs - reactor.lastEventUs > spinUs) break
       if (reactor.nowUs - turnUs > TURN_US_MAX) break
     }

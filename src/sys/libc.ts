@@ -132,6 +132,9 @@ export const clockGettime: (clock: number, address: number) => number = libc.fun
   'int clock_gettime(int, uintptr_t)',
 )
 
+/** Lets the other threads that wait for this processor run first. */
+export const schedYield: () => number = libc.func('int sched_yield()')
+
 /** Binds the calling thread to the processors in the bit mask at `mask`, `size` bytes long. */
 export const setAffinity = (size: number, mask: number): number => failing(raw.affinity(0, size, mask))
 

@@ -204,6 +204,23 @@ describe('a file', () => {
     }
   })
 
+  it('tells the reactor what its ring may have handed to a worker thread, for as long as it is outstanding', async () => {
+    await create()
+    const reactor = reactors.reactors[0]!
+    const channel = local.open('f0')
+    const counts: number[] = []
+    for (const type of [IoType.READ, IoType.WRITE, IoType.UNMAP, IoType.FLUSH]) {
+      const before = reactor.offloaded
+      const pending = new PendingIo(channel, { type, blockCount: type === IoType.FLUSH ? 0 : 1 })
+      counts.push(reactor.offloaded - before)
+      await reactors.until(() => pending.isDone)
+      expect(pending.status).toBe(Status.SUCCESS)
+      expect(reactor.offloaded).toBe(before)
+      pending.free()
+    }
+    expect(counts).toEqual([0, 1, 1, 1])
+  })
+
   it('takes over a new size when it is rescanned', async () => {
     await create()
     truncateSync(path, 2 << 20)

@@ -163,6 +163,7 @@ class Transfer implements RingHandler {
   #bounce = 0
   #bounceSize = 0
   #isUnaligned = false
+  #isOffloaded = false
   /** Of the FALLOCATE that is outstanding. */
   #mode = PUNCH_HOLE
   #isSyncing = false
@@ -182,6 +183,8 @@ class Transfer implements RingHandler {
     this.#done = 0
     this.#isSyncing = false
     this.#isCanceled = false
+    this.#isOffloaded = isForWorkers(io, file)
+    if (this.#isOffloaded) this.#channel.reactor.offloaded++
     this.#isUnaligned = file.alignment > 1 && io.type <= IoType.WRITE && !isAligned(io, file.alignment)
     this.go()
   }
@@ -338,6 +341,7 @@ class Transfer implements RingHandler {
       this.#bounce = 0
     }
     this.io = null
+    if (this.#isOffloaded) this.#channel.reactor.offloaded--
     this.#channel.recycle(this)
     io.complete(status)
   }
@@ -377,6 +381,11 @@ class Transfer implements RingHandler {
     assert(count > 0, 'there is something left to transfer')
     return count
   }
+}
+
+/** Whether the ring hands it to a worker thread, or may: reads, and direct writes, it only starts and hears of their end. */
+function isForWorkers({ type }: BdevIo, { isMemory, alignment }: OpenFile): boolean {
+  return !isMemory && type !== IoType.READ && (type !== IoType.WRITE || alignment === 1)
 }
 
 function isAligned(io: BdevIo, alignment: number): boolean {
