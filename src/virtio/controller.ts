@@ -248,6 +248,7 @@ export class VirtioController {
     }
     this.#mayResume = false
     this.#ring = ring
+    if (resumes) log.info(`${this.options.name}: the back end goes on with what was in flight`)
     const message: PrepareQueue = { controller: this.id, features: ring, resumes }
     const answers = await this.#broadcast<PrepareAnswer>(Topic.PREPARE, message)
     const bases = answers.map(({ base }) => base)
