@@ -21,7 +21,7 @@ export class SealPolicy {
     const why = `${what} is in a file that can be truncated, which would end this process`
     if (this.#isRequired) {
       fault(
-        `${why}: give QEMU -object memory-backend-memfd,share=on, which is sealed, or allow it with vhost_set_options`,
+        `is refused: ${why}: give QEMU -object memory-backend-memfd,share=on, which is sealed, or allow it with vhost_set_options`,
         0,
       )
     }

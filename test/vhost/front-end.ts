@@ -1,10 +1,15 @@
 /**
  * A front end at the wire, for tests of the vhost-user protocol: it sends what it is told to, right or wrong, and reads
- * what comes back. The rest of the back end is real, but for the reactors' part, which a `RecordingReactor` plays.
+ * what comes back. The back end is real, but for the reactors' part, which a `RecordingReactor` plays unless a test wants
+ * that to be real as well.
  */
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { drivers } from '../../src/bdev/drivers/index.ts'
+import { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
+import { BdevRegistry } from '../../src/bdev/registry.ts'
+import { ProtocolError } from '../../src/core/errors.ts'
 import { logSettings } from '../../src/core/log.ts'
 import { Acceptor, ReactorAcceptor } from '../../src/reactor/acceptor.ts'
 import { MessageSockets, ReactorMessageSockets } from '../../src/reactor/message-sockets.ts'
@@ -16,6 +21,7 @@ import type { ControllerSession, SessionOptions } from '../../src/vhost/controll
 import { FrontEnds } from '../../src/vhost/front-ends.ts'
 import { type SessionStats, Topic } from '../../src/vhost/messages.ts'
 import type { DeviceModel, ModelState } from '../../src/vhost/model.ts'
+import { ReactorVhost } from '../../src/vhost/reactor-vhost.ts'
 import { LocalReactorGroup } from '../support/reactor.ts'
 
 const NEED_REPLY = 8
@@ -126,6 +132,15 @@ export class FrontEnd {
     return descriptor
   }
 
+  /** Throws away what has come back, without waiting. Returns false once the back end has hung up. */
+  drain(): boolean {
+    const descriptors: number[] = []
+    let result = 1
+    while (result > 0) result = receiveMessage(this.#socket, new Uint8Array(65536), descriptors, 253)
+    closeAll(descriptors)
+    return result === -11
+  }
+
   hangUp(): void {
     closeAll(this.#own)
     if (this.#socket >= 0) closeAll([this.#socket])
@@ -191,7 +206,7 @@ export class TestModel implements DeviceModel {
   }
 
   writeConfig(offset: number, bytes: Uint8Array, state: ModelState): boolean {
-    if (offset !== 32) throw new Error(`byte ${offset} cannot be written`)
+    if (offset !== 32) throw new ProtocolError(`byte ${offset} cannot be written`, offset)
     state.writeback = bytes[0] === 1
     return true
   }
@@ -211,18 +226,29 @@ export class VhostLab {
   readonly #directory = mkdtempSync(join(tmpdir(), 'qpair-vhost-'))
   readonly #frontEnds: FrontEnd[] = []
   readonly #write = logSettings.write
+  #bdevs: BdevRegistry | undefined
   #ended = 0
   #listener: { close(): Promise<void> } | undefined
 
-  constructor() {
-    this.vhost = this.reactors.reactors.map(({ control }) => {
+  constructor(part: 'recording' | 'real' = 'recording') {
+    this.vhost = part === 'recording' ? this.#record() : []
+    if (part === 'real') {
+      this.#bdevs = new BdevRegistry(this.reactors, drivers)
+      for (const reactor of this.reactors.reactors) {
+        new ReactorVhost(reactor, new ReactorBdevs(reactor, drivers))
+      }
+    }
+    logSettings.write = line => this.lines.push(line.replace(/^\S+ /, '').trimEnd())
+  }
+
+  #record(): RecordingReactor[] {
+    return this.reactors.reactors.map(({ control }) => {
       const recording = new RecordingReactor()
       for (const topic of Object.values(Topic)) {
         if (topic !== Topic.BROKEN) control.on(topic, recording.answers(topic))
       }
       return recording
     })
-    logSettings.write = line => this.lines.push(line.replace(/^\S+ /, '').trimEnd())
   }
 
   async open(change: Partial<SessionOptions> = {}): Promise<void> {
@@ -246,6 +272,8 @@ export class VhostLab {
       )
     })
     this.#listener = await this.reactors.run(listening)
+    const disk = { block_size: 512, num_blocks: 100 }
+    if (this.#bdevs !== undefined) await this.reactors.run(this.#bdevs.create('malloc', 'm0', disk))
   }
 
   async connect(): Promise<FrontEnd> {
@@ -265,6 +293,7 @@ export class VhostLab {
     for (const frontEnd of this.#frontEnds) frontEnd.hangUp()
     await this.untilEnded()
     await this.reactors.run(this.#listener!.close())
+    if (this.#bdevs !== undefined) await this.reactors.run(this.#bdevs.remove('m0'))
     // What was cancelled ends in the next rounds.
     for (let round = 0; round < 10; round++) this.reactors.poll()
     this.reactors.close()
