@@ -166,12 +166,18 @@ export interface Answer {
 export class Sent {
   readonly request: GuestRequest
   readonly places: readonly Uint8Array[]
+  /** The byte behind each piece of the guest's memory, and what the guest wrote for the device to read. */
+  readonly guards: readonly Uint8Array[]
+  readonly readable: readonly Uint8Array[]
   /** One for each time that it completed: must become exactly one. */
   readonly lengths: number[] = []
 
-  constructor(request: GuestRequest, places: readonly Uint8Array[]) {
+  constructor(request: GuestRequest, readable: readonly Uint8Array[], places: readonly Uint8Array[]) {
     this.request = request
+    this.readable = readable
     this.places = places
+    const { addresses, lengths, count } = request.segments
+    this.guards = Array.from({ length: count }, (_, i) => bytesAt(addresses[i]! + lengths[i]!, 1))
   }
 
   get isDone(): boolean {
@@ -338,11 +344,13 @@ export class ScsiGuest {
   #lay(queue: Queue, readable: readonly Uint8Array[], writable: readonly number[]): Sent {
     const request = new GuestRequest(queue, 0)
     const { segments } = request
-    for (const piece of readable) {
+    const readablePlaces = readable.map(piece => {
       const at = this.#place(piece.length)
-      bytesAt(this.#address + at, piece.length).set(piece)
       this.memory.translate(GUEST_ADDRESS + at, piece.length, segments)
-    }
+      const place = bytesAt(this.#address + at, piece.length)
+      place.set(piece)
+      return place
+    })
     request.readableCount = readable.length
     request.readableBytes = sum(readable.map(({ length }) => length))
     request.writableBytes = sum(writable)
@@ -352,7 +360,7 @@ export class ScsiGuest {
       this.memory.translate(GUEST_ADDRESS + at, size, segments)
       return bytesAt(this.#address + at, size).fill(UNTOUCHED)
     })
-    const sent = new Sent(request, places)
+    const sent = new Sent(request, readablePlaces, places)
     queue.sent.set(request, sent)
     return sent
   }
