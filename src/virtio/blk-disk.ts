@@ -2,10 +2,15 @@
 import type { Field } from '../core/struct.ts'
 import { BlkConfig, BlkFeature, SECTOR_SIZE } from '../spec/virtio-blk.ts'
 import { BufferPool } from '../sys/memory.ts'
-import { DATA_SEGMENTS_MAX } from './memory-layout.ts'
 import type { UnitDescription } from './unit-description.ts'
 
-export function readBlkConfig(controller: number, features: bigint, config: DataView): UnitDescription {
+/** `segmentsMax`: of data, in one request. */
+export function readBlkConfig(
+  controller: number,
+  features: bigint,
+  config: DataView,
+  segmentsMax: number,
+): UnitDescription {
   const has = (feature: bigint): boolean => (features & feature) !== 0n
   const blockSize = has(BlkFeature.BLK_SIZE) ? BlkConfig.blkSize.get(config, 0) : SECTOR_SIZE
   const sectorsPerBlock = blockSize / SECTOR_SIZE
@@ -14,7 +19,7 @@ export function readBlkConfig(controller: number, features: bigint, config: Data
   const limited = (feature: bigint, limit: Field, most: number): number =>
     Math.min((has(feature) && limit.get(config, 0)) || most, most)
   const segmentBytes = limited(BlkFeature.SIZE_MAX, BlkConfig.sizeMax, BufferPool.MAX_SIZE)
-  const segments = limited(BlkFeature.SEG_MAX, BlkConfig.segMax, DATA_SEGMENTS_MAX)
+  const segments = limited(BlkFeature.SEG_MAX, BlkConfig.segMax, segmentsMax)
   const transferBytes = Math.min(segmentBytes * segments, BufferPool.MAX_SIZE)
   // A device that can switch says what it does at the moment.
   const isWriteBack = !has(BlkFeature.CONFIG_WCE) || BlkConfig.writeback.get(config, 0) !== 0

@@ -6,6 +6,8 @@ import type { Slot } from './slot.ts'
 /** Not statuses: what `Codec.outcome` answers for a request that is to be sent again. */
 export const Again = {
   NOW: -1,
+  /** At once too, and its size, or that of another one, may be another. */
+  CHANGED: -3,
   /** The device is busy. */
   LATER: -2,
 } as const

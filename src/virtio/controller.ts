@@ -19,7 +19,7 @@ import { Connection } from './connection.ts'
 import { ControllerMemory } from './controller-memory.ts'
 import type { InflightMemory } from './front-end.ts'
 import { readConfig, start, stop } from './handshake.ts'
-import { createRing, FIXED_QUEUES } from './memory-layout.ts'
+import { createRing, DATA_SEGMENTS_MAX, FIXED_QUEUES } from './memory-layout.ts'
 import {
   type DeviceKind,
   type ExecuteScsi,
@@ -78,6 +78,7 @@ export class VirtioController {
   /** The back end may go on with the rings as they are. */
   #mayResume = false
   readonly #closing = new AbortController()
+  #connecting: Promise<void> = Promise.resolve()
   #life: Promise<void> = Promise.resolve()
   /** Changes of the devices, one after the other. */
   #work: Promise<unknown> = Promise.resolve()
@@ -106,7 +107,8 @@ export class VirtioController {
    */
   async attach(isPatient: boolean): Promise<BdevInfo[]> {
     try {
-      await this.#connect()
+      this.#connecting = this.#connect()
+      await this.#connecting
     } catch (error) {
       if (!isPatient) throw error
       log.warning(`${this.options.name}: ${(error as Error).message}; it is tried again`)
@@ -118,6 +120,7 @@ export class VirtioController {
   /** Takes the devices away, failing what waits for the back end, and everything that was made for it. */
   async detach(): Promise<void> {
     this.#closing.abort()
+    await this.#connecting.catch(() => {})
     await this.#inTurn(async () => {
       for (const target of [...this.devices.keys()]) await this.#removeDevice(target)
     })
@@ -282,7 +285,9 @@ export class VirtioController {
     const { frontEnd, agreement } = connection
     if (this.options.kind === 'scsi') return this.#scan(connection)
     const config = (await readConfig(frontEnd, 'blk'))!
-    return [readBlkConfig(this.id, agreement.features, config)]
+    // A request must fit into an empty ring, even as a chain of single descriptors.
+    const segmentsMax = Math.min(DATA_SEGMENTS_MAX, this.options.vqSize - 2)
+    return [readBlkConfig(this.id, agreement.features, config, segmentsMax)]
   }
 
   async #scan({ agreement, ended }: Connection): Promise<UnitDescription[]> {

@@ -10,6 +10,7 @@
  */
 import { IoType, type Segments } from '../bdev/io.ts'
 import { assert } from '../core/assert.ts'
+import { ProtocolError } from '../core/errors.ts'
 import type { Flushable, Reactor } from '../reactor/reactor.ts'
 import { Status } from '../spec/nvme-status.ts'
 import { write } from '../sys/libc.ts'
@@ -23,7 +24,7 @@ import {
   type HaltAnswer,
   type OpenQueue,
   type PrepareQueue,
-  type QueueStats,
+  type ScsiNews,
   Topic,
 } from './messages.ts'
 import { encodeExecution, readAnswer } from './scsi-codec.ts'
@@ -55,8 +56,6 @@ export class DeviceQueue implements Flushable {
   readonly #executions: Execution[] = []
   #outstanding = 0
   #sequence = 0
-  #requests = 0
-  #kicks = 0
   /** A request in the ring must not be carried out any more. */
   #hasStrays = false
 
@@ -73,19 +72,6 @@ export class DeviceQueue implements Flushable {
     this.#free = [...this.#slots].reverse()
     this.#one = one
     this.#watch = new UsedWatch(reactor, open.ring.call, () => this.#takeUsed())
-  }
-
-  get stats(): QueueStats {
-    let waiting = 0
-    for (let transfer = this.#firstWaiting; transfer !== null; transfer = transfer.next) waiting++
-    return {
-      index: this.#open.ring.index,
-      requests: this.#requests,
-      outstanding: this.#outstanding,
-      waiting,
-      kicks: this.#kicks,
-      calls: this.#watch.calls,
-    }
   }
 
   /** Makes the ring what the next back end is to find. Returns the base for SET_VRING_BASE. */
@@ -131,7 +117,6 @@ export class DeviceQueue implements Flushable {
   }
 
   submit(transfer: Transfer): void {
-    this.#requests++
     if (this.#isUp && this.#firstWaiting === null && this.#ready.length === 0 && this.#issue(transfer)) return
     this.#enqueue(transfer)
   }
@@ -174,7 +159,6 @@ export class DeviceQueue implements Flushable {
   }
 
   #kick(): void {
-    this.#kicks++
     write(this.#open.ring.kick, this.#one, 8)
   }
 
@@ -188,10 +172,11 @@ export class DeviceQueue implements Flushable {
         this.#used(this.#slots[token]!)
       }
     } catch (error) {
+      if (!(error instanceof ProtocolError)) throw error
       // Nothing that is in this ring can be relied on any more.
       this.#hasStrays = true
       this.#watch.stop()
-      this.giveUp(`its ring ${this.#open.ring.index} is broken: ${(error as Error).message}`)
+      this.giveUp(`its ring ${this.#open.ring.index} is broken: ${error.message}`)
       return count
     }
     if (count > 0) this.#feed()
@@ -308,7 +293,11 @@ export class DeviceQueue implements Flushable {
   #again(slot: Slot, when: number): void {
     slot.retries++
     slot.transfer!.channel.codec.encode(slot)
-    if (when === Again.NOW) {
+    if (when === Again.CHANGED) {
+      const news: ScsiNews = { controller: this.#open.controller, what: 'a unit has changed' }
+      this.reactor.control.post(Topic.NEWS, news)
+    }
+    if (when !== Again.LATER) {
       this.#send(slot)
       return
     }
@@ -328,8 +317,10 @@ export class DeviceQueue implements Flushable {
       if (!this.#add(this.#ready[0]!)) return
       this.#ready.shift()
     }
-    while (this.#executions.length > 0 && this.#free.length > 0)
-      this.#startExecution(this.#executions.shift()!)
+    while (this.#executions.length > 0) {
+      if (!this.#startExecution(this.#executions[0]!)) return
+      this.#executions.shift()
+    }
     for (let transfer = this.#firstWaiting; transfer !== null; transfer = this.#firstWaiting) {
       if (!this.#issue(transfer)) return
       this.#firstWaiting = transfer.next
@@ -357,16 +348,21 @@ export class DeviceQueue implements Flushable {
     transfer.isQueued = false
   }
 
-  #startExecution(execution: Execution): void {
-    const slot = this.#free.pop()!
+  /** False when there is no room for it. */
+  #startExecution(execution: Execution): boolean {
     const { dataBytes } = execution.command
+    if (this.#free.length === 0) return false
+    const buffer = dataBytes > 0 ? this.#buffers.acquire(dataBytes) : 0
+    if (dataBytes > 0 && buffer === 0) return false
+    const slot = this.#free.pop()!
     slot.execution = execution
     slot.type = IoType.READ
-    slot.buffer = dataBytes > 0 ? this.#buffers.acquire(dataBytes) : 0
-    slot.bufferBytes = slot.buffer === 0 ? 0 : dataBytes
+    slot.buffer = buffer
+    slot.bufferBytes = dataBytes
     slot.sequence = this.#sequence++
     encodeExecution(slot, execution.command)
     this.#send(slot)
+    return true
   }
 
   /** Ends a transfer that the back end may still have, while there is no connection to it. */

@@ -1,5 +1,6 @@
 /** The event queue of a virtio SCSI device (Virtual I/O Device specification 1.2, section 5.6.6.3), on one reactor. */
 import { Segments } from '../bdev/io.ts'
+import { ProtocolError } from '../core/errors.ts'
 import type { Reactor } from '../reactor/reactor.ts'
 import { EVENTS_MISSED, ScsiEvent, ScsiEventType } from '../spec/virtio-scsi.ts'
 import { write } from '../sys/libc.ts'
@@ -61,10 +62,11 @@ export class EventQueue {
         this.#add(index)
       }
     } catch (error) {
+      if (!(error instanceof ProtocolError)) throw error
       this.#watch.stop()
       this.#reactor.control.post(Topic.GIVE_UP, {
         controller: this.#open.controller,
-        why: `its event ring is broken: ${(error as Error).message}`,
+        why: `its event ring is broken: ${error.message}`,
       })
     }
     if (count > 0 && ring.publish()) write(this.#area.ring.kick, this.#one, 8)

@@ -26,8 +26,8 @@ export const FRAMING: Framing = {
   descriptorsMax: 8,
 }
 
-/** How long a back end may take to answer; what it may have to do before is to end the I/O of a queue. */
-const PATIENCE_MS = 30_000
+/** How long a back end may take to answer. */
+const PATIENCE_MS = 10_000
 
 const REQUEST_NAMES = new Map(Object.entries(Request).map(([name, number]) => [number as number, name]))
 

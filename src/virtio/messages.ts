@@ -23,8 +23,6 @@ export const Topic = {
   GIVE_UP: 'virtio.give_up',
   /** From the reactor: `ScsiNews`. */
   NEWS: 'virtio.news',
-  /** The controller's number; answered with `QueueStats`. */
-  STATS: 'virtio.stats',
 } as const
 
 export type DeviceKind = 'blk' | 'scsi'
@@ -134,14 +132,4 @@ export interface ScsiNews {
 export interface GiveUp {
   readonly controller: number
   readonly why: string
-}
-
-export interface QueueStats {
-  readonly index: number
-  readonly requests: number
-  readonly outstanding: number
-  readonly waiting: number
-  /** Notifications sent to the back end, and interrupts that came from it. */
-  readonly kicks: number
-  readonly calls: number
 }

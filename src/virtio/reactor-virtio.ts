@@ -64,7 +64,6 @@ export class ReactorVirtio {
     })
     control.on<number>(Topic.CLOSE, controller => this.#close(controller))
     control.on<ExecuteScsi>(Topic.EXECUTE, command => this.#execute(command))
-    control.on<number>(Topic.STATS, controller => this.#of(controller).requests.stats)
   }
 
   openChannel(info: BdevInfo): DriverChannel {

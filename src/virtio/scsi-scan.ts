@@ -1,4 +1,6 @@
 /** Finds the disks behind a virtio SCSI controller: LUN 0 of each target, by the commands any SCSI host would use. */
+import { setTimeout as delay } from 'node:timers/promises'
+import { RpcError } from '../core/errors.ts'
 import {
   BlockLimits,
   CACHING_WCE,
@@ -30,8 +32,8 @@ import type { UnitDescription } from './unit-description.ts'
 
 /** How many targets are looked for: as SPDK's target has. */
 const TARGETS = 8
-/** A unit may report several conditions before it does what it is asked. */
-const ATTEMPTS = 5
+const ATTEMPTS = 20
+const BUSY_DELAY_MS = 50
 const INQUIRY_BYTES = 255
 const UNMAP_BLOCKS_MAX = 0xffff_ffff
 
@@ -137,25 +139,32 @@ function hasCache(mode: DataView | undefined): boolean {
   return (mode.getUint8(page + 2) & CACHING_WCE) !== 0
 }
 
-/** The data of a command that succeeds; undefined when there is no such unit, or it refuses the command. */
+/**
+ * The data of a command; undefined when there is no such unit, or it does not know the command. Throws when the unit goes
+ * on answering something else.
+ */
 async function ask(
   host: ScsiHost,
   target: number,
   cdb: DataView,
   dataBytes: number,
 ): Promise<DataView | undefined> {
-  for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
-    const command = { target, lun: 0, cdb: [...new Uint8Array(cdb.buffer)], dataBytes }
+  const command = { target, lun: 0, cdb: [...new Uint8Array(cdb.buffer)], dataBytes }
+  for (let attempt = 1; ; attempt++) {
     const { response, status, sense, data } = await host.execute(command)
-    if (response !== ScsiResponse.OK && response !== ScsiResponse.RESET) return undefined
-    if (response === ScsiResponse.OK && status === ScsiStatus.GOOD) {
-      return new DataView(data.buffer, data.byteOffset, data.length)
+    if (response === ScsiResponse.BAD_TARGET || response === ScsiResponse.INCORRECT_LUN) return undefined
+    const isDone = response === ScsiResponse.OK
+    if (isDone && status === ScsiStatus.GOOD) return new DataView(data.buffer, data.byteOffset, data.length)
+    const { key, asc } = readSense(new DataView(sense.buffer, sense.byteOffset), 0, sense.length)
+    if (isDone && status === ScsiStatus.CHECK_CONDITION && key === SenseKey.ILLEGAL_REQUEST) return undefined
+    if (attempt === ATTEMPTS) {
+      const told = `response ${response}, status ${status}, sense key ${key}, code 0x${asc.toString(16)}`
+      throw new RpcError(
+        'EIO',
+        `target ${target} does not answer command 0x${cdb.getUint8(0).toString(16)}: ${told}`,
+      )
     }
-    const view = new DataView(sense.buffer, sense.byteOffset, sense.length)
-    const isRefused =
-      status === ScsiStatus.CHECK_CONDITION &&
-      readSense(view, 0, sense.length).key !== SenseKey.UNIT_ATTENTION
-    if (response === ScsiResponse.OK && isRefused) return undefined
+    // A unit reports each condition that has arisen before it does what it is asked; one that is busy needs time.
+    if (status !== ScsiStatus.CHECK_CONDITION || key !== SenseKey.UNIT_ATTENTION) await delay(BUSY_DELAY_MS)
   }
-  return undefined
 }

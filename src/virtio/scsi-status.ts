@@ -30,7 +30,7 @@ const BY_KEY: ReadonlyMap<number, number> = new Map([
   [SenseKey.HARDWARE_ERROR, Status.INTERNAL_ERROR],
   [SenseKey.ILLEGAL_REQUEST, Status.INVALID_FIELD],
   // Something about the device has changed; the command was not carried out.
-  [SenseKey.UNIT_ATTENTION, Again.NOW],
+  [SenseKey.UNIT_ATTENTION, Again.CHANGED],
   [SenseKey.DATA_PROTECT, Status.NAMESPACE_WRITE_PROTECTED],
   [SenseKey.ABORTED_COMMAND, Again.NOW],
   [SenseKey.MISCOMPARE, Status.COMPARE_FAILURE],

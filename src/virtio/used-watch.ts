@@ -17,8 +17,6 @@ import type { DriverRing } from './driver-ring.ts'
 const QUIET_US = 50
 
 export class UsedWatch implements RingHandler {
-  /** Interrupts that came. */
-  calls = 0
   readonly #reactor: Reactor
   readonly #uring: Uring
   readonly #call: number
@@ -81,7 +79,6 @@ export class UsedWatch implements RingHandler {
       return
     }
     if (isOver) this.#uring.pollReadable(this.#call, this.#token)
-    this.calls++
     if (this.#ring === null || !this.#isAsleep) return
     this.#isAsleep = false
     this.#reactor.polled++
