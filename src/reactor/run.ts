@@ -140,7 +140,7 @@ function stayOn(cpu: number, scratch: number): void {
   }
 }
 
-/** The ring's worker threads inherit the reactor's processor: let them use the others. */
+/** The ring's worker threads inherit the reactor's processor: let them use the others, where the kernel does (before 6.2). */
 function freeRingWorkers(ring: Uring, scratch: number): void {
   const view = viewAt(scratch, 128)
   for (let cpu = 0; cpu < Math.min(cpus().length, 1024); cpu++) {
