@@ -10,7 +10,7 @@ const CPU = 1
 
 export async function benchFile(directory: string, seconds: number, rounds: number): Promise<Row[]> {
   const image = join(directory, 'file.img')
-  writeWhole(image)
+  writeWhole(image, MEBIBYTES)
   const daemon = await Daemon.start(directory, 'file', ['-m', `0x${(1 << CPU).toString(16)}`])
   try {
     await daemon.call('bdev_uring_create', { name: 'file', filename: image, block_size: 512 })
@@ -45,10 +45,10 @@ export async function benchFile(directory: string, seconds: number, rounds: numb
 }
 
 /** A file without holes, all of it in the page cache. */
-export function writeWhole(path: string): void {
+export function writeWhole(path: string, mebibytes: number): void {
   const file = openSync(path, 'w')
   const chunk = Buffer.alloc(1 << 20, 0x5a)
-  for (let i = 0; i < MEBIBYTES; i++) writeSync(file, chunk)
-  ftruncateSync(file, MEBIBYTES << 20)
+  for (let i = 0; i < mebibytes; i++) writeSync(file, chunk)
+  ftruncateSync(file, mebibytes << 20)
   closeSync(file)
 }

@@ -50,9 +50,9 @@ ${table.join('\n')}
 - **vhost-user-blk.** One queue of one reactor on one processor, one front end on another: a small program in JavaScript
   (\`bench/vhost-front-end.ts\`) that does for all subjects what a guest's driver does, with indirect descriptors and the
   event index, and polls for what is used. Random places of 4 KiB, each request in flight with a buffer of its own. QEMU's
-  storage daemon serves its null device with \`read-zeroes=on\`, so that it fills the guest's buffers as ours does; it has
-  no memory device, so its null device is also what stands beside ours, and moves nothing when it is written to. The file is
-  opened by io_uring or by threads there, whichever was faster in this run. *Remote* is a namespace of another daemon on a
+  storage daemon serves its null device with \`read-zeroes=on\`, so that it fills the guest's buffers as ours does. It has no
+  memory device: a file on tmpfs stands beside ours. Its file I/O is by io_uring or by threads, whichever was faster in this
+  run; everything of it runs on the one processor that our reactor has. *Remote* is a namespace of another daemon on a
   third processor over two NVMe/TCP paths; beside it the same device under a load inside the daemon. *Both sides sleep*: no
   queue is polled, and each side is woken by an eventfd.
 - **Collections** are those of all threads of the daemon (\`--trace-gc\`).

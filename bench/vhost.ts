@@ -1,6 +1,6 @@
 /** The vhost-user target beside QEMU's storage daemon, with one front end as the load for both. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { existsSync } from 'node:fs'
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { writeWhole } from './file.ts'
 import { attach, openTarget, runWorkload } from './nvme-tcp.ts'
@@ -124,9 +124,9 @@ class Stage {
   }
 
   /** QEMU's, where it is there. */
-  async peer(name: string, blockdev: string): Promise<Server[]> {
+  async peer(label: string, blockdev: string): Promise<Server[]> {
     if (!hasProgram(PEER)) return []
-    const socket = join(this.#directory, `${name}.qsd`)
+    const socket = join(this.#directory, `${this.#stops.length}.qsd`)
     const args = [
       `--blockdev ${blockdev},node-name=disk`,
       `--export type=vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path=${socket},writable=on`,
@@ -136,7 +136,7 @@ class Stage {
     await program.until(() => existsSync(socket))
     const load = await Load.start('split', socket)
     this.atEnd(() => load.stop())
-    return [{ name: `${PEER} (${name})`, load }]
+    return [{ name: `${PEER} (${label})`, load }]
   }
 }
 
@@ -170,21 +170,27 @@ async function local(stage: Stage, directory: string, seconds: number, rounds: n
   const { daemon } = stage
   const geometry = { num_blocks: (MEBIBYTES << 20) / BLOCK, block_size: BLOCK }
   const file = join(directory, 'vhost.img')
-  writeWhole(file)
+  writeWhole(file, MEBIBYTES)
   await daemon.call('bdev_null_create', { name: 'null', ...geometry })
   await daemon.call('bdev_malloc_create', { name: 'memory', ...geometry })
   await daemon.call('bdev_uring_create', { name: 'file', filename: file, block_size: BLOCK })
 
-  const zeroes = await stage.peer('null', `driver=null-co,size=${MEBIBYTES << 20},read-zeroes=on`)
   const ours = await stage.ours('null')
+  const zeroes = await stage.peer('null', `driver=null-co,size=${MEBIBYTES << 20},read-zeroes=on`)
   await measure('null', READS, ours, ...zeroes)
   await daemon.call('vhost_controller_set_polling', { ctrlr: 'null.split', quiet_us: 0 })
   await measure('null', [{ ...READ, depth: 1, sleeps: true }], ours, ...zeroes)
 
   const memory = [await stage.ours('memory'), await stage.ours('memory', 'packed')]
-  await measure('memory', [...READS, WRITE, ...LARGE], ...memory, ...zeroes)
+  // Memory that was never written to is one page of zeroes, which is in every cache.
+  await memory[0]!.load.run({ ...LARGE[1]!, seconds: 1 })
+  const tmpfs = mkdtempSync('/dev/shm/qpair-bench-')
+  stage.atEnd(async () => rmSync(tmpfs, { recursive: true }))
+  writeWhole(join(tmpfs, 'image'), MEBIBYTES)
+  const shared = await fasterPeer(stage, 'tmpfs', join(tmpfs, 'image'))
+  await measure('memory', [...READS, WRITE, ...LARGE], ...memory, ...shared)
 
-  const cached = await fasterPeer(stage, `driver=file,filename=${file},cache.direct=off`)
+  const cached = await fasterPeer(stage, 'file', file)
   await measure('page-cached file', [...READS, WRITE], await stage.ours('file'), ...cached)
   return rows
 }
@@ -202,10 +208,11 @@ function subjectOf({ name, load, daemon }: Server, work: Work): Subject {
 }
 
 /** QEMU does file I/O by threads or by io_uring: whichever is faster here is the one to compare with. */
-async function fasterPeer(stage: Stage, blockdev: string): Promise<Server[]> {
+async function fasterPeer(stage: Stage, label: string, path: string): Promise<Server[]> {
+  const blockdev = `driver=file,filename=${path},cache.direct=off`
   const peers = [
-    ...(await stage.peer('aio=threads', `${blockdev},aio=threads`)),
-    ...(await stage.peer('aio=io_uring', `${blockdev},aio=io_uring`)),
+    ...(await stage.peer(`${label}, threads`, `${blockdev},aio=threads`)),
+    ...(await stage.peer(`${label}, io_uring`, `${blockdev},aio=io_uring`)),
   ]
   const rates: number[] = []
   for (const { load } of peers) rates.push((await load.run({ ...READ, seconds: 1 })).iops)
