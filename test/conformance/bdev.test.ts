@@ -6,6 +6,7 @@ import { IoType } from '../../src/bdev/io.ts'
 import { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
 import { BdevRegistry } from '../../src/bdev/registry.ts'
 import { isSupported } from '../../src/bdev/support.ts'
+import { logSettings } from '../../src/core/log.ts'
 import { Prng } from '../../src/core/prng.ts'
 import { Status } from '../../src/spec/nvme-status.ts'
 import { doIo, type IoRequest, PendingIo } from '../support/io.ts'
@@ -19,6 +20,9 @@ import {
   type Subject,
   subjects,
 } from './subjects.ts'
+
+// The log is not what is judged here, and hundreds of devices have much to tell.
+logSettings.printLevel = 'WARNING'
 
 const SEED = Number(process.env['SEED'] ?? 20261121)
 const prng = new Prng(SEED)
@@ -34,19 +38,23 @@ describe.each(subjects.filter(subject => subject.absent === undefined))('$name',
   let reactors: LocalReactorGroup
   let bench: Bench & { remove(): void }
   let local: ReactorBdevs[]
+  let undo: (() => Promise<unknown>)[]
   let name: string
   let channel: Channel
 
   beforeEach(async () => {
     reactors = new LocalReactorGroup({ count: 2, ring: true, time: 'real' })
     local = reactors.reactors.map(reactor => new ReactorBdevs(reactor, allDrivers))
-    bench = { bdevs: new BdevRegistry(reactors, allDrivers), ...makeDirectories() }
-    name = await subject.create(bench)
+    undo = []
+    const bdevs = new BdevRegistry(reactors, allDrivers)
+    bench = { bdevs, reactors, local, ...makeDirectories(), atEnd: each => undo.push(each) }
+    name = await reactors.run(subject.create(bench))
     channel = local[0]!.open(name)
   })
 
   afterEach(async () => {
     for (const info of bench.bdevs.list().reverse()) await reactors.run(bench.bdevs.remove(info.name))
+    for (const each of undo) await reactors.run(each())
     reactors.close()
     bench.remove()
   })

@@ -6,23 +6,33 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { AnyDriver } from '../../src/bdev/bdev.ts'
 import { drivers } from '../../src/bdev/drivers/index.ts'
+import type { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
 import type { BdevRegistry } from '../../src/bdev/registry.ts'
+import { virtioDriver } from '../../src/virtio/driver.ts'
+import type { LocalReactorGroup } from '../support/reactor.ts'
+import { virtioSubject } from './virtio-subject.ts'
 
 // The thread of a plugin can only run what was compiled, so its driver is the compiled one.
 const compiled = new URL('../../dist/bdev/drivers/plugin.js', import.meta.url).href
 const { pluginDriver } = (await import(compiled)) as typeof import('../../src/bdev/drivers/plugin.ts')
-export const allDrivers: readonly AnyDriver[] = drivers.map(driver =>
-  driver.name === 'plugin' ? pluginDriver : driver,
-)
+export const allDrivers: readonly AnyDriver[] = [
+  ...drivers.map(driver => (driver.name === 'plugin' ? pluginDriver : driver)),
+  virtioDriver,
+]
 
 export const BLOCK_SIZE = 512
 export const BLOCK_COUNT = 4096
 
 export interface Bench {
   readonly bdevs: BdevRegistry
+  readonly reactors: LocalReactorGroup
+  /** The devices as each reactor knows them. */
+  readonly local: readonly ReactorBdevs[]
   /** A directory of this test's own on the machine's disk, and one in memory. */
   readonly disk: string
   readonly memory: string
+  /** Has something done at the end of the test, when the devices are gone. */
+  atEnd(undo: () => Promise<unknown>): void
 }
 
 export interface Subject {
@@ -144,6 +154,9 @@ export const subjects: readonly Subject[] = [
       return (await bdevs.create('plugin', 'subject', { filename })).name
     },
   },
+  virtioSubject('virtio-blk over malloc', 'blk', false),
+  virtioSubject('virtio-blk over malloc, packed', 'blk', true),
+  virtioSubject('virtio-scsi over malloc', 'scsi', false),
   filter('passthru over malloc', 'passthru', { base_bdev_name: 'base' }),
   filter('delay over malloc', 'delay', { base_bdev_name: 'base', ...LATENCIES }),
   filter('error over malloc', 'error', { base_name: 'base' }),
