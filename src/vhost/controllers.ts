@@ -273,7 +273,8 @@ export class VhostControllers {
       model,
       reactorIndexes: reactorsOfMask(cpumask, reactors.cpus),
       access: { ...defaultAccess, ...(await resolveAccess(access)) },
-      offerPacked: 'packedRing' in options && options.packedRing,
+      // A SCSI controller has no such option: front ends that want packed rings ask for them.
+      offerPacked: 'packedRing' in options ? options.packedRing : true,
       listen,
       options: () => this.#options,
       nextVid: () => ++this.#lastVid,

@@ -143,8 +143,8 @@ export class Queue implements RequestQueue, Flushable {
       // Notifications that went to the former descriptor may have been missed.
       if (this.#mode === Mode.NOTIFIED) this.#poll()
     }
-    // What a broken ring was in may be mapped no more.
-    if (call !== undefined && !this.#isBroken) this.#call()
+    // Interrupts that went to the former descriptor may have been missed, and the ring asks for each one only once.
+    if (call !== undefined && !this.#isBroken) this.#interrupt()
     this.#reconsider()
   }
 
@@ -275,8 +275,12 @@ export class Queue implements RequestQueue, Flushable {
 
   #call(): void {
     this.#coalescing.called(this.#reactor.nowUs)
+    if (this.#start.call >= 0 && this.#ring.wantsCall()) this.#interrupt()
+  }
+
+  #interrupt(): void {
     const { call } = this.#start
-    if (call < 0 || !this.#ring.wantsCall()) return
+    if (call < 0) return
     this.#callCount++
     // Fails only when the guest has not looked at 2^64 - 2 interrupts.
     write(call, this.#session.one, 8)
