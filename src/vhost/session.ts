@@ -64,6 +64,9 @@ const RING_FEATURES =
   VhostFeature.LOG_ALL |
   VhostFeature.PROTOCOL_FEATURES
 
+/** Front ends speak at once. */
+const SILENCE_MS = 10_000
+
 /** What a request is answered with: nothing but success, a payload, or a payload and descriptors. */
 type Answer = Uint8Array | { readonly payload: Uint8Array; readonly descriptors: number[] } | undefined
 type Handler = (message: FrontEndMessage) => Answer | void | Promise<Answer | void>
@@ -223,11 +226,25 @@ export class Session implements ControllerSession, RingContext {
   }
 
   async #converse(): Promise<void> {
-    for (;;) {
-      const received = await this.#parts.socket.receive()
-      if (received === null) return
-      await this.#inTurn(() => this.#answer(received))
+    const silence = setTimeout(() => this.#reportSilence(), SILENCE_MS)
+    try {
+      for (;;) {
+        const received = await this.#parts.socket.receive()
+        clearTimeout(silence)
+        if (received === null) return
+        await this.#inTurn(() => this.#answer(received))
+      }
+    } finally {
+      clearTimeout(silence)
     }
+  }
+
+  /** QEMU's vhost_user_blk_disconnect is never called then, and without it nobody hears of the new connection. */
+  #reportSilence(): void {
+    log.warning(
+      `${this.#parts.controllerName}: a front end is connected and says nothing. QEMU before 8.2 stays like that when it ` +
+        'loses its back end while it sets up or stops a device: the guest has to be started anew',
+    )
   }
 
   async #answer(received: SocketMessage): Promise<void> {

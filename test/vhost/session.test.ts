@@ -1,5 +1,5 @@
 import { openSync, readFileSync } from 'node:fs'
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { bytesAt } from '../../src/sys/memory.ts'
 import { isEventfd, mapShared } from '../../src/sys/shared-memory.ts'
 import { receiveMessage } from '../../src/sys/unix-message.ts'
@@ -682,6 +682,23 @@ describe('inflight memory', () => {
     await expectFault(
       'has inflight memory that cannot be mapped: mmap up to byte 8193 of a file of 8192 bytes',
     )
+  })
+})
+
+describe('a front end that says nothing', () => {
+  it('is reported, once, and served when it speaks after all', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] })
+    try {
+      const silent = await lab.connect()
+      const talking = await lab.connect()
+      await talking.ask(GET_FEATURES)
+      vi.advanceTimersByTime(10_000)
+      expect(lab.lines).toHaveLength(1)
+      expect(lab.lines[0]).toContain('WARNING vhost: disk0: a front end is connected and says nothing.')
+      expect((await silent.ask(GET_FEATURES)).payload).toHaveLength(8)
+    } finally {
+      vi.useRealTimers()
+    }
   })
 })
 
