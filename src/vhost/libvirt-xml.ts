@@ -22,14 +22,11 @@ const SHARED_MEMORY = `<!-- in <domain>: the daemon reads and writes the guest's
   <access mode='shared'/>
 </memoryBacking>`
 
-function blkDisk(
-  { socketPath, offersPacked }: GuestDisk,
-  { target, queues, diskOnly }: LibvirtOptions,
-): string {
+function blkDisk({ socketPath, isPacked }: GuestDisk, { target, queues, diskOnly }: LibvirtOptions): string {
   const driver = [
     "name='qemu' type='raw'",
     ...(queues === undefined ? [] : [`queues='${queues}'`]),
-    ...(offersPacked ? ["packed='on'"] : []),
+    ...(isPacked ? ["packed='on'"] : []),
   ].join(' ')
   const disk = `<disk type='vhostuser' device='disk'>
   <driver ${driver}/>

@@ -6,7 +6,8 @@ export interface GuestDisk {
   readonly name: string
   readonly kind: 'blk' | 'scsi'
   readonly socketPath: string
-  readonly offersPacked: boolean
+  /** Its guest is to ask for packed rings. */
+  readonly isPacked: boolean
 }
 
 export interface QemuOptions {
@@ -25,7 +26,7 @@ const MEMORY_ID = 'mem0'
 export function qemuArgs(disk: GuestDisk, options: QemuOptions): string {
   const { queues, bootIndex } = options
   const chardev = qemuId('vhost', disk.name)
-  const packed = disk.offersPacked ? 'on' : undefined
+  const packed = disk.isPacked ? 'on' : undefined
   const device =
     disk.kind === 'blk'
       ? qemuOption('vhost-user-blk-pci', { chardev, 'num-queues': queues, packed, bootindex: bootIndex })

@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { libvirtXml } from '../../src/vhost/libvirt-xml.ts'
 import { type GuestDisk, type QemuOptions, qemuArgs } from '../../src/vhost/qemu-args.ts'
 
-const disk: GuestDisk = { name: 'disk0', kind: 'blk', socketPath: '/run/v/disk0', offersPacked: false }
+const disk: GuestDisk = { name: 'disk0', kind: 'blk', socketPath: '/run/v/disk0', isPacked: false }
 const plain: QemuOptions = { memory: undefined, queues: undefined, bootIndex: undefined, version: [8, 2] }
 const args = (change: Partial<GuestDisk> = {}, options: Partial<QemuOptions> = {}): string =>
   qemuArgs({ ...disk, ...change }, { ...plain, ...options })
@@ -17,7 +17,7 @@ describe("QEMU's arguments", () => {
   })
 
   it('have what was asked for, and packed rings where the controller offers them', () => {
-    expect(args({ offersPacked: true }, { queues: 4, bootIndex: 0 })).toBe(
+    expect(args({ isPacked: true }, { queues: 4, bootIndex: 0 })).toBe(
       '-chardev socket,id=vhost-disk0,path=/run/v/disk0,reconnect=1 ' +
         '-device vhost-user-blk-pci,chardev=vhost-disk0,num-queues=4,packed=on,bootindex=0',
     )
@@ -72,7 +72,7 @@ describe("libvirt's elements", () => {
   })
 
   it('are the disk alone for a domain that has the memory, with queues and packed rings', () => {
-    const packed = { ...disk, socketPath: "/run/<o'b>", offersPacked: true }
+    const packed = { ...disk, socketPath: "/run/<o'b>", isPacked: true }
     expect(libvirtXml(packed, { target: 'vdb', queues: 4, diskOnly: true, version: [8, 2] })).toBe(
       `<disk type='vhostuser' device='disk'>
   <driver name='qemu' type='raw' queues='4' packed='on'/>

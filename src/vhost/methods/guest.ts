@@ -88,7 +88,8 @@ const guestDisk = ({ name, backing, socketPath, offersPacked }: VhostController)
   name,
   kind: backing.kind,
   socketPath,
-  offersPacked,
+  // SCSI controllers always offer packed rings, which is no reason to use them.
+  isPacked: backing.kind === 'blk' && offersPacked,
 })
 
 export const guestMethods = [guestQemuArgs, guestLibvirtXml]
