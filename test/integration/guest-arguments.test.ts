@@ -30,16 +30,19 @@ await describeWith(GUEST_PROGRAMS, "the arguments that qpair prints, in QEMU's h
   beforeAll(async () => {
     target = await startVhost({ args: ['--reactors', '2'] })
     const { daemon } = target
-    for (const name of ['blk', 'nvme']) {
+    for (const name of ['blk', 'scsi', 'nvme']) {
       await daemon.rpc('bdev_malloc_create', { name, block_size: 512, num_blocks: SIZE / 512 })
     }
     await target.serveBlk('disk0', 'blk', { packed_ring: true })
+    await target.serveScsi('bus0', ['scsi'])
     await daemon.rpc('nbd_export_start', { bdev_name: 'nvme', unix: join(daemon.directory, 'nbd.sock') })
     guest = await bootGuest({
       nics: 0,
-      modules: ['nvme'],
+      modules: ['nvme', 'virtio_scsi', 'sd_mod'],
       extraArgs: [
         ...(await words('vhost qemu-args disk0 --memory 512M --queues 2')),
+        // An old QEMU does not start with a SCSI controller that reconnects.
+        ...(await words('vhost qemu-args bus0 --disk-only --qemu 7.2')),
         ...(await words('nbd qemu-args nvme')),
         ...['-trace', 'pci_nvme_dbbuf_config', '-D', join(daemon.directory, 'trace')],
       ],
@@ -51,7 +54,7 @@ await describeWith(GUEST_PROGRAMS, "the arguments that qpair prints, in QEMU's h
     await target?.stop()
   })
 
-  it.each(['/dev/vdb', '/dev/nvme0n1'])(
+  it.each(['/dev/vdb', '/dev/sda', '/dev/nvme0n1'])(
     '%s is a disk of the right size that keeps what is written',
     async device => {
       expect(await host.text(`blockdev --getsize64 ${device}`)).toBe(`${SIZE}`)
