@@ -25,6 +25,12 @@ const DISKS = [
   { name: 'packed-queues', device: '/dev/vde', queues: 2, packed: true },
 ] as const
 
+/** As QMP's `query-chardev` has it. */
+interface Chardev {
+  readonly label: string
+  readonly filename: string
+}
+
 /** Every request takes as long as this, so that some are in flight whenever the daemon is killed. */
 const LATENCY_US = 20_000
 
@@ -89,9 +95,16 @@ await describeWith(GUEST_PROGRAMS, 'a guest whose daemon is killed', () => {
   })
 
   it('takes back a guest that was reset while no daemon was there', async () => {
+    const isAnyConnected = async (): Promise<boolean> => {
+      const chardevs = await guest.qmp.execute<Chardev[]>('query-chardev')
+      const sockets = chardevs.filter(({ label }) => DISKS.some(({ name }) => label === `${name}-socket`))
+      return sockets.some(({ filename }) => !filename.startsWith('disconnected:'))
+    }
     const reset = async (): Promise<void> => {
       await guest.run('sync')
       await target.daemon.kill()
+      // QEMU 7.2 never takes its back end back when it is reset before it has noticed that the other has gone.
+      await eventually(isAnyConnected).toBe(false)
       const booted = guest.reset()
       await target.daemon.start()
       await booted
