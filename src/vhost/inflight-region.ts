@@ -44,15 +44,18 @@ function checkShape({ queueCount, queueSize }: Pick<InflightShape, 'queueCount' 
   }
 }
 
-/** New memory for so many queues, noted as `writeback`. The caller closes the descriptor. */
+/**
+ * New memory for so many queues, noted as `writeback`. The caller closes the descriptor. It is enough for either layout:
+ * QEMU 7.2 asks for that of a SCSI controller before it sends the features that say which.
+ */
 export function allocateInflight(
   wanted: Pick<InflightShape, 'queueCount' | 'queueSize'>,
-  isPacked: boolean,
   writeback: boolean,
 ): { readonly descriptor: number; readonly mmapSize: number } {
   checkShape(wanted)
   const { queueCount, queueSize } = wanted
-  const mmapSize = queueCount * queueBytes(queueSize, isPacked) + Note.size
+  const sizeBytes = Math.max(queueBytes(queueSize, false), queueBytes(queueSize, true))
+  const mmapSize = queueCount * sizeBytes + Note.size
   const descriptor = createSharedMemory('qpair-inflight', mmapSize)
   const mapping = mapShared(descriptor, mmapSize - Note.size, Note.size)
   const view = viewAt(mapping.address, Note.size)

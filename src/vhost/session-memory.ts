@@ -85,11 +85,10 @@ export class SessionMemory {
   /** New inflight memory, and the payload of the answer. The caller closes the descriptor. */
   allocateInflight(
     { payload }: FrontEndMessage,
-    isPacked: boolean,
     writeback: boolean,
   ): { readonly descriptor: number; readonly answer: Uint8Array } {
     const wanted = readInflight(payload)
-    const { descriptor, mmapSize } = allocateInflight(wanted, isPacked, writeback)
+    const { descriptor, mmapSize } = allocateInflight(wanted, writeback)
     // As long as the question: front ends take no other size.
     const answer = new Uint8Array(InflightDescription.size)
     const view = new DataView(answer.buffer)

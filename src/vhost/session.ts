@@ -389,11 +389,7 @@ export class Session implements ControllerSession, RingContext {
   }
 
   #getInflight(message: FrontEndMessage): Answer {
-    const { descriptor, answer } = this.#memory.allocateInflight(
-      message,
-      this.isPacked,
-      this.#state.writeback,
-    )
+    const { descriptor, answer } = this.#memory.allocateInflight(message, this.#state.writeback)
     return { payload: answer, descriptors: [descriptor] }
   }
 
