@@ -24,7 +24,6 @@ const BY_ASC: ReadonlyMap<number, number> = new Map([
 ])
 
 const BY_KEY: ReadonlyMap<number, number> = new Map([
-  [SenseKey.NO_SENSE, Status.SUCCESS],
   [SenseKey.RECOVERED_ERROR, Status.SUCCESS],
   [SenseKey.NOT_READY, Status.NAMESPACE_NOT_READY],
   [SenseKey.HARDWARE_ERROR, Status.INTERNAL_ERROR],
