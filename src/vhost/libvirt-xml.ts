@@ -9,6 +9,8 @@ export interface LibvirtOptions {
   readonly diskOnly: boolean
   /** QEMU's, `[major, minor]`; for the disk, libvirt knows it itself. */
   readonly version: readonly [number, number]
+  /** On the first PCI bus, for a SCSI controller: libvirt knows nothing of it, and gives away the low ones itself. */
+  readonly slot: number
 }
 
 export function libvirtXml(disk: GuestDisk, options: LibvirtOptions): string {
@@ -39,8 +41,8 @@ function blkDisk({ socketPath, isPacked }: GuestDisk, { target, queues, diskOnly
 }
 
 /** libvirt has no element for a vhost-user SCSI controller, but it hands on arguments. */
-function commandLine(disk: GuestDisk, { queues, version }: LibvirtOptions): string {
-  const line = qemuArgs(disk, { memory: undefined, queues, bootIndex: undefined, version })
+function commandLine(disk: GuestDisk, { queues, version, slot }: LibvirtOptions): string {
+  const line = qemuArgs(disk, { memory: undefined, queues, bootIndex: undefined, version, slot })
   const args = line.split(' ').map(value => `  <qemu:arg value='${escapeXml(value)}'/>`)
   return `<!-- in <domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>, as its last element -->
 <qemu:commandline>

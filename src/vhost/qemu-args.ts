@@ -16,6 +16,8 @@ export interface QemuOptions {
   /** Request queues; one for each of the guest's processors when undefined. */
   readonly queues: number | undefined
   readonly bootIndex: number | undefined
+  /** The slot on QEMU's first PCI bus; QEMU chooses one when undefined. */
+  readonly slot?: number
   /** QEMU's version, `[major, minor]`. */
   readonly version: readonly [number, number]
 }
@@ -24,13 +26,20 @@ const MEMORY_ID = 'mem0'
 
 /** Throws `RpcError` EINVAL for a path that a shell would tear apart. */
 export function qemuArgs(disk: GuestDisk, options: QemuOptions): string {
-  const { queues, bootIndex } = options
+  const { queues, bootIndex, slot } = options
+  const addr = slot === undefined ? undefined : `0x${slot.toString(16)}`
   const chardev = qemuId('vhost', disk.name)
   const packed = disk.isPacked ? 'on' : undefined
   const device =
     disk.kind === 'blk'
-      ? qemuOption('vhost-user-blk-pci', { chardev, 'num-queues': queues, packed, bootindex: bootIndex })
-      : qemuOption('vhost-user-scsi-pci', { chardev, num_queues: queues, packed, bootindex: bootIndex })
+      ? qemuOption('vhost-user-blk-pci', {
+          chardev,
+          'num-queues': queues,
+          packed,
+          bootindex: bootIndex,
+          addr,
+        })
+      : qemuOption('vhost-user-scsi-pci', { chardev, num_queues: queues, packed, bootindex: bootIndex, addr })
   const socket = qemuOption('socket', { id: chardev, path: disk.socketPath, ...reconnect(disk, options) })
   return [...memoryArgs(options.memory), '-chardev', socket, '-device', device].join(' ')
 }

@@ -54,7 +54,9 @@ describe("QEMU's arguments", () => {
 
 describe("libvirt's elements", () => {
   it('are shared memory and a disk', () => {
-    expect(libvirtXml(disk, { target: 'vda', queues: undefined, diskOnly: false, version: [8, 2] })).toBe(
+    expect(
+      libvirtXml(disk, { target: 'vda', queues: undefined, diskOnly: false, version: [8, 2], slot: 30 }),
+    ).toBe(
       `<!-- in <domain>: the daemon reads and writes the guest's memory -->
 <memoryBacking>
   <source type='memfd'/>
@@ -73,7 +75,7 @@ describe("libvirt's elements", () => {
 
   it('are the disk alone for a domain that has the memory, with queues and packed rings', () => {
     const packed = { ...disk, socketPath: "/run/<o'b>", isPacked: true }
-    expect(libvirtXml(packed, { target: 'vdb', queues: 4, diskOnly: true, version: [8, 2] })).toBe(
+    expect(libvirtXml(packed, { target: 'vdb', queues: 4, diskOnly: true, version: [8, 2], slot: 30 })).toBe(
       `<disk type='vhostuser' device='disk'>
   <driver name='qemu' type='raw' queues='4' packed='on'/>
   <source type='unix' path='/run/&lt;o&apos;b&gt;'>
@@ -96,7 +98,7 @@ describe("libvirt's elements", () => {
   <qemu:arg value='-chardev'/>
   <qemu:arg value='socket,id=vhost-disk0,path=/run/v/disk0,reconnect=1'/>
   <qemu:arg value='-device'/>
-  <qemu:arg value='vhost-user-scsi-pci,chardev=vhost-disk0'/>
+  <qemu:arg value='vhost-user-scsi-pci,chardev=vhost-disk0,addr=0x1e'/>
 </qemu:commandline>`,
     )
   })

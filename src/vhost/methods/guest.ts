@@ -58,6 +58,12 @@ const guestLibvirtXml = method({
     queues: queues
       .optional()
       .describe("Virtqueues for requests; one for each of the guest's processors when absent"),
+    slot: z
+      .int()
+      .min(1)
+      .max(30)
+      .default(30)
+      .describe('The PCI slot of a SCSI controller, another for each: libvirt does not choose it'),
     qemu: qemu.describe("QEMU's version, for SCSI controllers: see vhost_qemu_args"),
     disk_only: disk_only.describe(
       'Without the memory: for `virsh attach-device`, and the second disk of a domain',
@@ -68,13 +74,14 @@ const guestLibvirtXml = method({
   errors: { ENODEV: UNKNOWN, EINVAL: "the path of the socket cannot be among QEMU's arguments" },
   cli: { positional: ['ctrlr'], flags: { target: 't', queues: 'q' } },
   run: (
-    { ctrlr: name, target, queues: count, qemu: version, disk_only: diskOnly },
+    { ctrlr: name, target, queues: count, slot, qemu: version, disk_only: diskOnly },
     { vhost }: VhostContext,
   ) =>
     libvirtXml(guestDisk(vhost.get(name)), {
       target,
       queues: count,
       diskOnly,
+      slot,
       version: versionOf(version),
     }),
 })
