@@ -90,7 +90,7 @@ describe("libvirt's elements", () => {
     expect(
       libvirtXml(
         { ...disk, kind: 'scsi' },
-        { target: 'sda', queues: undefined, diskOnly: true, version: [8, 2] },
+        { target: 'sda', queues: undefined, diskOnly: true, version: [8, 2], slot: 30 },
       ),
     ).toBe(
       `<!-- in <domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>, as its last element -->
