@@ -94,9 +94,9 @@ await describeWith(GUEST_PROGRAMS, 'guests with vhost-user disks', () => {
       await guest.run(write)
       const expected = await sum('/dev/vdb')
 
-      for (const way of ['reset', 'driver', 'kill', 'kill']) {
+      for (const way of ['reset', 'driver', 'kill']) {
         const jobs = ['/dev/vdb', '/dev/vdc'].map(device => guest.start(fio(device), { check: false }))
-        await guest.waitFor('[ $(awk "{ print \\$1 }" /sys/block/vdc/stat) -gt 2000 ]')
+        await guest.waitFor('[ $(awk "{ print \\$1 }" /sys/block/vdc/stat) -gt 500 ]')
         if (way === 'reset') await guest.reset()
         if (way === 'driver') {
           for (const job of jobs) await job.kill('KILL')
@@ -105,7 +105,7 @@ await describeWith(GUEST_PROGRAMS, 'guests with vhost-user disks', () => {
           const rebind = `for device in $(ls -d /sys/block/vd[bc]/device); do
             name=$(basename $(readlink -f $device)); echo $name >/sys/bus/virtio/drivers/virtio_blk/unbind
             echo $name >/sys/bus/virtio/drivers/virtio_blk/bind; done`
-          for (let round = 0; round < 5; round++) await guest.run(rebind)
+          for (let round = 0; round < 3; round++) await guest.run(rebind)
         }
         if (way === 'kill') {
           await guest.stop()
@@ -125,7 +125,7 @@ await describeWith(GUEST_PROGRAMS, 'guests with vhost-user disks', () => {
   it('gets and gives back a disk while it runs', async () => {
     const guest = await boot({ extraArgs: [...slotArgs('slot0', 1), ...slotArgs('slot1', 2)] })
     try {
-      for (let round = 0; round < 3; round++) {
+      for (let round = 0; round < 2; round++) {
         const disk = { id: `plugged${round}`, socket: sockets.plugged, bus: `slot${round % 2}`, queues: 2 }
         await plugBlk(guest, disk)
         await guest.waitFor('test -b /dev/vdb')
@@ -173,13 +173,14 @@ await describeWith(GUEST_PROGRAMS, 'guests with vhost-user disks', () => {
         }
         await eventually(total).toBe(before + 512)
         await busy.progress()
-        // More than the guest had: so part of it lies in what was added.
-        await guest.run(
-          'mount -t tmpfs -o size=450m none /mnt && dd if=/dev/urandom of=/mnt/large bs=1M count=400',
-        )
-        await guest.run('dd if=/mnt/large of=/dev/vdb bs=1M seek=16 skip=352 count=40 oflag=direct')
-        await guest.run('dd if=/dev/vdb of=/mnt/back bs=1M skip=16 count=40 iflag=direct')
-        await guest.run('dd if=/mnt/large bs=1M skip=352 count=40 | cmp - /mnt/back && umount /mnt')
+        // What files take comes out of that first.
+        const free = `awk '/^Node/ { zone = $4 } zone == "Movable" && /nr_free_pages/ { sum += $2 } END { print sum }' /proc/zoneinfo`
+        const freePages = Number(await host.text(free))
+        await guest.run('dd if=/dev/urandom of=/tmp/large bs=1M count=40')
+        expect(Number(await host.text(free))).toBeLessThan(freePages - 8000)
+        await guest.run('dd if=/tmp/large of=/dev/vdb bs=1M seek=16 oflag=direct')
+        await guest.run('dd if=/dev/vdb of=/tmp/back bs=1M skip=16 count=40 iflag=direct')
+        await guest.run('cmp /tmp/large /tmp/back && rm /tmp/large /tmp/back')
         for (const piece of [0, 1]) {
           const gone = guest.qmp.event('DEVICE_DELETED', data => data['device'] === `dimm${piece}`)
           await guest.qmp.execute('device_del', { id: `dimm${piece}` })
@@ -221,7 +222,7 @@ await describeWith(GUEST_PROGRAMS, 'guests with vhost-user disks', () => {
     ]
     for (const bytes of thrownOut) {
       const socket = await peer(bytes)
-      await (socket.destroyed || once(socket, 'close'))
+      await new Promise<void>(resolve => (socket.destroyed ? resolve() : socket.once('close', resolve)))
       await load.progress()
     }
     const silent = [

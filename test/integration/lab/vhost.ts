@@ -42,21 +42,24 @@ const RECONNECT_S = 1
 
 /** QEMU's arguments for a virtio-blk disk. */
 export const blkArgs = (device: VhostDevice): string[] => [
-  ...chardevArgs(device),
+  ...['-chardev', `socket,id=${device.id}-socket,path=${device.socket},reconnect=${RECONNECT_S}`],
   ...['-device', commandLine(blkProperties(device))],
 ]
 
-/** QEMU's arguments for a virtio-scsi adapter. */
+/**
+ * QEMU's arguments for a virtio-scsi adapter. It has no `reconnect`: before version 8.2 QEMU fails to start with it. Nor
+ * can it ask for packed rings: QEMU 7.2 offers them to the guest whatever the back end says.
+ */
 export function scsiArgs(device: VhostDevice): string[] {
-  const { id, queues = 1, packed = false } = device
+  const { id, queues = 1 } = device
   const properties = {
     driver: 'vhost-user-scsi-pci',
     id,
     chardev: `${id}-socket`,
     num_queues: queues,
-    packed,
   }
-  return [...chardevArgs(device), '-device', commandLine(properties)]
+  const chardev = ['-chardev', `socket,id=${id}-socket,path=${device.socket}`]
+  return [...chardev, '-device', commandLine(properties)]
 }
 
 /** A slot into which a device can be plugged while the guest runs. */
@@ -151,10 +154,6 @@ export class VhostTarget {
     }
   }
 }
-
-const chardevArgs = ({ id, socket }: VhostDevice): string[] => [
-  ...['-chardev', `socket,id=${id}-socket,path=${socket},reconnect=${RECONNECT_S}`],
-]
 
 const blkProperties = ({ id, queues = 1, packed = false, bus }: VhostDevice): Properties => ({
   driver: 'vhost-user-blk-pci',
