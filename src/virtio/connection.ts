@@ -54,13 +54,7 @@ export class Connection {
     } catch (error) {
       await frontEnd.close((error as Error).message)
       await backend?.close()
-      if (error instanceof RpcError)
-        throw new RpcError(error.code, `${path}: ${error.message}`, { cause: error })
-      throw new RpcError(
-        'EIO',
-        `the back end at ${path} does not serve a ${options.kind} device as it should: ${(error as Error).message}. Look at its log`,
-        { cause: error },
-      )
+      throw explain(options, error)
     } finally {
       options.signal.removeEventListener('abort', abort)
     }
@@ -104,6 +98,22 @@ export class Connection {
     answer.setBigUint64(MessageHeader.size, isKnown ? 0n : 1n, true)
     backend.send(new Uint8Array(answer.buffer))
   }
+}
+
+/** An error as the operator is told it: with the socket's name, and what to do. */
+export function explain(
+  { path, kind }: { readonly path: string; readonly kind: DeviceKind },
+  cause: unknown,
+): RpcError {
+  const { message } = cause as Error
+  if (cause instanceof RpcError) {
+    return message.includes(path) ? cause : new RpcError(cause.code, `${path}: ${message}`, { cause })
+  }
+  return new RpcError(
+    'EIO',
+    `the back end at ${path} does not serve a ${kind} device as it should: ${message}. Look at its log`,
+    { cause },
+  )
 }
 
 async function openBackend(sockets: MessageSockets, frontEnd: FrontEnd): Promise<MessageSocket> {

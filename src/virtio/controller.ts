@@ -15,7 +15,7 @@ import type { MessageSockets } from '../reactor/message-sockets.ts'
 import { ProtocolFeature } from '../spec/vhost-user.ts'
 import { close } from '../sys/libc.ts'
 import { readBlkConfig } from './blk-disk.ts'
-import { Connection } from './connection.ts'
+import { Connection, explain } from './connection.ts'
 import { ControllerMemory } from './controller-memory.ts'
 import type { InflightMemory } from './front-end.ts'
 import { readConfig, start, stop } from './handshake.ts'
@@ -214,7 +214,7 @@ export class VirtioController {
     } catch (error) {
       await connection.close((error as Error).message)
       await this.#disconnect((error as Error).message)
-      throw error
+      throw explain(this.options, error)
     } finally {
       signal.removeEventListener('abort', abort)
     }
