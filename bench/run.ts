@@ -38,6 +38,15 @@ if (!(seconds > 0 && rounds >= 1) || unknown !== undefined) {
   console.error(`${unknown ?? 'the arguments'}: --seconds N --rounds N --only ${GROUPS.join(',')}`)
   process.exit(2)
 }
+const isComplete = wanted.length === GROUPS.length
+const published: Results | null =
+  values.merge && !isComplete ? JSON.parse(readFileSync(RESULTS, 'utf8')) : null
+if (published !== null && published.seconds !== seconds) {
+  console.error(
+    `the published rows are of ${published.seconds} s each: give --seconds ${published.seconds} to merge with them`,
+  )
+  process.exit(2)
+}
 
 const directory = mkdtempSync(join(tmpdir(), 'qpair-bench-'))
 try {
@@ -59,12 +68,11 @@ try {
   }
   const { failover, footprint, vhostIdleCpuPercent } = results
   console.log(JSON.stringify({ failover, footprint, vhostIdleCpuPercent }, null, 2))
-  const isComplete = wanted.length === GROUPS.length
-  if (isComplete || values.merge) {
-    const published = isComplete ? results : merge(JSON.parse(readFileSync(RESULTS, 'utf8')), results)
+  if (isComplete || published !== null) {
+    const all = published === null ? results : merge(published, results)
     mkdirSync(join(ROOT, 'bench/results'), { recursive: true })
-    writeFileSync(RESULTS, `${JSON.stringify(published, null, 2)}\n`)
-    writeFileSync(PAGE, renderPage(published))
+    writeFileSync(RESULTS, `${JSON.stringify(all, null, 2)}\n`)
+    writeFileSync(PAGE, renderPage(all))
     console.log(`written: ${RESULTS} and ${PAGE}`)
   }
 } finally {
