@@ -43,6 +43,7 @@ const log = logger('virtio')
 
 const BACK_OFF_MS_MIN = 50
 const BACK_OFF_MS_MAX = 1000
+const STABLE_MS = 2000
 /** How long it may take to list the disks of a SCSI controller, and to stop queues in which nothing is in flight. */
 const SCAN_PATIENCE_MS = 10_000
 const STOP_PATIENCE_MS = 2000
@@ -83,6 +84,7 @@ export class VirtioController {
   /** Changes of the devices, one after the other. */
   #work: Promise<unknown> = Promise.resolve()
   #isScanDue = false
+  #backOffMs = BACK_OFF_MS_MIN
 
   constructor(id: number, options: ControllerOptions, parts: ControllerParts) {
     this.id = id
@@ -160,7 +162,10 @@ export class VirtioController {
     for (;;) {
       const connection = this.#connection
       if (connection !== undefined) {
+        const startMs = performance.now()
         const reason = await connection.ended
+        // One that dies as soon as it is there is given more and more time.
+        if (performance.now() - startMs > STABLE_MS) this.#backOffMs = BACK_OFF_MS_MIN
         if (!this.#isClosing) {
           log.warning(`${name}: the connection to ${path} is lost: ${reason}. I/O waits until it is back`)
         }
@@ -174,8 +179,10 @@ export class VirtioController {
   /** False when the controller is detached meanwhile. */
   async #reconnect(): Promise<boolean> {
     let told = ''
-    for (let backOffMs = BACK_OFF_MS_MIN; ; backOffMs = Math.min(backOffMs * 2, BACK_OFF_MS_MAX)) {
+    for (;;) {
       try {
+        const backOffMs = this.#backOffMs
+        this.#backOffMs = Math.min(backOffMs * 2, BACK_OFF_MS_MAX)
         await delay(backOffMs, undefined, { signal: this.#closing.signal })
         await this.#connect()
         if (!this.#isClosing) return true

@@ -19,14 +19,8 @@ import { Again } from './codec.ts'
 import type { DriverRing } from './driver-ring.ts'
 import type { Execution } from './execution.ts'
 import { createRing, TABLE_ENTRIES } from './memory-layout.ts'
-import {
-  type GiveUp,
-  type HaltAnswer,
-  type OpenQueue,
-  type PrepareQueue,
-  type ScsiNews,
-  Topic,
-} from './messages.ts'
+import { type GiveUp, type HaltAnswer, type OpenQueue, type PrepareQueue, Topic } from './messages.ts'
+import type { News } from './news.ts'
 import { encodeExecution, readAnswer } from './scsi-codec.ts'
 import { SLOT_BYTES, Slot, SlotState } from './slot.ts'
 import type { Transfer } from './transfer.ts'
@@ -46,6 +40,7 @@ export class DeviceQueue implements Flushable {
   readonly #watch: UsedWatch
   /** Eight bytes that say 1, to be written to the kick eventfd. */
   readonly #one: number
+  readonly #news: News
   #ring: DriverRing | null = null
   #isUp = false
   #isDirty = false
@@ -59,7 +54,7 @@ export class DeviceQueue implements Flushable {
   /** A request in the ring must not be carried out any more. */
   #hasStrays = false
 
-  constructor(reactor: Reactor, open: OpenQueue, one: number) {
+  constructor(reactor: Reactor, open: OpenQueue, one: number, news: News) {
     this.reactor = reactor
     this.#open = open
     this.#buffers = new BufferPool(new Area(open.data, open.dataBytes))
@@ -71,6 +66,7 @@ export class DeviceQueue implements Flushable {
     )
     this.#free = [...this.#slots].reverse()
     this.#one = one
+    this.#news = news
     this.#watch = new UsedWatch(reactor, open.ring.call, () => this.#takeUsed())
   }
 
@@ -293,10 +289,7 @@ export class DeviceQueue implements Flushable {
   #again(slot: Slot, when: number): void {
     slot.retries++
     slot.transfer!.channel.codec.encode(slot)
-    if (when === Again.CHANGED) {
-      const news: ScsiNews = { controller: this.#open.controller, what: 'a unit has changed' }
-      this.reactor.control.post(Topic.NEWS, news)
-    }
+    if (when === Again.CHANGED) this.#news.tell('a unit has changed')
     if (when !== Again.LATER) {
       this.#send(slot)
       return

@@ -7,7 +7,8 @@ import { write } from '../sys/libc.ts'
 import { bytesAt, viewAt } from '../sys/memory.ts'
 import type { DriverRing } from './driver-ring.ts'
 import { createRing, EVENT_BUFFERS } from './memory-layout.ts'
-import { type EventArea, type OpenQueue, type PrepareQueue, type ScsiNews, Topic } from './messages.ts'
+import { type EventArea, type OpenQueue, type PrepareQueue, Topic } from './messages.ts'
+import type { News } from './news.ts'
 import { UsedWatch } from './used-watch.ts'
 
 export class EventQueue {
@@ -15,16 +16,18 @@ export class EventQueue {
   readonly #open: OpenQueue
   readonly #area: EventArea
   readonly #one: number
+  readonly #news: News
   readonly #watch: UsedWatch
   readonly #view: DataView
   readonly #segments = new Segments(1)
   #ring: DriverRing | null = null
 
-  constructor(reactor: Reactor, open: OpenQueue, area: EventArea, one: number) {
+  constructor(reactor: Reactor, open: OpenQueue, area: EventArea, one: number, news: News) {
     this.#reactor = reactor
     this.#open = open
     this.#area = area
     this.#one = one
+    this.#news = news
     this.#view = viewAt(area.buffers, EVENT_BUFFERS * ScsiEvent.size)
     this.#watch = new UsedWatch(reactor, area.ring.call, () => this.#takeUsed())
   }
@@ -84,11 +87,7 @@ export class EventQueue {
     if (type === ScsiEventType.NO_EVENT && event === 0) return
     const target = ScsiEvent.lun.get(this.#view, at)[1]!
     const reason = ScsiEvent.reason.get(this.#view, at)
-    const news: ScsiNews = {
-      controller: this.#open.controller,
-      what: `event ${type}, reason ${reason}, target ${target}`,
-    }
     bytesAt(this.#area.buffers + at, ScsiEvent.size).fill(0)
-    this.#reactor.control.post(Topic.NEWS, news)
+    this.#news.tell(`event ${type}, reason ${reason}, target ${target}`)
   }
 }

@@ -21,7 +21,7 @@ export const Topic = {
   EXECUTE: 'virtio.execute',
   /** From the reactor: the controller's number and why its connection is to be given up. */
   GIVE_UP: 'virtio.give_up',
-  /** From the reactor: `ScsiNews`. */
+  /** From the reactor: `ScsiNews`, answered when the control thread has looked. */
   NEWS: 'virtio.news',
 } as const
 

@@ -14,6 +14,7 @@ import {
   Topic,
   type Unit,
 } from './messages.ts'
+import { News } from './news.ts'
 import { VirtioChannel } from './virtio-channel.ts'
 
 /** What is there for each reactor, once `installVirtio` was called. */
@@ -78,9 +79,11 @@ export class ReactorVirtio {
   }
 
   #open(open: OpenQueue): void {
+    const reactor = this.#reactor
+    const news = new News(reactor.control, open.controller)
     this.#queues.set(open.controller, {
-      requests: new DeviceQueue(this.#reactor, open, this.#one),
-      events: open.events === null ? null : new EventQueue(this.#reactor, open, open.events, this.#one),
+      requests: new DeviceQueue(reactor, open, this.#one, news),
+      events: open.events && new EventQueue(reactor, open, open.events, this.#one, news),
     })
   }
 

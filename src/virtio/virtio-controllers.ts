@@ -72,11 +72,11 @@ export class VirtioControllers {
     return this.list().find(controller => controller.id === id)
   }
 
-  #news(id: number, what: string): void {
+  async #news(id: number, what: string): Promise<void> {
     const controller = this.#byId(id)
     if (controller === undefined) return
     log.info(`${controller.options.name}: ${what}`)
-    void controller.refresh()
+    await controller.refresh()
   }
 
   #savedCalls(): MethodCall[] {

@@ -22,7 +22,7 @@ import {
 } from './subjects.ts'
 
 // The log is not what is judged here, and hundreds of devices have much to tell.
-logSettings.printLevel = 'WARNING'
+logSettings.printLevel = 'ERROR'
 
 const SEED = Number(process.env['SEED'] ?? 20261121)
 const prng = new Prng(SEED)
