@@ -417,8 +417,11 @@ async function tell(controller: VhostController, event: DeviceEvent): Promise<vo
   await controller.sendEvent(event)
 }
 
-/** LUN 0 of a target, as virtio-scsi writes it (section 5.6.6.1): 1, the target, and a flat address. */
-const lunOf = (target: number): number[] => [1, target, 0x40, 0, 0, 0, 0, 0]
+/**
+ * LUN 0 of a target in an event (section 5.6.6.1): 1, the target, and the LUN as REPORT LUNS has it. Linux does not know it
+ * there in the flat form in which it sends it itself.
+ */
+const lunOf = (target: number): number[] => [1, target, 0, 0, 0, 0, 0, 0]
 
 function firstFree(taken: ReadonlySet<number>): number {
   let number = 0

@@ -4,7 +4,7 @@ import { logSettings } from '../../src/core/log.ts'
 import { VhostService, type VhostServiceOptions } from './support.ts'
 
 // Written by hand from the specification: LUN 0 of target 3, `virtio_scsi_event` and SPC's additional sense codes.
-const TARGET_3 = [1, 3, 0x40, 0, 0, 0, 0, 0]
+const TARGET_3 = [1, 3, 0, 0, 0, 0, 0, 0]
 const RESCAN = { event: 1, lun: TARGET_3, reason: 1 }
 const REMOVED = { event: 1, lun: TARGET_3, reason: 2 }
 const CAPACITY_CHANGED = { event: 3, lun: TARGET_3, reason: 0x092a }
