@@ -2,7 +2,9 @@
  * I/Os of one reactor that other reactors found ended: any number of them writes, one reads.
  *
  *   word 0   tail: how many were put so far          words 2, 3   slot + 1 and result of the first, and so on
+ *   word 1   head: how many were taken
  *
+ * Both counts outlive the channel that reads: a reactor may close its channel and open another one.
  * A reactor has at most `SLOTS` I/Os outstanding, so the ring of as many entries never overflows.
  */
 import { SLOTS } from './messages.ts'
@@ -12,7 +14,6 @@ const ENTRY_WORDS = 2
 
 export class CompletionInbox {
   readonly #words: Int32Array<SharedArrayBuffer>
-  #head = 0
 
   constructor(ring: SharedArrayBuffer) {
     this.#words = new Int32Array(ring)
@@ -32,12 +33,12 @@ export class CompletionInbox {
   /** The slot of the next one, or -1; its result is in `result`. */
   take(): number {
     const words = this.#words
-    const at = ENTRIES_AT + (this.#head & (SLOTS - 1)) * ENTRY_WORDS
+    const at = ENTRIES_AT + (words[1]! & (SLOTS - 1)) * ENTRY_WORDS
     const slot = Atomics.load(words, at) - 1
     if (slot < 0) return -1
     this.result = words[at + 1]!
     words[at] = 0
-    this.#head = (this.#head + 1) | 0
+    words[1] = (words[1]! + 1) | 0
     return slot
   }
 

@@ -42,7 +42,6 @@ interface Entry {
   readonly cluster: Cluster
   readonly pool: number
   readonly device: OpenImage
-  readonly timer: NodeJS.Timeout
   /** A refusal to shrink was logged. */
   warned: boolean
 }
@@ -54,6 +53,9 @@ export class RbdImages {
   readonly #entries = new Map<string, Entry>()
   /** Images whose device is gone and that librbd still closes, by the device's name. */
   readonly #closing = new Map<string, Promise<void>>()
+  /** Clusters whose images are being asked for their sizes: one that does not answer is not asked again. */
+  readonly #asked = new Set<Cluster>()
+  #timer: NodeJS.Timeout | undefined
 
   constructor(bdevs: BdevRegistry, reactors: ReactorGroup) {
     this.#bdevs = bdevs
@@ -144,14 +146,13 @@ export class RbdImages {
       const result = library.setNotification(image, descriptors.eventfd)
       if (result < 0) throw new SysError('rbd_set_image_notification', -result, `of ${path}`)
       await this.#bdevs.add(info)
-      const timer = setInterval(() => void this.#checkSize(name), SIZE_CHECK_MS)
+      this.#timer ??= setInterval(() => this.#checkSizes(), SIZE_CHECK_MS)
       const device = info.device as OpenImage
       this.#entries.set(name, {
         options: keepUuid(options, info),
         cluster,
         pool,
         device,
-        timer,
         warned: false,
       })
       return info
@@ -210,10 +211,23 @@ export class RbdImages {
     }
   }
 
-  async #checkSize(name: string): Promise<void> {
-    const entry = this.#entries.get(name)
+  #checkSizes(): void {
+    for (const cluster of new Set([...this.#entries.values()].map(entry => entry.cluster))) {
+      if (!this.#asked.has(cluster)) void this.#checkSizesOf(cluster)
+    }
+  }
+
+  async #checkSizesOf(cluster: Cluster): Promise<void> {
+    this.#asked.add(cluster)
+    for (const [name, entry] of [...this.#entries]) {
+      if (entry.cluster === cluster) await this.#checkSize(name, entry)
+    }
+    this.#asked.delete(cluster)
+  }
+
+  async #checkSize(name: string, entry: Entry): Promise<void> {
     const info = this.#bdevs.find(name)
-    if (entry === undefined || info === undefined) return
+    if (this.#entries.get(name) !== entry || info === undefined) return
     const sizeBytes = await librbd().imageSize(entry.device.image)
     const blockCount = Math.floor(sizeBytes / info.blockSize)
     if (sizeBytes < 0 || blockCount === info.blockCount || this.#entries.get(name) !== entry) return
@@ -230,7 +244,10 @@ export class RbdImages {
     const entry = this.#entries.get(name)
     if (entry === undefined) return
     this.#entries.delete(name)
-    clearInterval(entry.timer)
+    if (this.#entries.size === 0) {
+      clearInterval(this.#timer)
+      this.#timer = undefined
+    }
     const closing = this.#close(entry).finally(() => this.#closing.delete(name))
     this.#closing.set(name, closing)
     closing.catch((error: Error) =>

@@ -26,9 +26,14 @@ const log = logger('rbd')
 const EILSEQ = 84
 const ENOMEM = 12
 const TWO_32 = 2 ** 32
+const SCRATCH_SIZE = 4096
+const MISMATCH_AT = 8
+const ONE_AT = 16
+const EVENTS_AT = 64
 const EVENTS_MAX = 128
 const LOG_PAUSE_US = 10e6
 const IOVECS_MIN = 16
+const IOVECS_SIZE = 16384
 
 export class RbdChannel implements DriverChannel {
   readonly lends = false
@@ -42,10 +47,14 @@ export class RbdChannel implements DriverChannel {
   /** What found no slot, oldest first. */
   readonly #waiting: BdevIo[] = []
   readonly #inboxes: readonly CompletionInbox[]
-  readonly #events: number
-  readonly #eventView: DataView
-  readonly #one: number
+  readonly #buffers: { readonly address: number; readonly sizeBytes: number }[] = []
+  /** Where librbd writes: a handle at 0, an offset that nobody looks at at 8; a 1 at 16, and a list of events. */
+  readonly #scratch: number
+  readonly #scratchView: DataView
   readonly #tokens: readonly number[]
+  /** What is left of a buffer for iovecs, from its start. */
+  #iovecs = 0
+  #iovecsLeft = 0
   #isClosing = false
   #lastLogUs = Number.NEGATIVE_INFINITY
 
@@ -56,11 +65,11 @@ export class RbdChannel implements DriverChannel {
     this.image = info.device as OpenImage
     this.#ring = ring
     this.#inboxes = this.image.inboxes.map(inbox => new CompletionInbox(inbox.ring))
-    this.#events = reactor.arena.allocate(EVENTS_MAX * 8 + 8)
-    assert(this.#events !== 0, 'the arena has room for a list of events')
-    this.#eventView = viewAt(this.#events, EVENTS_MAX * 8)
-    this.#one = this.#events + EVENTS_MAX * 8
-    viewAt(this.#one, 8).setUint32(0, 1, true)
+    this.#scratch = this.allocate(SCRATCH_SIZE)
+    if (this.#scratch === 0) throw new Error(`the reactor has no memory left for a channel to ${info.name}`)
+    this.#scratchView = viewAt(this.#scratch, SCRATCH_SIZE)
+    this.#scratchView.setUint32(ONE_AT, 1, true)
+    this.#scratchView.setUint32(ONE_AT + 4, 0, true)
     this.#tokens = [
       this.#watch(this.image.eventfd, () => this.#takeEvents()),
       this.#watch(this.image.inboxes[reactor.index]!.doorbell, () => this.#takeInbox()),
@@ -84,6 +93,37 @@ export class RbdChannel implements DriverChannel {
   close(): void {
     this.#isClosing = true
     for (const token of this.#tokens) this.#ring.cancel(token)
+    for (const { address, sizeBytes } of this.#buffers) this.reactor.buffers.release(address, sizeBytes)
+  }
+
+  /** The address of memory that lasts until the channel is closed, or 0 when there is none. */
+  allocate(sizeBytes: number): number {
+    const address = this.reactor.buffers.acquire(sizeBytes)
+    if (address !== 0) this.#buffers.push({ address, sizeBytes })
+    return address
+  }
+
+  /** Memory for the iovecs of a slot that has no more than most have, or 0. */
+  allocateIovecs(): number {
+    if (this.#iovecsLeft === 0) {
+      this.#iovecs = this.allocate(IOVECS_SIZE)
+      if (this.#iovecs === 0) return 0
+      this.#iovecsLeft = IOVECS_SIZE
+    }
+    this.#iovecsLeft -= IOVECS_MIN * IOVEC_SIZE
+    return this.#iovecs + this.#iovecsLeft
+  }
+
+  /** A new completion for the slot that librbd is to hand back `argument` for, or -errno. */
+  createCompletion(argument: number): number {
+    const result = this.library.createCompletion(argument, this.#scratch)
+    const view = this.#scratchView
+    return result < 0 ? result : view.getUint32(0, true) + view.getUint32(4, true) * TWO_32
+  }
+
+  /** Where a compare-and-write tells at which offset it failed, which NVMe does not ask for. */
+  get mismatchAddress(): number {
+    return this.#scratch + MISMATCH_AT
   }
 
   /** Takes back what has ended, and starts what waits. */
@@ -125,12 +165,13 @@ export class RbdChannel implements DriverChannel {
 
   #takeEvents(): void {
     const { library, image, reactor } = this
+    const view = this.#scratchView
     for (;;) {
-      const count = library.pollEvents(image.image, this.#events, EVENTS_MAX)
+      const count = library.pollEvents(image.image, this.#scratch + EVENTS_AT, EVENTS_MAX)
       assert(count >= 0, `rbd_poll_io_events answers, instead of ${errnoName(-count)}`)
       for (let i = 0; i < count; i++) {
-        const completion =
-          this.#eventView.getUint32(i * 8, true) + this.#eventView.getUint32(i * 8 + 4, true) * TWO_32
+        const at = EVENTS_AT + i * 8
+        const completion = view.getUint32(at, true) + view.getUint32(at + 4, true) * TWO_32
         const argument = library.completionArgument(completion)
         const result = library.completionResult(completion)
         library.releaseCompletion(completion)
@@ -139,7 +180,7 @@ export class RbdChannel implements DriverChannel {
         if (owner === reactor.index) this.#slots[slot]!.ended(result)
         else {
           this.#inboxes[owner]!.put(slot, result)
-          write(image.inboxes[owner]!.doorbell, this.#one, 8)
+          write(image.inboxes[owner]!.doorbell, this.#scratch + ONE_AT, 8)
         }
       }
       if (count < EVENTS_MAX) return
@@ -157,9 +198,6 @@ class Slot {
   readonly #channel: RbdChannel
   /** What librbd hands back: reactor and slot, never 0. */
   readonly #argument: number
-  /** A pointer for results of calls, then the iovecs. */
-  readonly #out: number
-  readonly #outView: DataView
   #iovecs = 0
   #iovecCapacity = 0
   #io: BdevIo | null = null
@@ -168,12 +206,8 @@ class Slot {
   #bounceSize = 0
 
   constructor(channel: RbdChannel, number: number) {
-    const { arena, index } = channel.reactor
     this.#channel = channel
-    this.#argument = index * SLOTS + number + 1
-    this.#out = arena.allocate(16)
-    assert(this.#out !== 0, 'the arena has room for a slot')
-    this.#outView = viewAt(this.#out, 16)
+    this.#argument = channel.reactor.index * SLOTS + number + 1
   }
 
   start(io: BdevIo): void {
@@ -194,12 +228,11 @@ class Slot {
 
   #submit(io: BdevIo): void {
     const { library, image, info } = this.#channel
-    const made = library.createCompletion(this.#argument, this.#out)
-    if (made < 0) {
-      this.#fail(io, -made)
+    const completion = this.#channel.createCompletion(this.#argument)
+    if (completion < 0) {
+      this.#fail(io, -completion)
       return
     }
-    const completion = this.#outView.getUint32(0, true) + this.#outView.getUint32(4, true) * TWO_32
     const result = this.#call(io, image.image, io.firstBlock * info.blockSize, completion)
     if (result >= 0) return
     library.releaseCompletion(completion)
@@ -212,9 +245,11 @@ class Slot {
     if (this.#isSyncing) return library.flush(image, completion)
     switch (io.type) {
       case IoType.READ:
-        return library.readv(image, this.#fill(io), io.segments.count, offset, completion)
+        if (!this.#fill(io)) return -ENOMEM
+        return library.readv(image, this.#iovecs, io.segments.count, offset, completion)
       case IoType.WRITE:
-        return library.writev(image, this.#fill(io), io.segments.count, offset, completion)
+        if (!this.#fill(io)) return -ENOMEM
+        return library.writev(image, this.#iovecs, io.segments.count, offset, completion)
       case IoType.FLUSH:
         return library.flush(image, completion)
       case IoType.UNMAP:
@@ -227,27 +262,30 @@ class Slot {
   }
 
   #compareAndWrite(io: BdevIo, image: number, offset: number, length: number, completion: number): number {
-    const { library, reactor } = this.#channel
+    const { library, reactor, mismatchAddress } = this.#channel
     const size = 2 * length
     const bounce = reactor.buffers.acquire(size)
     if (bounce === 0) return -ENOMEM
     this.#bounce = bounce
     this.#bounceSize = size
     io.segments.copyTo(bounce, 0, size)
-    return library.compareAndWrite(image, offset, length, bounce, bounce + length, completion, this.#out, 0)
+    return library.compareAndWrite(
+      image,
+      offset,
+      length,
+      bounce,
+      bounce + length,
+      completion,
+      mismatchAddress,
+      0,
+    )
   }
 
-  /** Writes the iovecs and returns their address. */
-  #fill(io: BdevIo): number {
+  /** Writes the iovecs, which librbd reads until the I/O ends; false when memory is short. */
+  #fill(io: BdevIo): boolean {
     const { segments } = io
     const { arena } = this.#channel.reactor
-    if (segments.count > this.#iovecCapacity) {
-      let capacity = IOVECS_MIN
-      while (capacity < segments.count) capacity *= 2
-      this.#iovecs = arena.allocate(capacity * IOVEC_SIZE)
-      assert(this.#iovecs !== 0, 'the arena has room for iovecs')
-      this.#iovecCapacity = capacity
-    }
+    if (segments.count > this.#iovecCapacity && !this.#growIovecs(segments.count)) return false
     const words = arena.i32
     let at = arena.offsetOf(this.#iovecs) / 4
     for (let i = 0; i < segments.count; i++) {
@@ -258,7 +296,19 @@ class Slot {
       words[at + 3] = 0
       at += 4
     }
-    return this.#iovecs
+    return true
+  }
+
+  #growIovecs(wanted: number): boolean {
+    let capacity = IOVECS_MIN
+    while (capacity < wanted) capacity *= 2
+    const channel = this.#channel
+    const iovecs =
+      capacity === IOVECS_MIN ? channel.allocateIovecs() : channel.allocate(capacity * IOVEC_SIZE)
+    if (iovecs === 0) return false
+    this.#iovecs = iovecs
+    this.#iovecCapacity = capacity
+    return true
   }
 
   #fail(io: BdevIo, errno: number): void {

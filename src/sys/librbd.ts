@@ -118,7 +118,26 @@ function load(): Librbd {
   return { ...clusterCalls(rados), ...imageCalls(rbd), ...dataCalls(rbd) }
 }
 
-const blocking = (call: ReturnType<LibraryHandle['func']>): Blocking => promisify(call.async) as Blocking
+/** Of Node's four threads, so that files and names are still served while clusters do not answer. */
+const BLOCKING_MAX = 3
+let blockingCount = 0
+const blockingQueue: (() => void)[] = []
+
+/** A call that may wait for the network, on one of Node's threads; in turn, while as many as may be wait. */
+function blocking(call: ReturnType<LibraryHandle['func']>): Blocking {
+  const start = promisify(call.async) as Blocking
+  return async (...args) => {
+    if (blockingCount === BLOCKING_MAX) await new Promise<void>(resolve => blockingQueue.push(resolve))
+    else blockingCount++
+    try {
+      return await start(...args)
+    } finally {
+      const next = blockingQueue.shift()
+      if (next === undefined) blockingCount--
+      else next()
+    }
+  }
+}
 
 function clusterCalls(rados: LibraryHandle) {
   const create = rados.func('int rados_create(uintptr_t, const char *)')

@@ -1,0 +1,232 @@
+/**
+ * A Ceph cluster of one machine: a monitor and OSDs on loopback, in a temporary directory. It serves RBD images a few
+ * seconds after the first command.
+ */
+import { execFile } from 'node:child_process'
+import { randomUUID } from 'node:crypto'
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { promisify } from 'node:util'
+import { Child } from './child.ts'
+import { findProgram, type Program } from './packages.ts'
+
+/** What a cluster takes. */
+export const CEPH_PROGRAMS = [
+  'setpriv',
+  'ceph-mon',
+  'ceph-osd',
+  'ceph',
+  'ceph-authtool',
+  'rbd',
+  'monmaptool',
+] as const satisfies Program[]
+
+export interface CephOptions {
+  /** Default 1. */
+  readonly osds?: number
+  /** Users have to prove who they are. Default false. */
+  readonly cephx?: boolean
+  /** Of an OSD's sparse file, in bytes. Default 8 GiB. */
+  readonly osdSize?: number
+}
+
+/** After which time a cluster counts as hung. */
+const TIMEOUT_MS = 60_000
+
+/** Starts a cluster with a pool named `volumes`. The caller must `stop` it. */
+export async function startCeph(options: CephOptions = {}): Promise<Ceph> {
+  const ceph = await Ceph.create(options)
+  try {
+    await ceph.start()
+  } catch (error) {
+    await ceph.stop()
+    throw error
+  }
+  return ceph
+}
+
+export class Ceph {
+  readonly directory = mkdtempSync(join(tmpdir(), 'qpair-ceph-'))
+  /** The ceph.conf that reaches the cluster. */
+  readonly conf = join(this.directory, 'ceph.conf')
+  /** With the key of client.admin, where the cluster asks for one. */
+  readonly keyring = join(this.directory, 'keyring')
+  /** The monitor's address, as `mon_host` has it. */
+  readonly monitorAddress: string
+  readonly fsid = randomUUID()
+  readonly #options: Required<CephOptions>
+  #monitor: Child | undefined
+  readonly #osds = new Map<number, Child>()
+
+  private constructor(port: number, options: CephOptions) {
+    this.monitorAddress = `[v1:127.0.0.1:${port}]`
+    this.#options = { osds: 1, cephx: false, osdSize: 8 * 2 ** 30, ...options }
+  }
+
+  static async create(options: CephOptions): Promise<Ceph> {
+    return new Ceph(await freePort(), options)
+  }
+
+  async start(): Promise<void> {
+    writeFileSync(this.conf, this.#configuration())
+    await this.#makeMonitor()
+    await this.startMonitor()
+    const ids = Array.from({ length: this.#options.osds }, (_, id) => id)
+    // Numbers are given out in the order of the requests.
+    const uuids: string[] = []
+    for (const id of ids) uuids[id] = await this.#addOsd(id)
+    await Promise.all(ids.map(id => this.#makeOsd(id, uuids[id]!)))
+    await Promise.all(ids.map(id => this.startOsd(id)))
+    await this.run('ceph', 'osd', 'pool', 'create', 'volumes', '8')
+    await this.run('rbd', 'pool', 'init', 'volumes')
+  }
+
+  /** Runs one of Ceph's programs against the cluster, and returns what it printed. */
+  async run(program: Program, ...args: readonly string[]): Promise<string> {
+    const keyring = this.#options.cephx ? ['--keyring', this.keyring] : []
+    return execute(program, '--conf', this.conf, ...keyring, ...args)
+  }
+
+  /** Sends a signal to an OSD: SIGSTOP makes its I/O wait, SIGCONT lets it go on. */
+  signalOsd(id: number, signal: NodeJS.Signals): void {
+    this.#osds.get(id)!.signal(signal)
+  }
+
+  async killMonitor(): Promise<void> {
+    await this.#monitor!.end('SIGKILL')
+  }
+
+  /** Starts the monitor, again after `killMonitor`, and waits until it answers. */
+  async startMonitor(): Promise<void> {
+    this.#monitor = await Child.start(findProgram('ceph-mon')!, ['--conf', this.conf, '-i', 'a', '-f'])
+    await this.#until(this.#monitor, () => this.run('ceph', '--connect-timeout', '5', 'mon', 'stat'))
+  }
+
+  async killOsd(id: number): Promise<void> {
+    await this.#osds.get(id)!.end('SIGKILL')
+  }
+
+  /** Starts an OSD, again after `killOsd`, and waits until the monitor counts it as up. */
+  async startOsd(id: number): Promise<void> {
+    const osd = await Child.start(findProgram('ceph-osd')!, ['--conf', this.conf, '-i', String(id), '-f'])
+    this.#osds.set(id, osd)
+    await this.#until(osd, async () => {
+      const { osds } = JSON.parse(await this.run('ceph', 'osd', 'dump', '--format', 'json')) as {
+        osds: { osd: number; up: number }[]
+      }
+      if (osds.find(each => each.osd === id)?.up !== 1) throw new Error(`osd.${id} is not up`)
+    })
+  }
+
+  async stop(): Promise<void> {
+    const children = [...this.#osds.values(), ...(this.#monitor === undefined ? [] : [this.#monitor])]
+    // One that is stopped dies of SIGKILL as well.
+    await Promise.all(children.map(child => child.end('SIGKILL')))
+    rmSync(this.directory, { recursive: true, force: true })
+  }
+
+  /**
+   * An OSD that tells the monitor its place at start is now and then refused with "wrong fsid", before it has heard
+   * which cluster this is, and ends: so it tells nothing, and the monitor knows its place beforehand.
+   */
+  #configuration(): string {
+    const auth = this.#options.cephx ? 'cephx' : 'none'
+    return `[global]
+fsid = ${this.fsid}
+mon host = ${this.monitorAddress}
+auth cluster required = ${auth}
+auth service required = ${auth}
+auth client required = ${auth}
+public addr = 127.0.0.1
+cluster addr = 127.0.0.1
+ms bind msgr2 = false
+osd pool default size = 1
+osd pool default min size = 1
+osd crush chooseleaf type = 0
+run dir = ${this.directory}
+admin socket = ${this.directory}/$name.$pid.$cctid.asok
+log file = ${this.directory}/$name.log
+[mon]
+mon data = ${this.directory}/mon
+mon allow pool size one = true
+mon allow pool delete = true
+paxos propose interval = 0.05
+paxos min wait = 0.01
+[osd]
+osd data = ${this.directory}/osd.$id
+osd objectstore = bluestore
+osd crush update on start = false
+osd class update on start = false
+bluestore block size = ${this.#options.osdSize}
+osd memory target = ${2 ** 30}
+`
+  }
+
+  async #makeMonitor(): Promise<void> {
+    mkdirSync(join(this.directory, 'mon'))
+    const map = join(this.directory, 'monmap')
+    await execute('monmaptool', '--create', '--fsid', this.fsid, '--addv', 'a', this.monitorAddress, map)
+    const keys: string[] = []
+    if (this.#options.cephx) {
+      const all = ['mon', 'osd', 'mgr'].flatMap(service => ['--cap', service, 'allow *'])
+      for (const [name, ...caps] of [
+        ['mon.', '--cap', 'mon', 'allow *'],
+        ['client.admin', ...all],
+      ]) {
+        const create = name === 'mon.' ? ['--create-keyring'] : []
+        await execute('ceph-authtool', ...create, this.keyring, '--gen-key', '-n', name!, ...caps)
+      }
+      keys.push('--keyring', this.keyring)
+    }
+    await execute('ceph-mon', '--conf', this.conf, '-i', 'a', '--mkfs', '--monmap', map, ...keys)
+  }
+
+  async #addOsd(id: number): Promise<string> {
+    const uuid = randomUUID()
+    await this.run('ceph', 'osd', 'create', uuid)
+    await this.run('ceph', 'osd', 'crush', 'add', `osd.${id}`, '1', 'host=h', 'root=default')
+    return uuid
+  }
+
+  async #makeOsd(id: number, uuid: string): Promise<void> {
+    const data = join(this.directory, `osd.${id}`)
+    mkdirSync(data)
+    if (this.#options.cephx) {
+      const caps = ['mon', 'allow profile osd', 'osd', 'allow *', 'mgr', 'allow profile osd']
+      await this.run('ceph', 'auth', 'get-or-create', `osd.${id}`, ...caps, '-o', join(data, 'keyring'))
+    }
+    await execute('ceph-osd', '--conf', this.conf, '-i', String(id), '--mkfs', '--osd-uuid', uuid)
+  }
+
+  async #until(child: Child, condition: () => Promise<unknown>): Promise<void> {
+    const deadlineMs = Date.now() + TIMEOUT_MS
+    for (;;) {
+      try {
+        await condition()
+        return
+      } catch (error) {
+        if (child.exit !== undefined || Date.now() > deadlineMs) {
+          throw new Error(`${(error as Error).message}\n${child.output}`, { cause: error })
+        }
+        await delay(50)
+      }
+    }
+  }
+}
+
+async function execute(program: Program, ...args: readonly string[]): Promise<string> {
+  const { stdout } = await promisify(execFile)(findProgram(program)!, args, { maxBuffer: 1 << 26 })
+  return stdout
+}
+
+/** A port that was free a moment ago: a monitor cannot choose its own. */
+async function freePort(): Promise<number> {
+  const server = createServer()
+  await new Promise<void>(resolve => server.listen(0, '127.0.0.1', resolve))
+  const { port } = server.address() as { port: number }
+  await new Promise(resolve => server.close(resolve))
+  return port
+}

@@ -1,0 +1,189 @@
+/** Images of a real Ceph cluster, one daemon or two, and Ceph's own programs as the witness. */
+
+import { execFile } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import { afterAll, beforeAll, expect, it } from 'vitest'
+import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
+import { type Daemon, startDaemon } from './lab/daemon.ts'
+import { describeWith } from './lab/describe-with.ts'
+import { findProgram } from './lab/packages.ts'
+
+interface Bdev {
+  readonly uuid: string
+  readonly num_blocks: number
+}
+
+interface Workload {
+  readonly errors: number
+  readonly miscompares: number
+  readonly in_flight: number
+  readonly writes: number
+}
+
+await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'RBD images', () => {
+  let ceph: Ceph
+  let daemon: Daemon
+
+  async function image(name: string, mebibytes = 64): Promise<void> {
+    await ceph.run('rbd', 'create', '-p', 'volumes', '--size', String(mebibytes), name)
+  }
+  const open = (rbd_name: string, rest: object = {}, on = daemon): Promise<string> =>
+    on.rpc('bdev_rbd_create', {
+      name: rbd_name,
+      pool_name: 'volumes',
+      rbd_name,
+      block_size: 4096,
+      cluster_name: 'c',
+      ...rest,
+    })
+  const bdev = async (name: string, on = daemon): Promise<Bdev> =>
+    (await on.rpc<Bdev[]>('bdev_get_bdevs', { name }))[0]!
+  const sha = (data: Uint8Array): string => createHash('sha256').update(data).digest('hex')
+  const content = async (name: string): Promise<Buffer> => {
+    const path = join(daemon.directory, `${name}.raw`)
+    await ceph.run('rbd', 'export', `volumes/${name}`, path)
+    return readFileSync(path)
+  }
+
+  /** Runs qemu-io's commands on an NBD export of the device. */
+  async function io(name: string, ...commands: string[]): Promise<string> {
+    const isReading = commands.every(command => command.startsWith('read'))
+    const unix = join(daemon.directory, 'nbd.sock')
+    const { uri } = await daemon.rpc<{ uri: string }>('nbd_export_start', { bdev_name: name, unix })
+    try {
+      const args = [
+        ...(isReading ? ['-r'] : []),
+        '-f',
+        'raw',
+        ...commands.flatMap(command => ['-c', command]),
+        uri,
+      ]
+      return (await promisify(execFile)(findProgram('qemu-io')!, args)).stdout
+    } finally {
+      await daemon.rpc('nbd_export_stop', { name })
+    }
+  }
+
+  async function load(name: string): Promise<Workload> {
+    const id = await daemon.rpc<number>('workload_start', {
+      bdev_name: name,
+      verify: true,
+      read_percent: 50,
+      io_count: 3000,
+    })
+    for (;;) {
+      const [found] = (await daemon.rpc<(Workload & { id: number; reads: number })[]>('workload_get')).filter(
+        each => each.id === id,
+      )
+      if (found!.reads + found!.writes >= 3000 && found!.in_flight === 0) return found!
+      await new Promise(resolve => setTimeout(resolve, 20))
+    }
+  }
+
+  beforeAll(async () => {
+    ceph = await startCeph()
+    daemon = await startDaemon({ args: ['--reactors', '2'] })
+    await daemon.rpc('bdev_rbd_register_cluster', { name: 'c', config_file: ceph.conf, user_id: 'admin' })
+  })
+  afterAll(async () => {
+    await daemon?.stop()
+    await ceph?.stop()
+  })
+
+  it('keeps every block that several reactors wrote', async () => {
+    await image('random')
+    await open('random')
+    expect(await load('random')).toMatchObject({ errors: 0, miscompares: 0 })
+  })
+
+  it('writes what rbd export reads, unmaps and zeroes', async () => {
+    await image('bytes', 8)
+    await open('bytes')
+    await io('bytes', 'write -P 0xab 0 8M', 'write -z 1M 64k', 'discard 4M 4M', 'flush')
+    const expected = Buffer.alloc(8 << 20, 0xab)
+    expected.fill(0, 1 << 20, (1 << 20) + (64 << 10)).fill(0, 4 << 20, 8 << 20)
+    expect(sha(await content('bytes'))).toBe(sha(expected))
+  })
+
+  it('follows a resize that was done elsewhere, and resizes the image itself', async () => {
+    await image('grows', 8)
+    await open('grows')
+    await ceph.run('rbd', 'resize', '--size', '16', 'volumes/grows')
+    while ((await bdev('grows')).num_blocks !== (16 << 20) / 4096)
+      await new Promise(resolve => setTimeout(resolve, 50))
+    await daemon.rpc('bdev_rbd_resize', { name: 'grows', new_size: 24 })
+    expect((await bdev('grows')).num_blocks).toBe((24 << 20) / 4096)
+    expect(JSON.parse(await ceph.run('rbd', 'info', 'volumes/grows', '--format', 'json'))).toMatchObject({
+      size: 24 << 20,
+    })
+  })
+
+  it('opens a snapshot, which stays as it was and cannot be written to', async () => {
+    await image('past', 8)
+    await open('past')
+    await io('past', 'write -P 1 0 4k', 'flush')
+    await ceph.run('rbd', 'snap', 'create', 'volumes/past@then')
+    await open('past', { name: 'then', snapshot: 'then' })
+    await io('past', 'write -P 2 0 4k', 'flush')
+    expect(await io('then', 'read -P 1 0 4k')).not.toContain('Pattern verification failed')
+    await expect(io('then', 'write -P 3 0 4k')).rejects.toThrow('Permission denied')
+  })
+
+  it('gives an image the same UUID on every gateway', async () => {
+    await image('shared', 8)
+    await open('shared')
+    const other = await startDaemon()
+    try {
+      await other.rpc('bdev_rbd_register_cluster', { name: 'elsewhere', config_file: ceph.conf })
+      await open('shared', { name: 'x', cluster_name: 'elsewhere' }, other)
+      expect((await bdev('x', other)).uuid).toBe((await bdev('shared')).uuid)
+    } finally {
+      await other.stop()
+    }
+  })
+
+  it('has its clusters and images back after it was killed', async () => {
+    await image('kept', 8)
+    await open('kept', { config: null })
+    const before = await bdev('kept')
+    await daemon.restart('SIGKILL')
+    expect(await bdev('kept')).toMatchObject({ uuid: before.uuid, num_blocks: before.num_blocks })
+    expect(await daemon.rpc('bdev_rbd_get_clusters_info')).toEqual([
+      { cluster_name: 'c', user_id: 'admin', config_file: ceph.conf },
+    ])
+  })
+
+  it('waits while the storage does, and fails nothing', async () => {
+    await image('waits')
+    await open('waits')
+    ceph.signalOsd(0, 'SIGSTOP')
+    const loaded = load('waits')
+    // Long enough that whoever gives up early would have done so.
+    await new Promise(resolve => setTimeout(resolve, 2000))
+    ceph.signalOsd(0, 'SIGCONT')
+    expect(await loaded).toMatchObject({ errors: 0, miscompares: 0 })
+  })
+
+  it.each([
+    ['the pool', { pool_name: 'nowhere' }, /the pool nowhere does not exist/],
+    ['the image', { rbd_name: 'nothing' }, /the image volumes\/nothing does not exist/],
+    [
+      'the snapshot',
+      { rbd_name: 'random', snapshot: 'never' },
+      /the image volumes\/random@never does not exist/,
+    ],
+    ['the cluster', { cluster_name: 'd' }, /there is no cluster d: there are c/],
+    ['user and cluster', { user_id: 'me' }, /cluster_name \(c\) and user_id or config/],
+  ])('says which part is wrong: %s', async (_what, params, message) => {
+    await expect(open('absent', params)).rejects.toThrow(message)
+  })
+
+  it('does not leave a cluster whose images are open', async () => {
+    await expect(daemon.rpc('bdev_rbd_unregister_cluster', { name: 'c' })).rejects.toThrow(
+      /has \d+ open images/,
+    )
+  })
+})
