@@ -9,7 +9,7 @@
  */
 import type { ChannelContext } from '../../bdev/bdev.ts'
 import type { Channel } from '../../bdev/channel.ts'
-import { type BdevIo, IoType, type Segments } from '../../bdev/io.ts'
+import { type BdevIo, IoType } from '../../bdev/io.ts'
 import { assert } from '../../core/assert.ts'
 import { logger } from '../../core/log.ts'
 import { Status } from '../../spec/nvme-status.ts'
@@ -22,6 +22,7 @@ import {
   RANGE_FLAG_UNMAP,
   SECTOR_SIZE,
 } from '../../spec/virtio-blk.ts'
+import { copySegments } from '../copy-segments.ts'
 import type { BlkDescription, DeviceDescription } from '../messages.ts'
 import type { GuestRequest, VirtioDevice } from '../request.ts'
 import { RANGE_SECTORS_MAX, RANGES_MAX } from './limits.ts'
@@ -339,16 +340,4 @@ export class BlkDevice implements VirtioDevice {
         'where its status would belong: it is answered without one, and further ones are not logged',
     )
   }
-}
-
-/** Makes `target` a copy of a part of a list. */
-function copySegments(source: Segments, first: number, end: number, target: Segments): void {
-  const count = end - first
-  target.reserve(count)
-  const { addresses, lengths } = target
-  for (let i = 0; i < count; i++) {
-    addresses[i] = source.addresses[first + i]!
-    lengths[i] = source.lengths[first + i]!
-  }
-  target.count = count
 }

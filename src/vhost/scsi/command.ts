@@ -15,6 +15,7 @@ import type { Reactor } from '../../reactor/reactor.ts'
 import { Status } from '../../spec/nvme-status.ts'
 import { Asc, FieldFlag, ScsiStatus, SenseKey } from '../../spec/scsi.ts'
 import { ScsiRequestHeader, ScsiResponse, ScsiResponseHeader } from '../../spec/virtio-scsi.ts'
+import { copySegments } from '../copy-segments.ts'
 import type { GuestRequest } from '../request.ts'
 import { OUTCOME_OF, writeFixedSense } from './sense.ts'
 import { Mode, UnitWord, unitWord } from './shared-units.ts'
@@ -125,11 +126,19 @@ export class ScsiCommand {
 
   /** Points the I/O's list at a part of the data. */
   sliceDataOut(offset: number, size: number): void {
-    this.#slice(this.dataOutAt + offset, size)
+    const { io, segments, readableCount } = this.request
+    // As every driver that we know cuts requests: the data is whole segments.
+    const isWhole = segments.lengths[0] === this.dataOutAt && size === this.dataOutBytes
+    if (isWhole) copySegments(segments, 1, readableCount, io.segments)
+    else this.#slice(this.dataOutAt + offset, size)
   }
 
   sliceDataIn(offset: number, size: number): void {
-    this.#slice(this.dataInAt + offset, size)
+    const { io, segments, readableCount, readableBytes } = this.request
+    const isWhole =
+      segments.lengths[readableCount] === this.dataInAt - readableBytes && size === this.dataInBytes
+    if (isWhole) copySegments(segments, readableCount + 1, segments.count, io.segments)
+    else this.#slice(this.dataInAt + offset, size)
   }
 
   /** Copies from the data out; the range is within it. */
