@@ -123,6 +123,7 @@ export class ScsiDevice implements VirtioDevice, CommandHost, TaskOwner {
     await Promise.all(ends)
   }
 
+  /** Whatever was negotiated: QEMU 7.2 keeps CHANGE to itself, and a guest that gives buffers wants to hear. */
   sendEvent({ event, lun, reason }: SendEvent, queue: RequestQueue): void {
     if (!this.#writeEvent(queue, event, lun, reason)) this.#missedAt = queue
   }
