@@ -9,6 +9,7 @@ import {
   SINGLE_REGION_AT,
 } from '../spec/vhost-user.ts'
 import type { SharedMapping } from '../sys/shared-memory.ts'
+import { LOG_SIZE_MAX } from './dirty-log.ts'
 import { allocateInflight, InflightRegion } from './inflight-region.ts'
 import { MemoryTable, mapOfPeer, type WantedRegion } from './memory-table.ts'
 import type { SharedPart } from './messages.ts'
@@ -69,7 +70,7 @@ export class SessionMemory {
     }
     this.#seals.check(descriptors[0]!, 'the log')
     const before = this.#log
-    this.#log = mapOfPeer('a log', descriptors[0]!, mmapOffset, sizeBytes)
+    this.#log = mapOfPeer('a log', descriptors[0]!, mmapOffset, Math.min(sizeBytes, LOG_SIZE_MAX))
     this.#checkLog()
     await this.#tellLog()
     before?.unmap()

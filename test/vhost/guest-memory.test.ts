@@ -119,6 +119,17 @@ describe('dirty log', () => {
     unmap(part.address, part.sizeBytes)
   })
 
+  it('has every bit of a long range, and none beside it', () => {
+    const part = sharedPart(4096)
+    new DirtyLog(part).mark(13 * 4096, 1000 * 4096)
+    const bytes = [...bytesAt(part.address, 128)]
+    // Pages 13 to 1012: from bit 5 of byte 1 to bit 4 of byte 126.
+    expect(bytes.slice(0, 3)).toEqual([0, 0b1110_0000, 0xff])
+    expect(bytes.slice(2, 126).every(byte => byte === 0xff)).toBe(true)
+    expect(bytes.slice(126)).toEqual([0b0001_1111, 0])
+    unmap(part.address, part.sizeBytes)
+  })
+
   it('marks nothing beyond its end', () => {
     const memory = twoRegions()
     const part = sharedPart(4096)

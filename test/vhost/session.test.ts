@@ -511,6 +511,15 @@ describe('the log of a migration', () => {
     expect(mappingsOf('vhost-log')).toBe(1)
   })
 
+  it('is mapped and used only as far as there can be guest memory', async () => {
+    await negotiate(PROTOCOL | VERSION_1 | LOG_ALL)
+    await shareMemory()
+    await startRing()
+    // 64 GiB without a page of memory: a view of that would end the process.
+    await frontEnd.ask(SET_LOG_BASE, u64s(2 ** 36, 0), [frontEnd.memory(2 ** 36, 'vhost-log')])
+    expect(reactor().last(Topic.LOG)).toMatchObject({ log: { sizeBytes: 2 ** 30 } })
+  })
+
   it('that leaves guest memory out ends the session', async () => {
     await negotiate(PROTOCOL | VERSION_1 | LOG_ALL)
     await shareMemory()
