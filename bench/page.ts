@@ -49,7 +49,7 @@ ${table.join('\n')}
   moves no data, since it has no memory device; nbdkit serves its memory plugin.
 - **vhost-user-blk.** One queue of one reactor on one processor, one front end on another: a small program in JavaScript
   (\`bench/vhost-front-end.ts\`) that does for all subjects what a guest's driver does, with indirect descriptors and the
-  event index, and polls for what is used. Random places of 4 KiB, each request in flight with a buffer of its own. QEMU's
+  event index, and polls for what is used. Places are random, and each request in flight has a buffer of its own. QEMU's
   storage daemon serves its null device with \`read-zeroes=on\`, so that it fills the guest's buffers as ours does. It has no
   memory device: a file on tmpfs stands beside ours. Its file I/O is by io_uring or by threads, whichever was faster in this
   run; everything of it runs on the one processor that our reactor has. *Remote* is a namespace of another daemon on a
