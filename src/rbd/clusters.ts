@@ -2,7 +2,7 @@
  * Connections to Ceph clusters: those that the operator registered by name, and those that an image brought along. Images
  * of one cluster share its connection.
  */
-import { RpcError, SysError } from '../core/errors.ts'
+import { type RpcCode, RpcError, SysError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import { type Librbd, librbd } from '../sys/librbd.ts'
@@ -173,18 +173,27 @@ function configure(library: Librbd, what: string, handle: number, given: Cluster
   }
 }
 
+const CONNECT_CODES: ReadonlyMap<string, RpcCode> = new Map([
+  ['ENOENT', 'ENOENT'],
+  ['ETIMEDOUT', 'ETIMEDOUT'],
+  ['EACCES', 'EACCES'],
+  ['EPERM', 'EACCES'],
+])
+
 function connectError(what: string, { user = 'admin', file }: ClusterOptions, cause: SysError): RpcError {
   const where = file ?? 'the default ceph.conf'
+  const badKey =
+    `the key of client.${user} is not the cluster's, or the keyring has none for that user: ` +
+    `compare with "ceph auth get client.${user}"`
   const remedies: Record<string, string> = {
-    ENOENT: `there is no key for client.${user} or no monitor in ${where}: give keyring and mon_host, or a config_file that has them`,
-    EACCES: `the key of client.${user} is not the cluster's: compare it with "ceph auth get client.${user}"`,
-    EPERM: `the key of client.${user} is not the cluster's: compare it with "ceph auth get client.${user}"`,
+    ENOENT: `there is no keyring with a key for client.${user}, or no monitor in ${where}: give keyring and mon_host, or a config_file that has them`,
+    EACCES: badKey,
+    EPERM: badKey,
     ETIMEDOUT: `no monitor of ${where} answers: check mon_host and the network, "ceph -s" there`,
     EINVAL: `${where} names no monitor that can be reached: give mon_host`,
   }
   const remedy = remedies[cause.code] ?? 'see the log of the monitors'
-  const code =
-    cause.code === 'ENOENT' || cause.code === 'ETIMEDOUT' || cause.code === 'EACCES' ? cause.code : 'EINVAL'
+  const code = CONNECT_CODES.get(cause.code) ?? 'EINVAL'
   return new RpcError(code, `${what} cannot be reached as client.${user}: ${cause.code}; ${remedy}`, {
     cause,
   })

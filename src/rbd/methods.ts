@@ -1,6 +1,7 @@
 /** The RPC methods of RBD images and Ceph clusters. */
 import { z } from 'zod'
 import { CREATE_ERRORS } from '../bdev/method.ts'
+import { RpcError } from '../core/errors.ts'
 import { method } from '../rpc/method.ts'
 import { done, uint32, uint64, uuid } from '../rpc/params.ts'
 import type { NamedCluster } from './clusters.ts'
@@ -100,7 +101,12 @@ export const rbdMethods = [
     errors: { ENOENT: 'no cluster has that name, or none is registered' },
     cli: { flags: { name: 'b' }, columns: ['cluster_name', 'user_id', 'config_file'] },
     run({ name }, { rbd }: RbdContext) {
-      return name === undefined ? rbd.clusters.list().map(rowOf) : rowOf(rbd.clusters.get(name))
+      if (name !== undefined) return rowOf(rbd.clusters.get(name))
+      const all = rbd.clusters.list()
+      // As SPDK answers; an empty list would be kinder.
+      if (all.length === 0)
+        throw new RpcError('ENOENT', 'no cluster is registered: see bdev_rbd_register_cluster')
+      return all.map(rowOf)
     },
   }),
   method({

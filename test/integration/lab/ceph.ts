@@ -90,6 +90,14 @@ export class Ceph {
     return execute(program, '--conf', this.conf, ...keyring, ...args)
   }
 
+  /** Makes a user who may use images of the pool `volumes`, and returns the path of a keyring with the key. */
+  async addUser(name: string): Promise<string> {
+    const keyring = join(this.directory, `ceph.client.${name}.keyring`)
+    const caps = ['mon', 'profile rbd', 'osd', 'profile rbd pool=volumes']
+    await this.run('ceph', 'auth', 'get-or-create', `client.${name}`, ...caps, '-o', keyring)
+    return keyring
+  }
+
   /** Sends a signal to an OSD: SIGSTOP makes its I/O wait, SIGCONT lets it go on. */
   signalOsd(id: number, signal: NodeJS.Signals): void {
     this.#osds.get(id)!.signal(signal)
@@ -156,6 +164,8 @@ mon allow pool delete = true
 paxos propose interval = 0.05
 paxos min wait = 0.01
 [osd]
+# How long a client that died keeps its lock on an image: 30 s otherwise, which is more than the patience of a test.
+osd client watch timeout = 8
 osd data = ${this.directory}/osd.$id
 osd objectstore = bluestore
 osd crush update on start = false
