@@ -19,9 +19,9 @@ export const Topic = {
   LOG: 'vhost.log',
   /** `StartQueue`, answered when the queue is polled; requests that the inflight region has are started first. */
   START: 'vhost.start',
-  /** `UpdateQueue`, for a queue that runs or not; answered when it holds. */
+  /** `UpdateQueue`, for a queue that runs or not; answered when it holds, and descriptors of before may be closed. */
   UPDATE: 'vhost.update',
-  /** `StopQueue`, answered with its base (a number, see `StartQueue.base`) when nothing of it is outstanding. */
+  /** `StopQueue`, answered with its base (a number, see `StartQueue.base`) when nothing of it is outstanding or in use. */
   STOP: 'vhost.stop',
   /** `SetDevice`, answered when what the new description lacks (a bdev, a SCSI target) has nothing outstanding. */
   DEVICE: 'vhost.device',
@@ -33,8 +33,6 @@ export const Topic = {
   CLOSE: 'vhost.close',
   /** `SessionStats` of the session with that number. */
   STATS: 'vhost.stats',
-  /** From the reactor: `QueueBroken`. The front end is told; its guest may reset the device and start the queue again. */
-  BROKEN: 'vhost.broken',
 } as const
 
 /** A piece of guest memory as this process has it mapped. All in bytes. */
@@ -148,6 +146,8 @@ export interface StartQueue {
   readonly kick: number
   /** An eventfd, -1 for none: the guest polls. */
   readonly call: number
+  /** An eventfd, -1 for none: told when the guest breaks its ring, of which no request is looked at any more. */
+  readonly error: number
   /** Where requests in flight are noted so that they survive this process; null when the front end does not care. */
   readonly inflight: SharedPart | null
   /** A queue that is not enabled is not looked at. */
@@ -161,6 +161,7 @@ export interface UpdateQueue {
   readonly isEnabled?: boolean
   readonly call?: number
   readonly kick?: number
+  readonly error?: number
   readonly logAddress?: number
 }
 
@@ -185,14 +186,6 @@ export interface SendEvent {
   readonly event: number
   readonly lun: readonly number[]
   readonly reason: number
-}
-
-/** A guest broke its ring: no request of the queue is looked at any more. */
-export interface QueueBroken {
-  readonly session: number
-  readonly index: number
-  /** What was wrong, with the values. */
-  readonly why: string
 }
 
 export interface QueueStats {

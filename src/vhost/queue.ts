@@ -11,9 +11,9 @@
  */
 import { assert } from '../core/assert.ts'
 import type { Flushable, Reactor } from '../reactor/reactor.ts'
+import { Signal } from '../reactor/signal.ts'
 import { Status } from '../spec/nvme-status.ts'
 import { descriptorBytes, usedBytes } from '../spec/virtqueue.ts'
-import { write } from '../sys/libc.ts'
 import { Coalescing } from './coalescing.ts'
 import type { GuestMemory } from './guest-memory.ts'
 import { KickWatcher } from './kick.ts'
@@ -39,7 +39,7 @@ export interface QueueSession {
   readonly memory: GuestMemory
   readonly device: VirtioDevice
   readonly tuning: Tuning
-  /** The address of eight bytes with the number 1: what an eventfd is written to interrupt a guest. */
+  /** The address of eight bytes with the number 1: see `Signal`. */
   readonly one: number
   /** Told once: the guest broke its ring. */
   broken(index: number, why: string): void
@@ -57,6 +57,10 @@ export class Queue implements RequestQueue, Flushable {
   #start: StartQueue
   #ring: Ring
   #kick: KickWatcher | null = null
+  /** Where the guest is interrupted, and where the front end hears that it broke its ring. */
+  #call: Signal | null
+  #error: Signal | null
+  #released: Promise<unknown> | null = null
 
   #mode: Mode = Mode.OFF
   #isPaused = false
@@ -88,9 +92,11 @@ export class Queue implements RequestQueue, Flushable {
     this.#start = start
     this.#requests = new Array<GuestRequest | undefined>(start.size)
     this.#ring = openRing(start, this.memory, this.#requestOf)
+    this.#call = this.#signalAt(start.call)
+    this.#error = this.#signalAt(start.error)
     this.#watchKick()
     // Whoever had this queue before may have answered requests and died before it could interrupt.
-    this.#call()
+    this.#interruptIfWanted()
     this.#reconsider()
   }
 
@@ -129,15 +135,18 @@ export class Queue implements RequestQueue, Flushable {
     for (const resolve of waiting) resolve()
   }
 
-  update({ isEnabled, call, kick, logAddress }: UpdateQueue): void {
-    const { isEnabled: wasEnabled, call: oldCall, kick: oldKick, logAddress: oldLogAddress } = this.#start
+  /** Holds at once. Resolves when the descriptors of before may be closed. */
+  async update({ isEnabled, call, kick, error, logAddress }: UpdateQueue): Promise<void> {
+    const { isEnabled: wasEnabled, kick: oldKick, logAddress: oldLogAddress } = this.#start
     this.#start = {
       ...this.#start,
       isEnabled: isEnabled ?? wasEnabled,
-      call: call ?? oldCall,
       kick: kick ?? oldKick,
       logAddress: logAddress ?? oldLogAddress,
     }
+    const former = [call === undefined ? null : this.#call, error === undefined ? null : this.#error]
+    if (call !== undefined) this.#call = this.#signalAt(call)
+    if (error !== undefined) this.#error = this.#signalAt(error)
     if (kick !== undefined) {
       this.#watchKick()
       // Notifications that went to the former descriptor may have been missed.
@@ -146,6 +155,7 @@ export class Queue implements RequestQueue, Flushable {
     // Interrupts that went to the former descriptor may have been missed, and the ring asks for each one only once.
     if (call !== undefined && !this.#isBroken) this.#interrupt()
     this.#reconsider()
+    await Promise.all(former.map(signal => signal?.close()))
   }
 
   /** Nothing is taken any more until `resume`. Resolves when nothing is outstanding. */
@@ -173,7 +183,7 @@ export class Queue implements RequestQueue, Flushable {
     this.#isStopped = true
     this.#reconsider()
     await this.#drained()
-    this.#unwatchKick()
+    await this.#letGo()
     return this.#ring.base()
   }
 
@@ -184,7 +194,7 @@ export class Queue implements RequestQueue, Flushable {
     this.#reconsider()
     for (const request of this.#requests) if (request?.isOutstanding) this.device.abort(request)
     await this.#drained()
-    this.#unwatchKick()
+    await this.#letGo()
   }
 
   get stats(): QueueStats {
@@ -219,7 +229,7 @@ export class Queue implements RequestQueue, Flushable {
     } catch (error) {
       this.#fail(error)
     }
-    if (this.#coalescing.isCallDue && this.#coalescing.mayCall(this.#reactor.nowUs)) this.#call()
+    if (this.#coalescing.isCallDue && this.#coalescing.mayCall(this.#reactor.nowUs)) this.#interruptIfWanted()
     if (taken > 0) this.#arrived()
     else this.#idle()
     return taken
@@ -270,20 +280,18 @@ export class Queue implements RequestQueue, Flushable {
     this.#coalescing.count(count, nowUs, this.#session.tuning)
     // A queue that is not polled has nobody who would interrupt later.
     if (this.#mode === Mode.POLLED && !this.#coalescing.mayCall(nowUs)) this.#coalescing.isCallDue = true
-    else this.#call()
+    else this.#interruptIfWanted()
   }
 
-  #call(): void {
+  #interruptIfWanted(): void {
     this.#coalescing.called(this.#reactor.nowUs)
-    if (this.#start.call >= 0 && this.#ring.wantsCall()) this.#interrupt()
+    if (this.#call !== null && this.#ring.wantsCall()) this.#interrupt()
   }
 
   #interrupt(): void {
-    const { call } = this.#start
-    if (call < 0) return
+    if (this.#call === null) return
     this.#callCount++
-    // Fails only when the guest has not looked at 2^64 - 2 interrupts.
-    write(call, this.#session.one, 8)
+    this.#call.send()
   }
 
   /** What the device has written, or may have. */
@@ -305,7 +313,7 @@ export class Queue implements RequestQueue, Flushable {
     const isWanted = this.#start.isEnabled && !this.#isPaused && !this.#isStopped && !this.#isBroken
     if (!isWanted) {
       this.#leave()
-      if (this.#coalescing.isCallDue) this.#call()
+      if (this.#coalescing.isCallDue) this.#interruptIfWanted()
     } else if (this.#mode === Mode.OFF && this.index !== this.device.eventQueue) {
       this.#poll()
       this.#recover()
@@ -346,11 +354,25 @@ export class Queue implements RequestQueue, Flushable {
     this.#isBroken = true
     this.#reconsider()
     this.#session.broken(this.index, error.message)
+    this.#error?.send()
   }
 
   #drained(): Promise<void> {
     if (this.#outstanding === 0 && !this.#isDirty) return Promise.resolve()
     return new Promise(resolve => this.#onDrained.push(resolve))
+  }
+
+  #signalAt(fd: number): Signal | null {
+    return fd < 0 ? null : new Signal(this.#reactor.ring, fd, this.#session.one)
+  }
+
+  /** Resolves when the front end's descriptors may be closed. Nothing is outstanding. */
+  #letGo(): Promise<unknown> {
+    this.#unwatchKick()
+    this.#released ??= Promise.all([this.#call?.close(), this.#error?.close()])
+    this.#call = null
+    this.#error = null
+    return this.#released
   }
 
   #watchKick(): void {

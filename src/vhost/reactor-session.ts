@@ -4,18 +4,16 @@ import { logger } from '../core/log.ts'
 import type { Reactor } from '../reactor/reactor.ts'
 import { DirtyLog } from './dirty-log.ts'
 import { GuestMemory } from './guest-memory.ts'
-import {
-  type DeviceDescription,
-  type MappedRegion,
-  type OpenSession,
-  type QueueBroken,
-  type SendEvent,
-  type SessionStats,
-  type SharedPart,
-  type StartQueue,
-  Topic,
-  type Tuning,
-  type UpdateQueue,
+import type {
+  DeviceDescription,
+  MappedRegion,
+  OpenSession,
+  SendEvent,
+  SessionStats,
+  SharedPart,
+  StartQueue,
+  Tuning,
+  UpdateQueue,
 } from './messages.ts'
 import { openDevice } from './open-device.ts'
 import { Queue, type QueueSession } from './queue.ts'
@@ -29,7 +27,6 @@ export class ReactorSession implements QueueSession {
   readonly device: VirtioDevice
   readonly one: number
   tuning: Tuning
-  readonly #number: number
   readonly #controller: string
   readonly #queues = new Map<number, Queue>()
   #isClosing = false
@@ -39,7 +36,6 @@ export class ReactorSession implements QueueSession {
     this.reactor = reactor
     this.one = one
     this.tuning = open.tuning
-    this.#number = open.session
     this.#controller = open.controller
     this.device = openDevice(open.device, context)
   }
@@ -52,9 +48,12 @@ export class ReactorSession implements QueueSession {
     this.#queues.set(start.index, new Queue(this, start))
   }
 
-  /** A queue that does not run is started with everything that it needs, so there is nothing to note for it. */
-  update(update: UpdateQueue): void {
-    this.#queues.get(update.index)?.update(update)
+  /**
+   * A queue that does not run is started with everything that it needs, so there is nothing to note for it. Resolves when
+   * the descriptors of before may be closed.
+   */
+  async update(update: UpdateQueue): Promise<void> {
+    await this.#queues.get(update.index)?.update(update)
   }
 
   /** Resolves with the queue's base. */
@@ -106,8 +105,6 @@ export class ReactorSession implements QueueSession {
 
   broken(index: number, why: string): void {
     log.error(`${this.#controller}: queue ${index} is broken, and stopped until its guest resets it: ${why}`)
-    const broken: QueueBroken = { session: this.#number, index, why }
-    this.reactor.control.post(Topic.BROKEN, broken)
   }
 }
 

@@ -12,8 +12,7 @@
  */
 
 import { QUEUE_SIZE_MAX } from '../spec/virtqueue.ts'
-import { close, write } from '../sys/libc.ts'
-import { mapAnonymous, unmap, viewAt } from '../sys/memory.ts'
+import { close } from '../sys/libc.ts'
 import { isEventfd, setNonBlocking } from '../sys/shared-memory.ts'
 import { type SharedPart, type StartQueue, type StopQueue, Topic, type UpdateQueue } from './messages.ts'
 import { fault, hex, QUEUES_MAX } from './protocol.ts'
@@ -127,10 +126,12 @@ export class SessionRings {
   }
 
   /** Takes over the descriptor, -1 for none. */
-  setError(index: number, descriptor: number): void {
+  async setError(index: number, descriptor: number): Promise<void> {
     const ring = this.#ring(index)
-    closeDescriptor(ring.error)
+    const before = ring.error
     ring.error = descriptor
+    if (ring.isRunning) await this.#update(ring, { error: descriptor })
+    closeDescriptor(before)
   }
 
   async setEnabled(index: number, num: number): Promise<void> {
@@ -169,12 +170,6 @@ export class SessionRings {
     }
   }
 
-  /** Tells the front end that a ring is of no use any more. */
-  signalError(index: number): void {
-    const descriptor = this.#rings.get(index)?.error ?? -1
-    if (descriptor >= 0) signal(descriptor)
-  }
-
   /** The rings must not run on any reactor any more. */
   close(): void {
     for (const { kick, call, error } of this.#rings.values()) [kick, call, error].forEach(closeDescriptor)
@@ -182,7 +177,7 @@ export class SessionRings {
   }
 
   async #start(ring: Ring): Promise<void> {
-    const { index, size, addresses, kick, call, logAddress } = ring
+    const { index, size, addresses, kick, call, error, logAddress } = ring
     const { session, isPacked, hasEventIndex, hasIndirect } = this.#context
     checkLayout(ring, isPacked)
     const start: StartQueue = {
@@ -197,6 +192,7 @@ export class SessionRings {
       base: ring.base ?? this.#firstBase(),
       kick,
       call,
+      error,
       inflight: this.#context.inflightOf(index, size),
       isEnabled: ring.isEnabled ?? this.#context.enablesAll,
     }
@@ -277,12 +273,4 @@ export function checkEventfd(descriptor: number): void {
 
 function closeDescriptor(descriptor: number): void {
   if (descriptor >= 0) close(descriptor)
-}
-
-function signal(descriptor: number): void {
-  const one = mapAnonymous(8)
-  viewAt(one, 8).setUint32(0, 1, true)
-  // A counter that is full has been signalled often enough.
-  write(descriptor, one, 8)
-  unmap(one, 8)
 }

@@ -32,7 +32,7 @@ import { closeAll } from '../sys/unix-message.ts'
 import { BackendChannel } from './backend-channel.ts'
 import type { ControllerSession, DeviceEvent, SessionOptions } from './controller.ts'
 import { REGIONS_MAX } from './memory-table.ts'
-import type { QueueBroken, SessionStats, SharedPart, Tuning } from './messages.ts'
+import type { SessionStats, SharedPart, Tuning } from './messages.ts'
 import type { ModelState } from './model.ts'
 import {
   checkMessage,
@@ -157,11 +157,6 @@ export class Session implements ControllerSession, RingContext {
   /** At once, also while a queue is being drained. */
   stats(): Promise<SessionStats> {
     return this.#reactors.stats()
-  }
-
-  /** A reactor has given a queue up, and said so. The guest may reset its device and go on, so the session lasts. */
-  queueBroken({ index }: QueueBroken): void {
-    this.#rings.signalError(index)
   }
 
   close(): Promise<void> {

@@ -87,6 +87,7 @@ export class Virtqueue {
       base: isPacked ? 0x8000_8000 : 0,
       kick: -1,
       call: -1,
+      error: -1,
       inflight: hasInflight ? { address: this.inflightHost, sizeBytes: this.inflightBytes } : null,
       isEnabled: true,
     }

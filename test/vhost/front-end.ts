@@ -245,7 +245,7 @@ export class VhostLab {
     return this.reactors.reactors.map(({ control }) => {
       const recording = new RecordingReactor()
       for (const topic of Object.values(Topic)) {
-        if (topic !== Topic.BROKEN) control.on(topic, recording.answers(topic))
+        control.on(topic, recording.answers(topic))
       }
       return recording
     })

@@ -108,6 +108,7 @@ export class SplitDriver {
       base: 0,
       kick: -1,
       call: -1,
+      error: -1,
       inflight: null,
       isEnabled: true,
       ...given,

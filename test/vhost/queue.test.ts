@@ -74,7 +74,7 @@ describe('a queue', () => {
     offer()
     reactors.settle()
     expect(device.started).toHaveLength(0)
-    queue.update({ session: 1, index: 0, isEnabled: true })
+    void queue.update({ session: 1, index: 0, isEnabled: true })
     reactors.poll()
     expect(device.started).toHaveLength(1)
   })
@@ -102,7 +102,7 @@ describe('a queue', () => {
     signals(before)
     // QEMU unmasks a guest's interrupts after it has started the queue, in which there may be an answer by now.
     driver.flags = 1
-    queue.update({ session: 1, index: 0, call: after })
+    void queue.update({ session: 1, index: 0, call: after })
     expect(signals(after), 'for what went to the other one').toBe(1)
     driver.flags = 0
     offer()
@@ -128,6 +128,15 @@ describe('a queue', () => {
 })
 
 describe('a guest that breaks its ring', () => {
+  it('is signalled to the front end, where it wants to hear it now', () => {
+    const [before, after] = [newEventfd(), newEventfd()]
+    const queue = session.open(driver.start({ error: before }))
+    void queue.update({ session: 1, index: 0, error: after })
+    driver.offer(SIZE)
+    reactors.settle()
+    expect([signals(before), signals(after)]).toEqual([0, 1])
+  })
+
   it('is told of once, and not looked at any more', async () => {
     const queue = session.open(driver.start())
     offer()
@@ -255,7 +264,7 @@ describe('polling', () => {
     const queue = session.open(driver.start({ kick }))
     reactors.settle()
     const other = newEventfd()
-    queue.update({ session: 1, index: 0, kick: other })
+    void queue.update({ session: 1, index: 0, kick: other })
     reactors.settle()
     expect(polled()).toBe(0)
     offer()
@@ -370,7 +379,7 @@ describe('stopping', () => {
     expect(session.faults).toHaveLength(1)
     expect(reactors.reactors[0]!.polled).toBe(0)
     // Nobody looks at the ring any more, not even to see whether its driver wants to be interrupted.
-    queue.update({ session: 1, index: 0, call: 0 })
+    void queue.update({ session: 1, index: 0, call: 0 })
     expect(queue.stats.calls).toBe(0)
   })
 
@@ -494,7 +503,7 @@ describe('migration', () => {
     expect(pages()).toEqual([first + 1, first + 2, first + 4, 768])
 
     bytesAt(log.address, 4096).fill(0)
-    queue.update({ session: 1, index: 0, logAddress: -1 })
+    void queue.update({ session: 1, index: 0, logAddress: -1 })
     offer()
     reactors.poll()
     device.completeAll()
