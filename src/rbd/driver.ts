@@ -2,6 +2,7 @@
 import { z } from 'zod'
 import { defineDriver } from '../bdev/bdev.ts'
 import { RpcError } from '../core/errors.ts'
+import { librbd } from '../sys/librbd.ts'
 import { RbdChannel } from './rbd-channel.ts'
 
 export const rbdDriver = defineDriver({
@@ -15,6 +16,6 @@ export const rbdDriver = defineDriver({
     if (reactor.ring === null) {
       throw new RpcError('ENOTSUP', `${info.name} needs io_uring and reactor ${reactor.index} has none`)
     }
-    return new RbdChannel(info, reactor, reactor.ring)
+    return new RbdChannel(info, reactor, reactor.ring, librbd())
   },
 })

@@ -16,8 +16,8 @@ import type { Reactor } from '../reactor/reactor.ts'
 import { CqeFlag, IOVEC_SIZE } from '../spec/io-uring.ts'
 import { Status } from '../spec/nvme-status.ts'
 import { write } from '../sys/libc.ts'
-import { type Librbd, librbd } from '../sys/librbd.ts'
-import { viewAt } from '../sys/memory.ts'
+import type { ImageIo } from '../sys/librbd.ts'
+import { BufferPool, viewAt } from '../sys/memory.ts'
 import type { Uring } from '../sys/uring.ts'
 import { CompletionInbox } from './completion-inbox.ts'
 import { type OpenImage, SLOTS } from './messages.ts'
@@ -39,7 +39,7 @@ export class RbdChannel implements DriverChannel {
   readonly lends = false
   readonly info: BdevInfo
   readonly reactor: Reactor
-  readonly library: Librbd
+  readonly library: ImageIo
   readonly image: OpenImage
   readonly #ring: Uring
   readonly #slots: Slot[] = []
@@ -58,10 +58,10 @@ export class RbdChannel implements DriverChannel {
   #isClosing = false
   #lastLogUs = Number.NEGATIVE_INFINITY
 
-  constructor(info: BdevInfo, reactor: Reactor, ring: Uring) {
+  constructor(info: BdevInfo, reactor: Reactor, ring: Uring, library: ImageIo) {
     this.info = info
     this.reactor = reactor
-    this.library = librbd()
+    this.library = library
     this.image = info.device as OpenImage
     this.#ring = ring
     this.#inboxes = this.image.inboxes.map(inbox => new CompletionInbox(inbox.ring))
@@ -213,7 +213,8 @@ class Slot {
   start(io: BdevIo): void {
     this.#io = io
     this.#isSyncing = false
-    this.#submit(io)
+    if (this.#isAtomic(io)) this.#submit(io)
+    else this.#end(Status.ATOMIC_WRITE_UNIT_EXCEEDED)
   }
 
   /** 0 or more, or -errno. */
@@ -279,6 +280,16 @@ class Slot {
       mismatchAddress,
       0,
     )
+  }
+
+  /** Ceph compares and writes within one object's piece only, and both buffers have to lie in one of ours. */
+  #isAtomic(io: BdevIo): boolean {
+    if (io.type !== IoType.COMPARE_AND_WRITE) return true
+    const { blockSize } = this.#channel.info
+    const { stripeUnit } = this.#channel.image
+    const length = io.blockCount * blockSize
+    const left = stripeUnit - ((io.firstBlock * blockSize) % stripeUnit)
+    return length <= left && 2 * length <= BufferPool.MAX_SIZE
   }
 
   /** Writes the iovecs, which librbd reads until the I/O ends; false when memory is short. */

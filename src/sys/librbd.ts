@@ -15,9 +15,9 @@ export const EVENT_TYPE_EVENTFD = 2
 /** How a caller of several arguments waits for a library call. */
 type Blocking = (...args: readonly unknown[]) => Promise<number>
 
-export interface Librbd {
+/** For the control thread: what may wait for the network returns a promise. */
+export interface Librbd extends ImageIo {
   readonly version: string
-  // Control thread.
   radosCreate(user: string): number
   radosReadFile(cluster: number, path: string | null): number
   radosSet(cluster: number, option: string, value: string): number
@@ -40,7 +40,10 @@ export interface Librbd {
   stripeUnit(image: number): Promise<number>
   resizeImage(image: number, sizeBytes: number): Promise<number>
   setNotification(image: number, eventfd: number): number
-  // Reactors.
+}
+
+/** For reactors: starts I/O to an image, and hears of its end. */
+export interface ImageIo {
   createCompletion(argument: number, result: number): number
   releaseCompletion(completion: number): void
   completionResult(completion: number): number

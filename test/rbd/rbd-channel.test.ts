@@ -1,0 +1,235 @@
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import type { BdevInfo } from '../../src/bdev/bdev.ts'
+import { Channel } from '../../src/bdev/channel.ts'
+import { IoType } from '../../src/bdev/io.ts'
+import { Prng } from '../../src/core/prng.ts'
+import { CompletionInbox } from '../../src/rbd/completion-inbox.ts'
+import { type OpenImage, SLOTS } from '../../src/rbd/messages.ts'
+import { RbdChannel } from '../../src/rbd/rbd-channel.ts'
+import { Status } from '../../src/spec/nvme-status.ts'
+import { close, eventfd } from '../../src/sys/libc.ts'
+import { PendingIo } from '../support/io.ts'
+import { LocalReactorGroup } from '../support/reactor.ts'
+import { FakeImage } from './support.ts'
+
+const BLOCK_SIZE = 512
+const BLOCK_COUNT = 256
+const SEED = 1
+/** Two stripes. */
+const STRIPE_UNIT = (BLOCK_COUNT / 2) * BLOCK_SIZE
+const REACTORS = 2
+
+let reactors: LocalReactorGroup
+let device: OpenImage
+let image: FakeImage
+let info: BdevInfo
+
+beforeEach(() => {
+  reactors = new LocalReactorGroup({ count: REACTORS, ring: true })
+  const inboxes = reactors.reactors.map(() => ({ ring: CompletionInbox.allocate(), doorbell: eventfd() }))
+  device = { image: 1, eventfd: eventfd(), inboxes, stripeUnit: STRIPE_UNIT }
+  image = new FakeImage(device, BLOCK_SIZE * BLOCK_COUNT, SEED)
+  info = {
+    name: 'r0',
+    aliases: [],
+    driver: 'rbd',
+    product: 'Ceph Rbd Disk',
+    uuid: '',
+    blockSize: BLOCK_SIZE,
+    physicalBlockSize: 4096,
+    blockCount: BLOCK_COUNT,
+    supports: new Set([
+      IoType.READ,
+      IoType.WRITE,
+      IoType.FLUSH,
+      IoType.UNMAP,
+      IoType.WRITE_ZEROES,
+      IoType.COMPARE_AND_WRITE,
+    ]),
+    writeCache: true,
+    readOnly: false,
+    bases: [],
+    device,
+    driverSpecific: {},
+  }
+})
+
+afterEach(() => {
+  expect(image.liveCompletions).toBe(0)
+  reactors.close()
+  image.free()
+  for (const fd of [device.eventfd, ...device.inboxes.map(({ doorbell }) => doorbell)]) close(fd)
+})
+
+function open(index = 0): Channel {
+  const reactor = reactors.reactors[index]!
+  return new Channel(info, reactor, new RbdChannel(info, reactor, reactor.ring!, image))
+}
+
+const isDone = (pending: PendingIo): boolean => pending.isDone
+
+/** Until all of them have ended, and exactly once. */
+async function finish(...pending: PendingIo[]): Promise<number[]> {
+  await reactors.until(() => {
+    image.work()
+    return pending.every(isDone)
+  })
+  reactors.settle()
+  return pending.map(({ statuses }) => {
+    expect(statuses).toHaveLength(1)
+    return statuses[0]!
+  })
+}
+
+const filled = (blocks: number, value: number): Uint8Array => new Uint8Array(blocks * BLOCK_SIZE).fill(value)
+
+describe('RbdChannel', () => {
+  it('moves data both ways, in pieces at odd places', async () => {
+    const channel = open()
+    const data = Uint8Array.from({ length: 4 * BLOCK_SIZE }, (_, i) => i % 251)
+    const write = new PendingIo(channel, {
+      type: IoType.WRITE,
+      firstBlock: 3,
+      blockCount: 4,
+      data,
+      segments: 40,
+    })
+    expect(await finish(write)).toEqual([Status.SUCCESS])
+    const read = new PendingIo(channel, { type: IoType.READ, firstBlock: 3, blockCount: 4, segments: 3 })
+    expect(await finish(read)).toEqual([Status.SUCCESS])
+    expect(Buffer.from(read.data).equals(data)).toBe(true)
+    for (const pending of [read, write]) pending.free()
+    channel.close()
+  })
+
+  it(`ends each I/O once, on its own reactor, whoever finds its end (seed ${SEED})`, async () => {
+    const prng = new Prng(SEED)
+    const types = [IoType.READ, IoType.WRITE, IoType.FLUSH, IoType.UNMAP, IoType.WRITE_ZEROES]
+    for (let round = 0; round < 20; round++) {
+      // Channels come and go, what the image's users share stays.
+      const channels = [open(0), open(1)]
+      const pending = Array.from({ length: 100 }, (_, i) => {
+        const type = types[prng.below(types.length)]!
+        const at = type === IoType.FLUSH ? {} : { firstBlock: prng.below(BLOCK_COUNT), blockCount: 1 }
+        return new PendingIo(channels[i % REACTORS]!, { type, fua: prng.below(4) === 0, ...at })
+      })
+      expect(new Set(await finish(...pending))).toEqual(new Set([Status.SUCCESS]))
+      for (const each of pending) each.free()
+      for (const channel of channels) channel.close()
+      reactors.settle()
+    }
+  })
+
+  it('keeps what is more than librbd gets at once, and starts it later', async () => {
+    const channel = open()
+    const pending = Array.from(
+      { length: SLOTS + 100 },
+      (_, i) => new PendingIo(channel, { type: IoType.READ, firstBlock: i % BLOCK_COUNT, blockCount: 1 }),
+    )
+    expect(image.running).toBe(SLOTS)
+    expect(new Set(await finish(...pending))).toEqual(new Set([Status.SUCCESS]))
+    for (const each of pending) each.free()
+    channel.close()
+  })
+
+  it('ends early, when asked, only what librbd does not have yet', async () => {
+    const channel = open()
+    const pending = Array.from(
+      { length: SLOTS + 2 },
+      () => new PendingIo(channel, { type: IoType.READ, firstBlock: 0, blockCount: 1 }),
+    )
+    channel.abort(pending[SLOTS]!.io)
+    channel.abort(pending[0]!.io)
+    const statuses = await finish(...pending)
+    expect(statuses[SLOTS]).toBe(Status.ABORTED_BY_REQUEST)
+    expect(statuses.filter(status => status === Status.SUCCESS)).toHaveLength(SLOTS + 1)
+    for (const each of pending) each.free()
+    channel.close()
+  })
+
+  it.each([IoType.WRITE, IoType.WRITE_ZEROES, IoType.UNMAP])(
+    'follows a forced I/O of type %i with a flush before it ends',
+    async type => {
+      const channel = open()
+      const pending = new PendingIo(channel, { type, firstBlock: 0, blockCount: 1, fua: true })
+      expect(await finish(pending)).toEqual([Status.SUCCESS])
+      expect(image.calls.slice(1)).toEqual(['flush'])
+      pending.free()
+      channel.close()
+    },
+  )
+
+  it('fails a forced write whose flush fails', async () => {
+    const channel = open()
+    image.fail = 'flush'
+    const pending = new PendingIo(channel, { type: IoType.WRITE, firstBlock: 0, blockCount: 1, fua: true })
+    expect(await finish(pending)).toEqual([Status.WRITE_FAULT])
+    pending.free()
+    channel.close()
+  })
+
+  it.each(['refuse', 'fail'] as const)('tells an error that librbd has at once or later: %s', async when => {
+    const channel = open()
+    image[when] = 'readv'
+    const read = new PendingIo(channel, { type: IoType.READ, firstBlock: 0, blockCount: 1 })
+    expect(await finish(read)).toEqual([Status.UNRECOVERED_READ_ERROR])
+    image[when] = 'writev'
+    const write = new PendingIo(channel, { type: IoType.WRITE, firstBlock: 0, blockCount: 1 })
+    expect(await finish(write)).toEqual([Status.WRITE_FAULT])
+    for (const pending of [read, write]) pending.free()
+    channel.close()
+  })
+
+  it('writes only over what was expected', async () => {
+    const channel = open()
+    const swap = (expected: number): PendingIo =>
+      new PendingIo(channel, {
+        type: IoType.COMPARE_AND_WRITE,
+        firstBlock: 5,
+        blockCount: 2,
+        segments: 3,
+        data: Buffer.concat([filled(2, expected), filled(2, 7)]),
+      })
+    const [right, wrong] = [swap(0), swap(1)]
+    expect(await finish(wrong)).toEqual([Status.COMPARE_FAILURE])
+    expect(image.data[5 * BLOCK_SIZE]).toBe(0)
+    expect(await finish(right)).toEqual([Status.SUCCESS])
+    expect(image.data.subarray(5 * BLOCK_SIZE, 7 * BLOCK_SIZE).equals(filled(2, 7))).toBe(true)
+    for (const pending of [right, wrong]) pending.free()
+    channel.close()
+  })
+
+  it('refuses to compare and write across two objects, and does neither', async () => {
+    const channel = open()
+    const last = STRIPE_UNIT / BLOCK_SIZE - 1
+    const swap = (blockCount: number): PendingIo =>
+      new PendingIo(channel, {
+        type: IoType.COMPARE_AND_WRITE,
+        firstBlock: last,
+        blockCount,
+        data: Buffer.concat([filled(blockCount, 0), filled(blockCount, 7)]),
+      })
+    const [across, within] = [swap(2), swap(1)]
+    expect(await finish(across, within)).toEqual([Status.ATOMIC_WRITE_UNIT_EXCEEDED, Status.SUCCESS])
+    expect(image.calls).toEqual(['compareAndWrite'])
+    for (const pending of [across, within]) pending.free()
+    channel.close()
+  })
+
+  it('gives back its memory when it is closed', async () => {
+    // More often than its reactor's memory would last otherwise.
+    for (let round = 0; round < 5000; round++) {
+      const channel = open()
+      const pending = new PendingIo(channel, {
+        type: IoType.READ,
+        firstBlock: 0,
+        blockCount: 1,
+        segments: 17,
+      })
+      expect(await finish(pending)).toEqual([Status.SUCCESS])
+      pending.free()
+      channel.close()
+      reactors.settle()
+    }
+  })
+})
