@@ -30,7 +30,8 @@ const SET_FEATURES_ALL = message(2, u64(0xffff_ffff_ffff_ffffn))
 const SET_OWNER = message(3, Buffer.alloc(0))
 /** One region, and no descriptor with it. */
 const SET_MEM_TABLE = message(5, Buffer.concat([u64(1n), u64(0n), u64(1n << 30n), u64(0n), u64(0n)]))
-const SET_VRING_NUM = message(8, Buffer.concat([u64(0x0000_0007_0000_0003n)]))
+/** Of a ring that there is not. */
+const SET_VRING_NUM = message(8, u64(0x0000_0080_ffff_ffffn))
 const SET_VRING_ADDR = message(9, Buffer.alloc(40, 0xff))
 const SET_VRING_KICK = message(12, u64(0n))
 const GET_CONFIG_OVERSIZED = message(24, Buffer.from('00000000ffffffff00000000', 'hex'))

@@ -11,19 +11,20 @@ const MIB = 1 << 20
 const SIZE = 64 * MIB
 const BLOCKS = SIZE / 512
 
-/** The targets of the first adapter, in order. */
+/** Where the guest finds them: adapter, channel, target, unit. */
 const DISKS = [
-  { bdev: 'memory', device: '/dev/sda', block: 512 },
-  { bdev: 'file4k', device: '/dev/sdb', block: 4096 },
+  { bdev: 'memory', address: '0:0:0:0', block: 512 },
+  { bdev: 'file4k', address: '0:0:1:0', block: 4096 },
+  { bdev: 'packed', address: '1:0:0:0', block: 512 },
 ] as const
-/** Target 0 of another adapter. */
-const OTHER = '/dev/sdc'
 
 await describeWith(GUEST_PROGRAMS, 'a virtio-scsi adapter of a Linux guest', () => {
   let target: VhostTarget
   let guest: Guest
   let host: LinuxHost
   let image: string
+  /** The guest names disks in the order in which it has looked at them, which is not always the same. */
+  let device: Record<(typeof DISKS)[number]['bdev'], string>
 
   beforeAll(async () => {
     target = await startVhost({ args: ['--reactors', '2'] })
@@ -31,24 +32,22 @@ await describeWith(GUEST_PROGRAMS, 'a virtio-scsi adapter of a Linux guest', () 
     image = target.image('disk', SIZE)
     await daemon.rpc('bdev_malloc_create', { name: 'memory', block_size: 512, num_blocks: BLOCKS })
     await daemon.rpc('bdev_uring_create', { name: 'file4k', filename: image, block_size: 4096 })
-    await daemon.rpc('bdev_malloc_create', { name: 'other', block_size: 512, num_blocks: BLOCKS })
+    await daemon.rpc('bdev_malloc_create', { name: 'packed', block_size: 512, num_blocks: BLOCKS })
     await daemon.rpc('bdev_malloc_create', { name: 'passing', block_size: 512, num_blocks: BLOCKS })
-    const first = await target.serveScsi(
-      'first',
-      DISKS.map(({ bdev }) => bdev),
-    )
-    const other = await target.serveScsi('other', ['other'])
+    const split = await target.serveScsi('split', ['memory', 'file4k'])
+    const packed = await target.serveScsi('packed', ['packed'])
     guest = await bootGuest({
       nics: 0,
       sharedMemory: true,
       modules: ['virtio_scsi', 'sd_mod', 'sg'],
       extraArgs: [
-        ...scsiArgs({ id: 'first', socket: first, queues: 2 }),
-        ...scsiArgs({ id: 'other', socket: other }),
+        ...scsiArgs({ id: 'split', socket: split, queues: 2 }),
+        ...scsiArgs({ id: 'packed', socket: packed, packed: true }),
       ],
     })
     host = new LinuxHost(guest)
-    for (const device of [...DISKS.map(disk => disk.device), OTHER]) await guest.waitFor(`test -b ${device}`)
+    const names = await Promise.all(DISKS.map(async ({ bdev, address }) => [bdev, await nameOf(address)]))
+    device = Object.fromEntries(names)
     await guest.run('dd if=/dev/urandom of=/tmp/random bs=1M count=4')
   })
   afterAll(async () => {
@@ -59,81 +58,92 @@ await describeWith(GUEST_PROGRAMS, 'a virtio-scsi adapter of a Linux guest', () 
     expect(await host.ioErrors()).toBe('')
   })
 
-  const devices = [...DISKS.map(({ device }) => device), OTHER]
+  /** Waits until the guest has a disk at an address. */
+  async function nameOf(address: string): Promise<string> {
+    const home = `/sys/bus/scsi/devices/${address}/block`
+    await guest.waitFor(`[ -b /dev/$(ls ${home}) ]`)
+    return host.text(`echo /dev/$(ls ${home})`)
+  }
+
   const shapes = [
     { engine: 'libaio', rw: 'randwrite', bs: '4k', size: '8m' },
     { engine: 'io_uring', rw: 'randrw', bs: '64k', size: '16m' },
     { engine: 'libaio', rw: 'randwrite', bs: '1m', size: '48m' },
   ]
-  const cases = devices.flatMap(device => shapes.map(shape => ({ device, ...shape })))
-  it.each(cases)('reads back what it wrote: $device, $rw $bs by $engine', async ({ device, ...shape }) => {
+  const cases = DISKS.flatMap(({ bdev }) => shapes.map(shape => ({ bdev, ...shape })))
+  it.each(cases)('reads back what it wrote: $bdev, $rw $bs by $engine', async ({ bdev, ...shape }) => {
     const { engine, rw, bs, size } = shape
-    const load = `--filename=${device} --rw=${rw} --bs=${bs} --size=${size} --iodepth=32 --ioengine=${engine} --direct=1`
+    const load = `--filename=${device[bdev]} --rw=${rw} --bs=${bs} --size=${size} --iodepth=32 --ioengine=${engine} --direct=1`
     const check = '--verify=crc32c --verify_fatal=1 --verify_state_save=0 --do_verify=1'
     await guest.run(`fio --name=verify ${load} ${check}`)
   })
 
-  it.each(DISKS)('tells who and how large it is: $device', async ({ device, block }) => {
-    expect(await host.text(`sg_inq ${device}`)).toMatch(/Peripheral device type: disk/)
-    const capacity = await host.text(`sg_readcap --16 ${device}`)
+  it.each(DISKS)('tells who and how large it is: $bdev', async ({ bdev, block }) => {
+    const disk = device[bdev]
+    expect(await host.text(`sg_inq ${disk}`)).toMatch(/Peripheral device type: disk/)
+    const capacity = await host.text(`sg_readcap --16 ${disk}`)
     expect(capacity).toMatch(new RegExp(`Number of logical blocks=${SIZE / block}\\b`))
     expect(capacity).toMatch(new RegExp(`Logical block length=${block} bytes`))
     expect(capacity).toMatch(/lbpme=1/)
-    const pages = await host.text(`sg_vpd ${device}`)
+    const pages = await host.text(`sg_vpd ${disk}`)
     for (const page of ['Unit serial number', 'Device identification', 'Block limits', 'provisioning']) {
       expect(pages).toContain(page)
     }
-    for (const page of ['sn', 'di', 'bl', 'bdc', 'lbpv']) await guest.run(`sg_vpd --page=${page} ${device}`)
-    expect(await host.text(`sg_luns ${device}`)).toMatch(/Lun list length = 8/)
-    expect(await host.text(`sg_modes --page=8 ${device}`)).toMatch(/Caching/)
-    await guest.run(`sg_turs ${device} && sg_requests ${device} && sg_opcodes ${device}`)
+    for (const page of ['sn', 'di', 'bl', 'bdc', 'lbpv']) await guest.run(`sg_vpd --page=${page} ${disk}`)
+    expect(await host.text(`sg_luns ${disk}`)).toMatch(/Lun list length = 8/)
+    expect(await host.text(`sg_modes --page=8 ${disk}`)).toMatch(/Caching/)
+    await guest.run(`sg_turs ${disk} && sg_requests ${disk} && sg_opcodes ${disk}`)
   })
 
   it('refuses with sense data what it does not have', async () => {
     // READ DEFECT DATA (10), which is for media with defects; and a block beyond the end.
-    const unknown = await guest.run('sg_raw --request=64 /dev/sda 37 00 00 00 00 00 00 00 40 00', {
+    const unknown = await guest.run(`sg_raw --request=64 ${device.memory} 37 00 00 00 00 00 00 00 40 00`, {
       check: false,
     })
     expect(unknown.stdout + unknown.stderr).toMatch(/Illegal Request/i)
     expect(unknown.stdout + unknown.stderr).toMatch(/Invalid command operation code/i)
-    const beyond = await guest.run(`sg_raw --request=512 /dev/sda 28 00 ${hexBytes(BLOCKS)} 00 00 01 00`, {
-      check: false,
-    })
+    const beyond = await guest.run(
+      `sg_raw --request=512 ${device.memory} 28 00 ${hexBytes(BLOCKS)} 00 00 01 00`,
+      {
+        check: false,
+      },
+    )
     expect(beyond.stdout + beyond.stderr).toMatch(/Logical block address out of range/i)
-    await guest.run('sg_turs /dev/sda')
+    await guest.run(`sg_turs ${device.memory}`)
   })
 
-  it.each(devices)('unmaps, writes the same and synchronises: %s', async device => {
-    const block = Number(await host.text(`cat /sys/block/${device.slice(5)}/queue/logical_block_size`))
+  it.each(DISKS)('unmaps, writes the same and synchronises: $bdev', async ({ bdev, block }) => {
+    const disk = device[bdev]
     const perPage = 4096 / block
     const zeroes = (blocks: string): string => `dd if=/dev/zero of=/tmp/expected conv=notrunc ${blocks}`
-    const compare = `dd if=${device} of=/tmp/back bs=1M count=4 iflag=direct && cmp /tmp/expected /tmp/back`
-    await guest.run(`dd if=/tmp/random of=${device} bs=1M oflag=direct && cp /tmp/random /tmp/expected`)
+    const compare = `dd if=${disk} of=/tmp/back bs=1M count=4 iflag=direct && cmp /tmp/expected /tmp/back`
+    await guest.run(`dd if=/tmp/random of=${disk} bs=1M oflag=direct && cp /tmp/random /tmp/expected`)
 
-    await guest.run(`sg_unmap --lba=${16 * perPage} --num=${8 * perPage} ${device}`)
+    await guest.run(`sg_unmap --force --lba=${16 * perPage} --num=${8 * perPage} ${disk}`)
     await guest.run(`${zeroes('bs=4k seek=16 count=8')} && ${compare}`)
 
     await guest.run('dd if=/dev/urandom of=/tmp/block bs=4096 count=1')
     const same = `--in=/tmp/block --xferlen=${block} --lba=${64 * perPage} --num=3`
-    await guest.run(`sg_write_same --16 ${same} ${device}`)
+    await guest.run(`sg_write_same --16 ${same} ${disk}`)
     const copy = `dd if=/tmp/block of=/tmp/expected bs=${block} count=1 conv=notrunc seek=$((${64 * perPage} + i))`
     await guest.run(`for i in 0 1 2; do ${copy}; done && ${compare}`)
 
-    await guest.run(`blkdiscard -o 1048576 -l 65536 ${device} && blkdiscard -z -o 1114112 -l 65536 ${device}`)
+    await guest.run(`blkdiscard -o 1048576 -l 65536 ${disk} && blkdiscard -z -o 1114112 -l 65536 ${disk}`)
     await guest.run(`${zeroes('bs=64k seek=16 count=2')} && ${compare}`)
-    await guest.run(`sg_sync ${device} && sg_start --stop ${device} && sg_start --start ${device}`)
+    await guest.run(`sg_sync ${disk} && sg_start --stop ${disk} && sg_start --start ${disk}`)
     await guest.run(compare)
   })
 
   it('reserves, as a cluster does', async () => {
-    const persist = (options: string): Promise<string> => host.text(`sg_persist ${options} /dev/sda 2>&1`)
+    const persist = (options: string): Promise<string> =>
+      host.text(`sg_persist ${options} ${device.memory} 2>&1`)
     expect(await persist('--in --read-keys')).toMatch(/no registered reservation keys/i)
     await persist('--out --register --param-sark=0xabc')
     expect(await persist('--in --read-keys')).toMatch(/0xabc/)
     // Exclusive access, registrants only.
     await persist('--out --reserve --param-rk=0xabc --prout-type=6')
     expect(await persist('--in --read-reservation')).toMatch(/0xabc[\s\S]*Exclusive Access, registrants only/)
-    await guest.run('dd if=/tmp/random of=/dev/sda bs=64k count=1 oflag=direct')
+    await guest.run(`dd if=/tmp/random of=${device.memory} bs=64k count=1 oflag=direct`)
     await persist('--out --release --param-rk=0xabc --prout-type=6')
     expect(await persist('--in --read-reservation')).toMatch(/NO reservation held/i)
     await persist('--out --clear --param-rk=0xabc')
@@ -141,41 +151,41 @@ await describeWith(GUEST_PROGRAMS, 'a virtio-scsi adapter of a Linux guest', () 
   })
 
   it('carries a file system, also over a reset of the unit, the target and the adapter', async () => {
-    const { device } = DISKS[1]
-    await guest.run(`mkfs.ext4 -q ${device} && mount ${device} /mnt`)
+    const disk = device.file4k
+    await guest.run(`mkfs.ext4 -q ${disk} && mount ${disk} /mnt`)
     await guest.run(
       'cp /usr/bin/* /mnt/ && cd /mnt && find . -type f -exec sha256sum {} + >/tmp/sums && sync',
     )
-    const load = host.startLoad(OTHER)
+    const load = host.startLoad(device.packed)
     await load.progress()
     for (const reset of ['--device', '--target', '--host']) {
-      await guest.run(`sg_reset ${reset} ${device}`, { check: false })
+      await guest.run(`sg_reset ${reset} ${disk}`, { check: false })
       await load.progress()
     }
     await load.stop()
-    await guest.run(`umount /mnt && echo 3 >/proc/sys/vm/drop_caches && mount ${device} /mnt`)
+    await guest.run(`umount /mnt && echo 3 >/proc/sys/vm/drop_caches && mount ${disk} /mnt`)
     await guest.run('cd /mnt && sha256sum -c /tmp/sums >/dev/null && cd / && umount /mnt')
-    await guest.run(`e2fsck -fn ${device}`)
+    await guest.run(`e2fsck -fn ${disk}`)
   })
 
   it('sees a disk grow while it works on it', async () => {
-    const load = host.startLoad('/dev/sdb')
+    const load = host.startLoad(device.file4k)
     await load.progress()
     truncateSync(image, SIZE + 16 * MIB)
     await target.daemon.rpc('bdev_uring_rescan', { name: 'file4k' })
-    await host.waitForText('/sys/block/sdb/size', `${(SIZE + 16 * MIB) / 512}`)
+    await host.waitForText(`/sys/block/${device.file4k.slice(5)}/size`, `${(SIZE + 16 * MIB) / 512}`)
     await load.stop()
   })
 
   it('sees targets come and go while it works on another', async () => {
-    const load = host.startLoad('/dev/sda')
+    const load = host.startLoad(device.memory)
     await load.progress()
     for (let round = 0; round < 3; round++) {
-      expect(await target.addTarget('first', 5, 'passing')).toBe(5)
-      await guest.waitFor('test -b /dev/sdd')
-      await guest.run('dd if=/tmp/random of=/dev/sdd bs=64k oflag=direct')
-      await target.removeTarget('first', 5)
-      await guest.waitFor('! test -e /sys/block/sdd')
+      expect(await target.addTarget('split', 5, 'passing')).toBe(5)
+      const passing = await nameOf('0:0:5:0')
+      await guest.run(`dd if=/tmp/random of=${passing} bs=64k oflag=direct`)
+      await target.removeTarget('split', 5)
+      await guest.waitFor(`! test -e ${passing}`)
     }
     await load.stop()
   })

@@ -46,17 +46,15 @@ export const blkArgs = (device: VhostDevice): string[] => [
   ...['-device', commandLine(blkProperties(device))],
 ]
 
-/**
- * QEMU's arguments for a virtio-scsi adapter. It has no `reconnect`: before version 8.2 QEMU fails to start with it. Nor
- * can it ask for packed rings: QEMU 7.2 offers them to the guest whatever the back end says.
- */
+/** QEMU's arguments for a virtio-scsi adapter. It has no `reconnect`: before version 8.2 QEMU fails to start with it. */
 export function scsiArgs(device: VhostDevice): string[] {
-  const { id, queues = 1 } = device
+  const { id, queues = 1, packed = false } = device
   const properties = {
     driver: 'vhost-user-scsi-pci',
     id,
     chardev: `${id}-socket`,
     num_queues: queues,
+    packed,
   }
   const chardev = ['-chardev', `socket,id=${id}-socket,path=${device.socket}`]
   return [...chardev, '-device', commandLine(properties)]
