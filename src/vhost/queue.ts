@@ -20,6 +20,7 @@ import { KickWatcher } from './kick.ts'
 import type { QueueStats, StartQueue, Tuning, UpdateQueue } from './messages.ts'
 import { openRing } from './open-ring.ts'
 import { GuestRequest, type RequestQueue, type VirtioDevice } from './request.ts'
+import type { RequestBudget } from './request-budget.ts'
 import { type Ring, RingFault } from './ring.ts'
 
 /**
@@ -27,6 +28,12 @@ import { type Ring, RingFault } from './ring.ts'
  * being done; otherwise the two sides work in turn and wait for each other.
  */
 const BATCH_MAX = 16
+/**
+ * Nor more work than this, in pages of data and pieces of memory: a device in memory does it at once, and other guests
+ * wait. One request may be more.
+ */
+const BATCH_WORK_MAX = 512
+const PAGE = 4096
 /** How much longer the gap between requests looks when the guest has to notify and the thread to wake up. */
 const WAKE_UP_US = 50
 
@@ -37,6 +44,7 @@ type Mode = (typeof Mode)[keyof typeof Mode]
 export interface QueueSession {
   readonly reactor: Reactor
   readonly memory: GuestMemory
+  readonly budget: RequestBudget
   readonly device: VirtioDevice
   readonly tuning: Tuning
   /** The address of eight bytes with the number 1: see `Signal`. */
@@ -120,6 +128,10 @@ export class Queue implements RequestQueue, Flushable {
       if (this.memory.log !== null) this.#markWritten(request)
       this.#ring.put(request, writtenBytes)
       this.#unpublished++
+    }
+    if (this.#session.budget.isTight) {
+      this.#session.budget.refund(request)
+      this.#requests[request.id] = undefined
     }
     if (this.#isDirty) return
     this.#isDirty = true
@@ -219,11 +231,13 @@ export class Queue implements RequestQueue, Flushable {
 
   readonly #look = (): number => {
     let taken = 0
+    let work = 0
     try {
-      for (; taken < BATCH_MAX; taken++) {
+      for (; taken < BATCH_MAX && work < BATCH_WORK_MAX && !this.#isHeldBack; taken++) {
         const request = this.#ring.take()
         if (request === null) break
         this.#begin(request)
+        work += request.segments.count + (request.readableBytes + request.writableBytes) / PAGE
         this.device.start(request)
       }
     } catch (error) {
@@ -231,8 +245,13 @@ export class Queue implements RequestQueue, Flushable {
     }
     if (this.#coalescing.isCallDue && this.#coalescing.mayCall(this.#reactor.nowUs)) this.#interruptIfWanted()
     if (taken > 0) this.#arrived()
-    else this.#idle()
+    else if (!this.#isHeldBack) this.#idle()
     return taken
+  }
+
+  /** There may be requests that have to wait for those under way. */
+  get #isHeldBack(): boolean {
+    return this.#outstanding > 0 && this.#session.budget.isSpent
   }
 
   readonly #kicked = (): void => {
@@ -245,6 +264,7 @@ export class Queue implements RequestQueue, Flushable {
     request.isOutstanding = true
     this.#outstanding++
     this.#requestCount++
+    this.#session.budget.charge(request)
   }
 
   #arrived(): void {
@@ -369,6 +389,7 @@ export class Queue implements RequestQueue, Flushable {
   /** Resolves when the front end's descriptors may be closed. Nothing is outstanding. */
   #letGo(): Promise<unknown> {
     this.#unwatchKick()
+    for (const request of this.#requests) if (request !== undefined) this.#session.budget.refund(request)
     this.#released ??= Promise.all([this.#call?.close(), this.#error?.close()])
     this.#call = null
     this.#error = null

@@ -18,12 +18,14 @@ import type {
 import { openDevice } from './open-device.ts'
 import { Queue, type QueueSession } from './queue.ts'
 import type { VirtioDevice } from './request.ts'
+import { RequestBudget } from './request-budget.ts'
 
 const log = logger('vhost')
 
 export class ReactorSession implements QueueSession {
   readonly reactor: Reactor
   readonly memory = new GuestMemory([])
+  readonly budget = new RequestBudget()
   readonly device: VirtioDevice
   readonly one: number
   tuning: Tuning

@@ -62,6 +62,8 @@ export class GuestRequest implements IoOwner {
   context: unknown = null
   /** Started and not completed: the queue's note. */
   isOutstanding = false
+  /** What it is charged with: `RequestBudget`'s note. */
+  weight = 0
   /** Packed: how many ring entries the chain takes. */
   entryCount = 1
 

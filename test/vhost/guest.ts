@@ -8,6 +8,7 @@ import { GuestMemory } from '../../src/vhost/guest-memory.ts'
 import type { MappedRegion, SharedPart, StartQueue, Tuning } from '../../src/vhost/messages.ts'
 import { Queue, type QueueSession } from '../../src/vhost/queue.ts'
 import type { GuestRequest, RequestQueue, VirtioDevice } from '../../src/vhost/request.ts'
+import { RequestBudget } from '../../src/vhost/request-budget.ts'
 import type { LocalReactorGroup } from '../support/reactor.ts'
 
 /** Far from guest addresses, so that nothing works when the two are mixed up. */
@@ -251,6 +252,7 @@ export class FakeDevice implements VirtioDevice {
 export class FakeSession implements QueueSession {
   readonly reactor: QueueSession['reactor']
   readonly memory: GuestMemory
+  readonly budget = new RequestBudget()
   readonly device: FakeDevice
   readonly one: number
   tuning: Tuning = { quietUs: 0, delayBaseUs: 0, iopsThreshold: 60_000 }
