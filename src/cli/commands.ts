@@ -22,6 +22,7 @@ export const NOUNS: Readonly<Record<string, string>> = {
   nvmf: 'everything about the NVMe-oF target',
   nvme: 'disks of other targets, with multipath',
   vhost: 'disks for guests, over vhost-user',
+  virtio: 'disks of other processes, over vhost-user',
   nbd: 'export over NBD',
   workload: 'load for measurements',
   framework: 'the daemon itself',

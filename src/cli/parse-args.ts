@@ -123,7 +123,11 @@ function takeWords(line: CommandLine, given: Map<CliOption, unknown>, words: rea
   const open = line.positional.filter(option => !given.has(option))
   for (const [i, word] of words.entries()) {
     const option = open[i]
-    if (option === undefined) throw new UsageError(`there is no place for the word ${JSON.stringify(word)}`)
+    if (option === undefined) {
+      throw new UsageError(
+        `there is no place for the word ${JSON.stringify(word)}: if it belongs to an option, name that (--help)`,
+      )
+    }
     set(given, option, placeholder(option), word)
   }
 }

@@ -148,7 +148,7 @@ export class DiscoveryServices {
     const service = this.#services.get(name)
     if (service === undefined) {
       const names = [...this.#services.keys()].join(', ') || 'none'
-      throw new RpcError('ENOENT', `there is no discovery service ${name}: there is ${names}`)
+      throw new RpcError('ENOENT', `there is no discovery service ${name}: there are ${names}`)
     }
     this.#services.delete(name)
     await service.stop()

@@ -98,7 +98,7 @@ export class NvmeControllers {
     const controller = this.#controllers.get(name)
     if (controller !== undefined) return controller
     const names = [...this.#controllers.keys()].join(', ') || 'none yet'
-    throw new RpcError('ENODEV', `there is no NVMe controller ${name}: there is ${names}`)
+    throw new RpcError('ENODEV', `there is no NVMe controller ${name}: there are ${names}`)
   }
 
   /** The controller whose device that is; throws `RpcError` ENODEV when it is not one of ours. */

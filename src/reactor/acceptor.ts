@@ -9,7 +9,7 @@
  *
  * One `Acceptor` serves all front ends, so that the connections of one are spread with those of the others in mind.
  */
-import { lstatSync, unlinkSync } from 'node:fs'
+import { lstatSync, type Stats, unlinkSync } from 'node:fs'
 import { createConnection } from 'node:net'
 import { assert } from '../core/assert.ts'
 import { RpcError, SysError } from '../core/errors.ts'
@@ -155,7 +155,7 @@ const isPath = ({ host }: SocketAddress): boolean => host.startsWith('/')
 
 /** Removes the socket file of a dead process; refuses what is alive or is no socket. */
 async function clearStaleSocket(path: string): Promise<void> {
-  const found = lstatSync(path, { throwIfNoEntry: false })
+  const found = look(path)
   if (found === undefined) return
   if (!found.isSocket()) {
     throw new RpcError('EEXIST', `${path} exists and is not a socket: it is left alone, choose another path`)
@@ -167,6 +167,19 @@ async function clearStaleSocket(path: string): Promise<void> {
     )
   }
   unlinkSync(path)
+}
+
+function look(path: string): Stats | undefined {
+  try {
+    return lstatSync(path, { throwIfNoEntry: false })
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException
+    throw new RpcError(
+      code === 'EACCES' ? 'EACCES' : 'EINVAL',
+      `${path} cannot be a socket (${code}): name one in a directory that the daemon may enter`,
+      { cause },
+    )
+  }
 }
 
 /** Only a refused connection proves that nobody listens: a full backlog or a forbidden path does not. */

@@ -323,7 +323,10 @@ export class VhostControllers {
 
   #scsiBacking({ name, backing }: VhostController): ScsiBacking {
     if (backing.kind === 'scsi') return backing
-    throw new RpcError('EINVAL', `${name} is a blk controller, with one disk and no targets`)
+    throw new RpcError(
+      'EINVAL',
+      `${name} is a blk controller, with one disk and no targets: make one with vhost_create_scsi_controller`,
+    )
   }
 
   #freeTargetId(): number {

@@ -49,7 +49,7 @@ function parseMode(text: string): number {
   if (/^0?[0-7]{3}$/.test(text)) return Number.parseInt(text, 8)
   throw new RpcError(
     'EINVAL',
-    `the socket's mode ${JSON.stringify(text)} is no octal mode of three digits: give one such as 0660`,
+    `the socket's mode ${JSON.stringify(text)} is no octal mode of three digits: give one such as 660`,
   )
 }
 

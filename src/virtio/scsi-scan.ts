@@ -159,9 +159,10 @@ async function ask(
     if (isDone && status === ScsiStatus.CHECK_CONDITION && key === SenseKey.ILLEGAL_REQUEST) return undefined
     if (attempt === ATTEMPTS) {
       const told = `response ${response}, status ${status}, sense key ${key}, code 0x${asc.toString(16)}`
+      const remedy = 'if this is the socket of a blk device, attach it as blk'
       throw new RpcError(
         'EIO',
-        `target ${target} does not answer command 0x${cdb.getUint8(0).toString(16)}: ${told}`,
+        `target ${target} does not answer command 0x${cdb.getUint8(0).toString(16)}: ${told}; ${remedy}`,
       )
     }
     // A unit reports each condition that has arisen before it does what it is asked; one that is busy needs time.

@@ -57,7 +57,7 @@ export class VirtioControllers {
     const controller = this.#controllers.get(name)
     if (controller === undefined) {
       const names = [...this.#controllers.keys()].join(', ') || 'none yet'
-      throw new RpcError('ENODEV', `there is no virtio controller ${name}: there is ${names}`)
+      throw new RpcError('ENODEV', `there is no virtio controller ${name}: there are ${names}`)
     }
     await controller.detach()
     this.#controllers.delete(name)

@@ -166,6 +166,7 @@ describe('listening through the kernel', () => {
       'ENOENT',
       'the directory of /nonexistent/s does not exist',
     ],
+    ['a file as the directory', '/dev/null/s', 'EINVAL', '/dev/null/s cannot be a socket (ENOTDIR)'],
   ])('refuses %s and says so', async (_, host, code, message) => {
     await expect(listen(host)).rejects.toMatchObject({ code, message: expect.stringContaining(message) })
   })

@@ -23,7 +23,7 @@ describe('the access to a socket', () => {
   })
 
   it.each([
-    ['0680', undefined, '"0680" is no octal mode of three digits: give one such as 0660'],
+    ['0680', undefined, '"0680" is no octal mode of three digits: give one such as 660'],
     ['1777', undefined, '"1777" is no octal mode'],
     ['', undefined, '"" is no octal mode'],
     [undefined, '', '"" names nobody: give user, user:group or :group'],
