@@ -5,6 +5,7 @@ import { viewAt } from '../sys/memory.ts'
 import {
   type OpenSession,
   type SendEvent,
+  type SessionStats,
   type SetDevice,
   type SetLog,
   type SetMemory,
@@ -15,6 +16,8 @@ import {
   type UpdateQueue,
 } from './messages.ts'
 import { ReactorSession } from './reactor-session.ts'
+
+const NO_STATS: SessionStats = { queues: [] }
 
 export class ReactorVhost {
   readonly #sessions = new Map<number, ReactorSession>()
@@ -31,13 +34,17 @@ export class ReactorVhost {
     control.on<StartQueue>(Topic.START, start => this.#session(start.session).start(start))
     control.on<UpdateQueue>(Topic.UPDATE, update => this.#session(update.session).update(update))
     control.on<StopQueue>(Topic.STOP, ({ session, index }) => this.#session(session).stop(index))
-    control.on<SetDevice>(Topic.DEVICE, ({ session, device }) => this.#session(session).setDevice(device))
-    control.on<SetTuning>(Topic.TUNING, ({ session, tuning }) => {
-      this.#session(session).tuning = tuning
-    })
-    control.on<SendEvent>(Topic.EVENT, event => this.#session(event.session).sendEvent(event))
     control.on<number>(Topic.CLOSE, session => this.#close(session))
-    control.on<number>(Topic.STATS, session => this.#session(session).stats())
+    // These may come for a session that could not be opened here, and has not ended yet.
+    control.on<SetDevice>(Topic.DEVICE, ({ session, device }) =>
+      this.#sessions.get(session)?.setDevice(device),
+    )
+    control.on<SetTuning>(Topic.TUNING, ({ session, tuning }) => {
+      const found = this.#sessions.get(session)
+      if (found !== undefined) found.tuning = tuning
+    })
+    control.on<SendEvent>(Topic.EVENT, event => this.#sessions.get(event.session)?.sendEvent(event))
+    control.on<number>(Topic.STATS, session => this.#sessions.get(session)?.stats() ?? NO_STATS)
   }
 
   #session(number: number): ReactorSession {

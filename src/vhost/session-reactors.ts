@@ -36,6 +36,7 @@ export class SessionReactors {
   #tuning: Tuning
   #regions: readonly MappedRegion[] = []
   #log: SharedPart | null = null
+  #closed: Promise<unknown> | null = null
 
   constructor(options: SessionReactorsOptions) {
     this.#options = options
@@ -43,8 +44,9 @@ export class SessionReactors {
     this.#tuning = options.tuning
   }
 
-  /** Where queue `index` lives, and the session with it from now on. */
+  /** Where queue `index` lives, and the session with it from now on. Throws after `close`. */
   async portOf(index: number): Promise<Port> {
+    if (this.#closed !== null) throw new Error('the session has ended')
     const { session, controller, reactors, reactorIndexes } = this.#options
     const reactor = reactorIndexes[index % reactorIndexes.length]!
     const opened = this.#opened.get(reactor)
@@ -61,7 +63,7 @@ export class SessionReactors {
 
   async setDevice(device: DeviceDescription): Promise<void> {
     this.#device = device
-    await this.#everywhere(Topic.DEVICE, { session: this.#options.session, device } satisfies SetDevice)
+    await this.#change(Topic.DEVICE, { session: this.#options.session, device } satisfies SetDevice)
   }
 
   async setTuning(tuning: Tuning): Promise<void> {
@@ -72,13 +74,13 @@ export class SessionReactors {
   /** Resolves when nobody uses the memory of before. */
   async setMemory(regions: readonly MappedRegion[]): Promise<void> {
     this.#regions = regions
-    await this.#everywhere(Topic.MEMORY, { session: this.#options.session, regions } satisfies SetMemory)
+    await this.#change(Topic.MEMORY, { session: this.#options.session, regions } satisfies SetMemory)
   }
 
   /** Resolves when everything that is written is logged there, and nowhere else. */
   async setLog(log: SharedPart | null): Promise<void> {
     this.#log = log
-    await this.#everywhere(Topic.LOG, { session: this.#options.session, log } satisfies SetLog)
+    await this.#change(Topic.LOG, { session: this.#options.session, log } satisfies SetLog)
   }
 
   async sendEvent(event: Omit<SendEvent, 'session'>): Promise<void> {
@@ -91,11 +93,18 @@ export class SessionReactors {
     return { queues: queues.sort((a, b) => a.index - b.index) }
   }
 
-  /** Resolves when nothing of the session is left on any reactor. */
+  /** Ends what is outstanding. Resolves when nothing of the session is left on any reactor. Idempotent. */
   async close(): Promise<void> {
     const ports = [...this.#opened.values()]
     this.#opened.clear()
-    await Promise.all(ports.map(port => port.call(Topic.CLOSE, this.#options.session)))
+    this.#closed ??= Promise.all(ports.map(port => port.call(Topic.CLOSE, this.#options.session)))
+    await this.#closed
+  }
+
+  /** As `#everywhere`, for changes after which something is in use no more: a session that is being closed uses all of it. */
+  async #change(topic: string, body: unknown): Promise<void> {
+    await this.#everywhere(topic, body)
+    await this.#closed
   }
 
   #everywhere<T = unknown>(topic: string, body: unknown): Promise<T[]> {

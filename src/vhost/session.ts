@@ -6,7 +6,8 @@
  *                                                        reactors: queues, guest memory, device
  *
  * Whatever is wrong with a message ends this session, and nothing else: one line says which request, and what it said.
- * What others want of the session (a new size, other tuning, its end) takes its turn between two messages.
+ * A message may have to wait for I/O that a device never ends. What others want of the session (a bdev taken away, other
+ * tuning) does not wait for it, and the end of the connection ends that I/O, so it is listened for all the time.
  */
 import { ProtocolError, RpcError, SysError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
@@ -92,10 +93,9 @@ export class Session implements ControllerSession, RingContext {
   #status = 0
   /** The configuration space as the front end has read it, or was told to. */
   #knownConfig: Uint8Array | null = null
-  /** The end of what was begun last. */
-  #lastTurn: Promise<unknown> = Promise.resolve()
   #isClosing = false
-  #isOver = false
+  /** Nobody is at the other end of the connection any more. */
+  #isAlone = false
 
   constructor(parts: SessionParts) {
     const { number, controllerName, model, reactors, reactorIndexes, tuning, offerPacked, options } = parts
@@ -143,15 +143,15 @@ export class Session implements ControllerSession, RingContext {
   }
 
   deviceChanged(): Promise<void> {
-    return this.#inTurn(() => this.#describe())
+    return this.#describe()
   }
 
   tune(tuning: Tuning): Promise<void> {
-    return this.#inTurn(() => this.#reactors.setTuning(tuning))
+    return this.#reactors.setTuning(tuning)
   }
 
   sendEvent(event: DeviceEvent): Promise<void> {
-    return this.#inTurn(() => this.#reactors.sendEvent(event))
+    return this.#reactors.sendEvent(event)
   }
 
   /** At once, also while a queue is being drained. */
@@ -161,8 +161,8 @@ export class Session implements ControllerSession, RingContext {
 
   close(): Promise<void> {
     this.#isClosing = true
-    // The conversation ends with that; a message that is being answered is answered first.
     void this.#parts.socket.close()
+    this.#leaveAlone()
     return this.#ended
   }
 
@@ -212,7 +212,7 @@ export class Session implements ControllerSession, RingContext {
       this.#report(error)
     }
     try {
-      await this.#inTurn(() => this.#tearDown())
+      await this.#tearDown()
     } catch (error) {
       // Mappings stay: somebody may use them yet.
       log.error(`${this.#parts.controllerName}: a session did not end in order: ${error}`)
@@ -222,16 +222,37 @@ export class Session implements ControllerSession, RingContext {
 
   async #converse(): Promise<void> {
     const silence = setTimeout(() => this.#reportSilence(), SILENCE_MS)
+    let next = this.#listen()
     try {
       for (;;) {
-        const received = await this.#parts.socket.receive()
+        const received = await next
         clearTimeout(silence)
         if (received === null) return
-        await this.#inTurn(() => this.#answer(received))
+        next = this.#listen()
+        await this.#answer(received)
       }
     } finally {
       clearTimeout(silence)
+      // A message that came behind the one that ended this. A failure is reported, unless there was one before.
+      next.then(unread => closeAll([...(unread?.descriptors ?? [])])).catch(() => {})
     }
+  }
+
+  /** The next message. Without one, nobody waits for the last one's answer, nor for anything that is outstanding. */
+  async #listen(): Promise<SocketMessage | null> {
+    let received: SocketMessage | null = null
+    try {
+      received = await this.#parts.socket.receive()
+      return received
+    } finally {
+      if (received === null) this.#leaveAlone()
+    }
+  }
+
+  #leaveAlone(): void {
+    this.#isAlone = true
+    // When that fails, it is the end that tells.
+    this.#reactors.close().catch(() => {})
   }
 
   /** QEMU's vhost_user_blk_disconnect is never called then, and without it nobody hears of the new connection. */
@@ -255,6 +276,8 @@ export class Session implements ControllerSession, RingContext {
       else if (answer !== undefined) this.#sendWith(request, answer)
       else if (acknowledges) this.#send(request, u64(0))
     } catch (error) {
+      // It was given up, and the next message, or what came instead of one, says why.
+      if (this.#isAlone) return
       if (acknowledges) this.#sendFailure(request)
       throw new Error(requestName(request), { cause: error })
     } finally {
@@ -437,7 +460,6 @@ export class Session implements ControllerSession, RingContext {
   }
 
   async #tearDown(): Promise<void> {
-    this.#isOver = true
     this.#backend.close()
     try {
       await this.#reactors.close()
@@ -446,12 +468,6 @@ export class Session implements ControllerSession, RingContext {
     } finally {
       await this.#parts.socket.close()
     }
-  }
-
-  #inTurn(act: () => void | Promise<void>): Promise<void> {
-    const turn = this.#lastTurn.then(() => (this.#isOver ? undefined : act()))
-    this.#lastTurn = turn.catch(() => {})
-    return turn
   }
 
   #report(error: unknown): void {

@@ -129,7 +129,8 @@ describe('a session', () => {
     const opened = call(Topic.OPEN, { session: 2, controller: 'vhost.0', device: disk('m1'), tuning })
     await expect(opened).rejects.toThrow('there is no bdev m1')
     await call(Topic.CLOSE, 2)
-    await expect(call(Topic.STATS, 2)).rejects.toThrow('session 2 is not open')
+    expect(await call(Topic.STATS, 2)).toEqual({ queues: [] })
+    await expect(call(Topic.MEMORY, { session: 2, regions: [] })).rejects.toThrow('session 2 is not open')
   })
 
   it('starts no queue twice, and none whose ring is in no memory', async () => {

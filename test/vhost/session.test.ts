@@ -738,19 +738,47 @@ describe('the end', () => {
     await lab.sessions[0]!.tune({ quietUs: 0, delayBaseUs: 0, iopsThreshold: 0 })
   })
 
-  it('of the operator waits for the message that is being answered', async () => {
-    await negotiate()
-    await shareMemory()
-    await startRing()
-    let drained = (): void => {}
-    reactor().onCall = topic => (topic === Topic.STOP ? new Promise(done => (drained = done)) : undefined)
-    frontEnd.send(GET_VRING_BASE, u32s(0, 0))
-    await lab.reactors.until(() => reactor().last(Topic.STOP) !== undefined)
-    const closing = lab.sessions[0]!.close()
-    expect(await lab.reactors.run(lab.sessions[0]!.stats())).toEqual({ queues: [] })
-    drained()
-    await lab.reactors.run(closing)
-    expect(reactor().topics().slice(-3)).toEqual(['stop', 'stats', 'close'])
-    expect(lab.lines).toEqual([])
+  describe('while a message waits for I/O that may never end', () => {
+    let drained: () => void
+
+    /** As a device that hangs: what is outstanding ends when the session is closed, and not before. */
+    beforeEach(async () => {
+      await negotiate()
+      await shareMemory()
+      await startRing()
+      reactor().onCall = topic => {
+        if (topic === Topic.STOP) return new Promise(resolve => (drained = resolve))
+        if (topic === Topic.CLOSE) drained()
+        return undefined
+      }
+      frontEnd.send(GET_VRING_BASE, u32s(0, 0))
+      await lab.reactors.until(() => reactor().last(Topic.STOP) !== undefined)
+    })
+
+    it('comes when the front end goes', async () => {
+      frontEnd.hangUp()
+      await lab.untilEnded()
+      expect(reactor().topics().slice(-2)).toEqual(['stop', 'close'])
+      expect(lab.lines).toEqual([])
+    })
+
+    it('comes when the operator closes', async () => {
+      // A message that nobody will read, with what comes along.
+      frontEnd.send(SET_VRING_CALL, u64s(0), [frontEnd.eventfd()])
+      for (let round = 0; round < 10; round++) await lab.reactors.run(Promise.resolve())
+      const closing = lab.sessions[0]!.close()
+      expect(await lab.reactors.run(lab.sessions[0]!.stats())).toEqual({ queues: [] })
+      await lab.reactors.run(closing)
+      expect(reactor().topics().slice(-2)).toEqual(['stop', 'close'])
+      expect(lab.lines).toEqual([])
+    })
+
+    it('is not needed for the operator to take the bdev away, or to tune', async () => {
+      await lab.reactors.run(lab.sessions[0]!.deviceChanged())
+      await lab.reactors.run(lab.sessions[0]!.tune({ quietUs: 0, delayBaseUs: 0, iopsThreshold: 0 }))
+      expect(reactor().topics().slice(-3)).toEqual(['stop', 'device', 'tuning'])
+      drained()
+      expect(await frontEnd.receive()).toMatchObject({ request: GET_VRING_BASE })
+    })
   })
 })
