@@ -1,0 +1,116 @@
+/**
+ * A ceph.conf, read as librados reads it since Ceph 15, with the line of every value:
+ *
+ *   # comment          ; comment            anywhere, unless escaped; not even quotes protect it
+ *   [client.admin]                          sections are named exactly: "[ client ]" is another one
+ *   rbd cache = true                        words apart by blanks or underscores; dashes make another name
+ *   key = "quoted"     key = a \            a backslash takes the next character as it is, at the end of a line it
+ *         goes on here                      goes on with the next
+ *
+ * One line that is none of these, or a last one without an end, and librados refuses the whole file.
+ */
+
+export interface ConfValue {
+  readonly text: string
+  /** From 1. */
+  readonly line: number
+}
+
+export interface ConfProblem {
+  readonly line: number
+  readonly reason: string
+  /** Reading the file ends the process that does: librados 16 asserts. */
+  readonly isFatal: boolean
+}
+
+/** What stands before the first section counts as this one's. */
+const FIRST_SECTION = 'global'
+
+const COMMENT = /^\s*[#;]/
+
+export class ConfFile {
+  /** Why librados refuses the file, or undefined when it does not. */
+  readonly problem: ConfProblem | undefined
+  readonly #sections = new Map<string, Map<string, ConfValue>>()
+  readonly #lines: readonly string[]
+
+  constructor(text: string) {
+    this.#lines = text.split(/\r\n|\n|\r/)
+    this.problem = this.#read()
+  }
+
+  /** Of several sections the first that has the option; undefined when none has. */
+  get(option: string, sections: readonly string[]): ConfValue | undefined {
+    for (const section of sections) {
+      const value = this.#sections.get(section)?.get(option)
+      if (value !== undefined) return value
+    }
+    return undefined
+  }
+
+  /** The names in a section, as librados knows them. */
+  names(section: string): string[] {
+    return [...(this.#sections.get(section)?.keys() ?? [])]
+  }
+
+  #read(): ConfProblem | undefined {
+    let section = FIRST_SECTION
+    // What is behind the end of the last line is nothing, or a comment.
+    const last = this.#lines.length - 1
+    for (let at = 0; at < last; ) {
+      const line = this.#lines[at]!
+      const here = at
+      at++
+      if (line.trim() === '' || COMMENT.test(line)) continue
+      const opened = /^\s*\[([^\]#;\\]+)\]\s*([#;].*)?$/.exec(line)
+      if (opened !== null) {
+        section = opened[1]!
+        continue
+      }
+      const [, name, begin] = /^([^=[#;]+)=(.*)$/.exec(line) ?? []
+      if (name === undefined) return this.#problemAt(here, 'is neither "[section]" nor "name = value"')
+      if (name.trim() === '') return this.#problemAt(here, 'has no name before "="')
+      const value = this.#value(begin!, at)
+      if (typeof value === 'string') return this.#problemAt(here, value)
+      at = value.next
+      this.#put(section, name.trim().replaceAll(/\s+/g, '_'), { text: value.text, line: here + 1 })
+    }
+    const rest = this.#lines[last]!
+    if (rest !== '' && !COMMENT.test(rest)) return this.#problemAt(last, 'has no end: add a newline to it')
+    const foreign = this.#lines.findIndex(line => /[^\p{ASCII}]/u.test(line.replace(/^\s*[#;].*/, '')))
+    return foreign === -1 ? undefined : this.#problemAt(foreign, '')
+  }
+
+  /** A value from where it begins and, while lines end in a backslash, from the lines at `next`; or what is wrong. */
+  #value(begin: string, next: number): { readonly text: string; readonly next: number } | string {
+    let raw = begin
+    let at = next
+    while (/^(?:[^\\#;]|\\.)*\\$/.test(raw)) {
+      if (at >= this.#lines.length - 1) return 'goes on behind the end of the file'
+      raw = raw.slice(0, -1) + this.#lines[at]!
+      at++
+    }
+    const bare = /^(?:[^\\#;]|\\.)*/.exec(raw)![0].trim()
+    const quote = bare[0]
+    if (quote !== '"' && quote !== "'") return { text: unescaped(bare), next: at }
+    const quoted = new RegExp(`^${quote}((?:[^\\\\${quote}]|\\\\.)*)${quote}$`).exec(bare)
+    return quoted === null ? 'has a quote that does not end' : { text: unescaped(quoted[1]!), next: at }
+  }
+
+  #put(section: string, name: string, value: ConfValue): void {
+    const values = this.#sections.get(section) ?? new Map<string, ConfValue>()
+    values.set(name, value)
+    this.#sections.set(section, values)
+  }
+
+  #problemAt(index: number, reason: string): ConfProblem {
+    const isFatal = this.#lines.some(line => /[^\p{ASCII}]/u.test(line.replace(/^\s*[#;].*/, '')))
+    return {
+      line: index + 1,
+      reason: isFatal ? 'has a character outside of ASCII, and not in a comment' : reason,
+      isFatal,
+    }
+  }
+}
+
+const unescaped = (text: string): string => text.replaceAll(/\\(.)/g, '$1')
