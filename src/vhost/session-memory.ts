@@ -23,6 +23,8 @@ export class SessionMemory {
   readonly #reactors: SessionReactors
   readonly #table: MemoryTable
   #log: SharedMapping | null = null
+  /** In use until the reactors know of its successor. */
+  #formerLog: SharedMapping | null = null
   /** VHOST_F_LOG_ALL was negotiated. */
   #isLogging = false
   #inflight: InflightRegion | null = null
@@ -71,8 +73,10 @@ export class SessionMemory {
     this.#seals.check(descriptors[0]!, 'the log')
     const before = this.#log
     this.#log = mapOfPeer('a log', descriptors[0]!, mmapOffset, Math.min(sizeBytes, LOG_SIZE_MAX))
+    this.#formerLog = before
     this.#checkLog()
     await this.#tellLog()
+    this.#formerLog = null
     before?.unmap()
   }
 
@@ -121,8 +125,10 @@ export class SessionMemory {
   close(): void {
     this.#table.close()
     this.#log?.unmap()
+    this.#formerLog?.unmap()
     this.#inflight?.unmap()
     this.#log = null
+    this.#formerLog = null
     this.#inflight = null
   }
 

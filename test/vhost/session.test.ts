@@ -525,6 +525,15 @@ describe('the log of a migration', () => {
     await expectFault('SET_LOG_BASE leaves a log for 1015808 bytes of guest memory, which ends at 1048576')
   })
 
+  it('that is replaced by one that leaves guest memory out is not forgotten', async () => {
+    await negotiate(PROTOCOL | VERSION_1 | LOG_ALL)
+    await shareMemory()
+    await frontEnd.ask(SET_LOG_BASE, log, [frontEnd.memory(4096, 'vhost-log')])
+    frontEnd.send(SET_LOG_BASE, u64s(31, 0), [frontEnd.memory(4096, 'vhost-log')])
+    await expectFault('SET_LOG_BASE leaves a log for')
+    expect(mappingsOf('vhost-log')).toBe(0)
+  })
+
   it('does not begin while rings change their features as well', async () => {
     await negotiate()
     await shareMemory()
