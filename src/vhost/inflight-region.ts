@@ -16,13 +16,16 @@ import {
 } from '../spec/virtqueue.ts'
 import { viewAt } from '../sys/memory.ts'
 import { createSharedMemory, mapShared, type SharedMapping } from '../sys/shared-memory.ts'
-import { mapOfPeer } from './memory-table.ts'
 import type { SharedPart } from './messages.ts'
+import { mapOfPeer } from './peer-mapping.ts'
 import { fault, QUEUES_MAX } from './protocol.ts'
 
 const Note = struct(INFLIGHT_ALIGNMENT, { magic: u32(0), writeback: u8(4) })
 /** `qpir`, and a version. */
 const NOTE_MAGIC = 0x7169_7201
+
+/** Far more than any number of queues needs, and as much as one view can show. */
+const REGION_SIZE_MAX = 2 ** 30
 
 /** What the protocol says of the memory. */
 export interface InflightShape {
@@ -76,7 +79,7 @@ export class InflightRegion {
   constructor(descriptor: number, shape: InflightShape) {
     checkShape(shape)
     const { mmapSize, mmapOffset } = shape
-    if (mmapSize === 0 || mmapSize + mmapOffset > Number.MAX_SAFE_INTEGER) {
+    if (mmapSize === 0 || mmapSize > REGION_SIZE_MAX || mmapOffset + mmapSize > Number.MAX_SAFE_INTEGER) {
       fault(`has inflight memory of ${mmapSize} bytes at ${mmapOffset}`, 0)
     }
     this.#shape = shape

@@ -4,9 +4,9 @@
  *
  *   map what is new  -->  `adopt`: the reactors go over to the new table  -->  unmap what is in it no more
  */
-import { SysError } from '../core/errors.ts'
-import { fileIdentity, mapShared, type SharedMapping } from '../sys/shared-memory.ts'
+import { fileIdentity, type SharedMapping } from '../sys/shared-memory.ts'
 import type { MappedRegion } from './messages.ts'
+import { mapOfPeer } from './peer-mapping.ts'
 import { fault, hex } from './protocol.ts'
 import type { SealPolicy } from './seals.ts'
 
@@ -15,6 +15,9 @@ export const REGIONS_MAX = 509
 
 /** Addresses are numbers here, and sums of them have to stay exact. */
 const ADDRESS_MAX = 2 ** 52
+
+/** Of one guest, 16 TiB: several of them fit into what all may share. */
+const TABLE_BYTES_MAX = 2 ** 44
 
 /** A region as the front end describes it. All in bytes. */
 export interface WantedRegion {
@@ -60,7 +63,7 @@ export class MemoryTable {
     adopt: Adopt,
   ): Promise<void> {
     for (const region of wanted) checkRegion(region)
-    checkOverlaps(wanted)
+    checkTable(wanted)
     const next: Region[] = []
     const fresh: Region[] = []
     try {
@@ -80,7 +83,7 @@ export class MemoryTable {
   async add(wanted: WantedRegion, descriptor: number, adopt: Adopt): Promise<void> {
     if (this.#regions.length >= REGIONS_MAX) fault(`is one region more than ${REGIONS_MAX}`, 0)
     checkRegion(wanted)
-    checkOverlaps([...this.#regions, wanted])
+    checkTable([...this.#regions, wanted])
     await this.#adopt([...this.#regions, this.#map(wanted, descriptor)], adopt)
   }
 
@@ -137,21 +140,6 @@ export class MemoryTable {
   }
 }
 
-/** Maps what a peer has shared. Throws `ProtocolError` that says why it cannot be; `what` begins with an article. */
-export function mapOfPeer(
-  what: string,
-  descriptor: number,
-  offsetBytes: number,
-  sizeBytes: number,
-): SharedMapping {
-  try {
-    return mapShared(descriptor, offsetBytes, sizeBytes)
-  } catch (error) {
-    if (error instanceof SysError) fault(`has ${what} that cannot be mapped: ${error.message}`, 0)
-    throw error
-  }
-}
-
 function checkRegion(wanted: WantedRegion): void {
   const { guestAddress, userAddress, mmapOffset, sizeBytes } = wanted
   if (sizeBytes === 0) fault(`has ${describe(wanted)}: it is empty`, 0)
@@ -161,7 +149,9 @@ function checkRegion(wanted: WantedRegion): void {
 }
 
 /** User addresses may overlap: a machine may show the same memory at two places. */
-function checkOverlaps(regions: readonly Pick<WantedRegion, 'guestAddress' | 'sizeBytes'>[]): void {
+function checkTable(regions: readonly Pick<WantedRegion, 'guestAddress' | 'sizeBytes'>[]): void {
+  const total = regions.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
+  if (total > TABLE_BYTES_MAX) fault(`shares ${total} bytes of memory, more than ${TABLE_BYTES_MAX}`, 0)
   const sorted = regions.toSorted((a, b) => a.guestAddress - b.guestAddress)
   for (const [i, region] of sorted.entries()) {
     const next = sorted[i + 1]

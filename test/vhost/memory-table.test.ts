@@ -58,6 +58,26 @@ const region = (guestAddress: number, sizeBytes = PAGE, mmapOffset = 0): WantedR
 })
 
 describe('a memory table', () => {
+  it('has no more memory than a guest can have', async () => {
+    descriptors.push(createSharedMemory('qpair-table', 2 ** 45))
+    await table.add(region(0, 2 ** 43), descriptors[0]!, adopt)
+    await expect(table.add(region(2 ** 43, 2 ** 43 + 1), descriptors[0]!, adopt)).rejects.toThrow(
+      'shares 17592186044417 bytes of memory, more than 17592186044416',
+    )
+  })
+
+  it('has no more than the tables of others leave of the address space', async () => {
+    descriptors.push(createSharedMemory('qpair-table', 2 ** 44))
+    const others = [0, 1, 2, 3].map(() => tableWith(false))
+    for (const other of others) await other.add(region(0, 2 ** 44), descriptors[0]!, adopt)
+    await expect(table.add(region(0), descriptors[0]!, adopt)).rejects.toThrow(
+      'has a region of 4096 bytes at guest address 0x0 that is too much: front ends share 4 pieces of together 70368744177664 bytes already',
+    )
+    others.pop()!.close()
+    await table.add(region(0), descriptors[0]!, adopt)
+    for (const other of others) other.close()
+  })
+
   it('knows where guest memory ends', async () => {
     expect(table.guestEnd).toBe(0)
     const file = sealed()
