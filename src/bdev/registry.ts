@@ -165,6 +165,11 @@ export class BdevRegistry implements Configurable {
     return entry.claims.add(owner, type)
   }
 
+  /** Who has the device, for a message; empty when nobody has. */
+  ownersOf(name: string): string {
+    return this.#entry(name).claims.owners
+  }
+
   /** The type of the claim that excludes others, if there is one. */
   exclusiveClaim(name: string): ClaimType | undefined {
     return this.#entry(name).claims.exclusive?.type

@@ -21,6 +21,7 @@ export const NOUNS: Readonly<Record<string, string>> = {
   host: 'who may connect',
   nvmf: 'everything about the NVMe-oF target',
   nvme: 'disks of other targets, with multipath',
+  rbd: 'images of Ceph clusters: opening, snapshots, clones, their cache explained',
   vhost: 'disks for guests, over vhost-user',
   virtio: 'disks of other processes, over vhost-user',
   nbd: 'export over NBD',

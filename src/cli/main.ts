@@ -132,16 +132,31 @@ async function runMethodCommand(
   const noun = invocation.rest[0]!
   const isNoun = nounsOf(table).includes(noun)
   const wantsHelp = args.includes('--help') || args.includes('-h')
-  const [verb, ...behind] = args
-  const single = findCommand(table, [noun])
-  const command = verb === undefined ? single : (findCommand(table, [noun, verb]) ?? single)
+  const [verb] = args
+  const { command, behind } = findTyped(table, noun, args)
   if (command === undefined) {
     if (isNoun && (verb === undefined || verb.startsWith('-'))) writeHelp(terminal, nounHelp(table, noun))
     else throw unknownCommand(table, noun, isNoun ? verb : undefined)
     return
   }
   if (wantsHelp) writeHelp(terminal, commandHelp(command))
-  else await runMethod(terminal, invocation, command, command === single ? args : behind)
+  else await runMethod(terminal, invocation, command, behind)
+}
+
+/** Words of a verb are joined by dashes or typed as they are: `rbd snapshot-create` and `rbd snapshot create`. */
+const VERB_WORDS_MAX = 3
+
+/** The command that begins with these words, the longest one, and the words behind it. */
+function findTyped(
+  table: Declarations,
+  noun: string,
+  args: readonly string[],
+): { readonly command: Command | undefined; readonly behind: readonly string[] } {
+  for (let count = Math.min(args.length, VERB_WORDS_MAX); count > 0; count--) {
+    const command = findCommand(table, [noun, args.slice(0, count).join('-')])
+    if (command !== undefined) return { command, behind: args.slice(count) }
+  }
+  return { command: findCommand(table, [noun]), behind: args }
 }
 
 async function runMethod(

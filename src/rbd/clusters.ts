@@ -15,8 +15,13 @@ export interface ClusterOptions {
   readonly user: string | undefined
   /** Beside the file, and stronger. */
   readonly options: Readonly<Record<string, string>>
-  /** A ceph.conf. Without it, and without options, Ceph's own search: $CEPH_CONF, /etc/ceph/ceph.conf … */
+  /** A ceph.conf. */
   readonly file: string | undefined
+  /**
+   * Without a file: whether Ceph looks for one ($CEPH_CONF, /etc/ceph/ceph.conf, ~/.ceph/ceph.conf, ./ceph.conf). That
+   * there is none is no error.
+   */
+  readonly searches: boolean
   readonly keyFile: string | undefined
 }
 
@@ -35,10 +40,16 @@ export interface Cluster {
   users: number
 }
 
+interface Unnamed {
+  readonly connecting: Promise<Cluster>
+  /** Those who wait for the connection, and will use it. */
+  waiting: number
+}
+
 export class RbdClusters {
   readonly #named = new Map<string, { readonly options: NamedCluster; readonly cluster: Cluster }>()
   /** Without a name, by what they were opened with. */
-  readonly #unnamed = new Map<string, Promise<Cluster>>()
+  readonly #unnamed = new Map<string, Unnamed>()
 
   /** Throws `RpcError`: EEXIST, ENOTSUP without librbd, EINVAL for an option, and what Ceph says. */
   async register(options: NamedCluster): Promise<void> {
@@ -86,24 +97,28 @@ export class RbdClusters {
       return cluster
     }
     const key = JSON.stringify(nameOrOptions)
-    const connecting = this.#unnamed.get(key) ?? connect('Ceph', nameOrOptions)
-    this.#unnamed.set(key, connecting)
+    const unnamed = this.#unnamed.get(key) ?? { connecting: connect('Ceph', nameOrOptions), waiting: 0 }
+    this.#unnamed.set(key, unnamed)
+    unnamed.waiting++
     try {
-      const cluster = await connecting
+      const cluster = await unnamed.connecting
       cluster.users++
       return cluster
     } catch (error) {
       this.#unnamed.delete(key)
       throw error
+    } finally {
+      unnamed.waiting--
     }
   }
 
   /** A cluster without a name is left with its last image. */
   async release(cluster: Cluster): Promise<void> {
     cluster.users--
-    if (cluster.users > 0) return
-    for (const [key, connecting] of this.#unnamed) {
-      if ((await connecting) !== cluster || cluster.users > 0) continue
+    for (const [key, { connecting, waiting }] of this.#unnamed) {
+      if (cluster.users > 0 || waiting > 0 || (await connecting) !== cluster) continue
+      // Somebody may have come while this one waited.
+      if (cluster.users > 0 || this.#unnamed.get(key)?.waiting !== 0) continue
       this.#unnamed.delete(key)
       await librbd().radosShutdown(cluster.handle)
       return
@@ -152,8 +167,8 @@ async function connect(what: string, options: ClusterOptions): Promise<Cluster> 
 }
 
 function configure(library: Librbd, what: string, handle: number, given: ClusterOptions): void {
-  const { options, file, keyFile } = given
-  if (file !== undefined || Object.keys(options).length === 0) {
+  const { options, file, searches, keyFile } = given
+  if (file !== undefined || searches) {
     const result = library.radosReadFile(handle, file ?? null)
     if (result < 0 && file !== undefined) {
       throw new RpcError(

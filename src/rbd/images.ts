@@ -10,8 +10,9 @@ import type { ReactorGroup } from '../reactor/group.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import { close, eventfd } from '../sys/libc.ts'
 import { librbd } from '../sys/librbd.ts'
-import { type Cluster, RbdClusters } from './clusters.ts'
+import { type Cluster, type ClusterOptions, RbdClusters } from './clusters.ts'
 import { CompletionInbox } from './completion-inbox.ts'
+import { factsOf, type ImageFacts } from './image-facts.ts'
 import type { OpenImage } from './messages.ts'
 
 const log = logger('rbd')
@@ -29,12 +30,20 @@ export interface ImageOptions {
   readonly blockSize: number
   readonly uuid: string | undefined
   readonly readOnly: boolean
-  /** A registered cluster's name; or else user and options. */
-  readonly cluster: string | undefined
-  readonly user: string | undefined
-  readonly config: Readonly<Record<string, string>> | undefined
+  /** A registered cluster's name, or how to reach one. */
+  readonly cluster: string | ClusterOptions
   /** The call that made it, for the configuration. */
   readonly call: MethodCall
+}
+
+/** What its operations besides I/O need. */
+export interface OpenedImage {
+  readonly info: BdevInfo
+  readonly options: ImageOptions
+  readonly cluster: Cluster
+  /** librbd's handles. */
+  readonly pool: number
+  readonly image: number
 }
 
 interface Entry {
@@ -42,6 +51,8 @@ interface Entry {
   readonly cluster: Cluster
   readonly pool: number
   readonly device: OpenImage
+  /** As `bdev_get_bdevs` shows it. */
+  readonly description: Record<string, unknown>
   /** A refusal to shrink was logged. */
   warned: boolean
 }
@@ -51,6 +62,8 @@ export class RbdImages {
   readonly #bdevs: BdevRegistry
   readonly #reactors: ReactorGroup
   readonly #entries = new Map<string, Entry>()
+  /** Names of devices that are being made. */
+  readonly #opening = new Set<string>()
   /** Images whose device is gone and that librbd still closes, by the device's name. */
   readonly #closing = new Map<string, Promise<void>>()
   /** Clusters whose images are being asked for their sizes: one that does not answer is not asked again. */
@@ -70,43 +83,42 @@ export class RbdImages {
   /** `Ceph0`, `Ceph1` …, as SPDK names those that nobody named. */
   freeName(): string {
     for (let number = 0; ; number++) {
-      if (this.#bdevs.find(`Ceph${number}`) === undefined) return `Ceph${number}`
+      const name = `Ceph${number}`
+      if (this.#bdevs.find(name) === undefined && !this.#opening.has(name)) return name
     }
   }
 
   /** Throws `RpcError`: EEXIST, ENOENT for cluster, pool, image or snapshot, EINVAL, ENOTSUP without librbd. */
   async create(options: ImageOptions): Promise<BdevInfo> {
-    const { name, cluster: clusterName, user, config } = options
+    const { name } = options
     checkBlockSize(name, 'block_size', options.blockSize)
-    if (clusterName !== undefined && (user !== undefined || config !== undefined)) {
-      throw new RpcError(
-        'EINVAL',
-        `${name} has a cluster_name (${clusterName}) and user_id or config as well: those belong to the cluster, give one or the other`,
-      )
+    if (this.#opening.has(name)) {
+      throw new RpcError('EEXIST', `a bdev named ${name} is being created: choose another name`)
     }
-    const cluster = await this.clusters.acquire(
-      clusterName ?? { user, options: config ?? {}, file: undefined, keyFile: undefined },
-    )
+    this.#opening.add(name)
     try {
-      return await this.#open(options, cluster)
-    } catch (error) {
-      await this.clusters.release(cluster)
-      throw error
+      const cluster = await this.clusters.acquire(options.cluster)
+      try {
+        return await this.#open(options, cluster)
+      } catch (error) {
+        await this.clusters.release(cluster)
+        throw error
+      }
+    } finally {
+      this.#opening.delete(name)
     }
   }
 
   /** In bytes. Throws `RpcError` ENODEV, EINVAL, or EBUSY when it would shrink while somebody has it. */
   async resize(name: string, sizeBytes: number): Promise<void> {
-    const info = this.#bdevs.get(name)
-    const entry = this.#entries.get(info.name)
-    if (entry === undefined) throw new RpcError('ENODEV', `${name} is a ${info.driver} bdev, not rbd`)
+    const { info, image } = this.opened(name)
     const blockCount = Math.floor(sizeBytes / info.blockSize)
     if (blockCount < 1) {
       throw new RpcError('EINVAL', `${name} has blocks of ${info.blockSize} bytes, more than ${sizeBytes}`)
     }
     // A device in use is not made smaller: said before the image is.
     if (blockCount < info.blockCount) await this.#bdevs.resize(info.name, blockCount)
-    const result = await librbd().resizeImage(entry.device.image, sizeBytes)
+    const result = await librbd().resizeImage(image, sizeBytes)
     if (result < 0) {
       throw new RpcError(
         'EINVAL',
@@ -114,6 +126,48 @@ export class RbdImages {
       )
     }
     await this.#bdevs.resize(info.name, blockCount)
+  }
+
+  /** It is no clone any more. */
+  flattened(name: string): void {
+    const entry = this.#entries.get(name)
+    if (entry !== undefined) delete entry.description['parent']
+  }
+
+  /** Throws `RpcError` ENODEV. */
+  opened(name: string): OpenedImage {
+    const info = this.#bdevs.get(name)
+    const entry = this.#entries.get(info.name)
+    if (entry === undefined) throw new RpcError('ENODEV', `${name} is a ${info.driver} bdev, not rbd`)
+    const { options, cluster, pool, device } = entry
+    return { info, options, cluster, pool, image: device.image }
+  }
+
+  /**
+   * Does something to an image that nobody may have in use meanwhile, and looks at its size afterwards. Throws `RpcError`
+   * ENODEV, EBUSY, or what `work` throws.
+   */
+  async whileUnused(
+    name: string,
+    doing: string,
+    work: (opened: OpenedImage) => Promise<void>,
+  ): Promise<void> {
+    const opened = this.opened(name)
+    const owners = this.#bdevs.ownersOf(name)
+    if (owners !== '') {
+      throw new RpcError(
+        'EBUSY',
+        `${name} would change under ${owners}, which has it: take it away from there before ${doing}`,
+      )
+    }
+    const claim = this.#bdevs.claim(name, doing, 'exclusive_write')
+    try {
+      await work(opened)
+    } finally {
+      claim.release()
+    }
+    const entry = this.#entries.get(opened.info.name)
+    if (entry !== undefined) await this.#checkSize(opened.info.name, entry)
   }
 
   /** Takes the device away, and resolves when the image is closed: another gateway may have its lock then. */
@@ -153,6 +207,7 @@ export class RbdImages {
         cluster,
         pool,
         device,
+        description: info.driverSpecific['rbd'] as Record<string, unknown>,
         warned: false,
       })
       return info
@@ -177,6 +232,7 @@ export class RbdImages {
     if (sizeBytes < blockSize) {
       throw new RpcError('EINVAL', `${name} has ${sizeBytes} bytes, less than a block of ${blockSize}`)
     }
+    const facts = await factsOf(cluster, open.image)
     const device: OpenImage = { ...open, stripeUnit }
     const identity = [
       cluster.fsid,
@@ -203,11 +259,11 @@ export class RbdImages {
         IoType.WRITE_ZEROES,
         IoType.COMPARE_AND_WRITE,
       ]),
-      writeCache: true,
+      writeCache: facts.isCached,
       readOnly: options.readOnly || snapshot !== undefined,
       bases: [],
       device,
-      driverSpecific: { rbd: describe(options) },
+      driverSpecific: { rbd: describe(options, facts) },
     }
   }
 
@@ -277,7 +333,7 @@ function closeDescriptors(device: Pick<OpenImage, 'eventfd' | 'inboxes'>): void 
   for (const { doorbell } of device.inboxes) close(doorbell)
 }
 
-function pathOf({ pool, namespace, image, snapshot }: ImageOptions): string {
+export function pathOf({ pool, namespace, image, snapshot }: ImageOptions): string {
   const path = namespace === '' ? `${pool}/${image}` : `${pool}/${namespace}/${image}`
   return snapshot === undefined ? path : `${path}@${snapshot}`
 }
@@ -288,23 +344,29 @@ function keepUuid(options: ImageOptions, info: BdevInfo): ImageOptions {
   return { ...options, call: { method, params: { ...params, name: info.name, uuid: info.uuid } } }
 }
 
-function describe({
-  pool,
-  namespace,
-  image,
-  snapshot,
-  cluster,
-  user,
-  config,
-}: ImageOptions): Record<string, unknown> {
+function describe(options: ImageOptions, facts: ImageFacts): Record<string, unknown> {
+  const { pool, namespace, image, snapshot, cluster } = options
+  const { features, objectSize, dataPool, parent } = facts
   return {
     pool_name: pool,
     ...(namespace === '' ? {} : { namespace }),
     rbd_name: image,
     ...(snapshot === undefined ? {} : { snapshot }),
-    ...(cluster === undefined ? {} : { cluster_name: cluster }),
+    ...(typeof cluster === 'string' ? { cluster_name: cluster } : describeCluster(cluster)),
+    features,
+    object_size: objectSize,
+    ...(dataPool === undefined ? {} : { data_pool: dataPool }),
+    ...(parent === undefined ? {} : { parent }),
+  }
+}
+
+/** Everybody who may list devices may see it, so it has no key. */
+function describeCluster({ user, file, options }: ClusterOptions): Record<string, unknown> {
+  const { key: _, ...config } = options
+  return {
     ...(user === undefined ? {} : { user_id: user }),
-    ...(config === undefined ? {} : { config }),
+    ...(file === undefined ? {} : { config_file: file }),
+    ...(Object.keys(config).length === 0 ? {} : { config }),
   }
 }
 

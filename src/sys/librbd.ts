@@ -4,19 +4,17 @@
  *
  * What may wait for the network returns a promise and runs on one of Node's pool of threads, never on a reactor.
  */
-import { promisify } from 'node:util'
 import koffi, { type LibraryHandle } from 'koffi'
 import { RpcError } from '../core/errors.ts'
-import { bytesAt, mapAnonymous, viewAt } from './memory.ts'
+import { type Blocking, blocking, textAt, u64At, withPage } from './blocking.ts'
+import { type Snapshots, snapshotCalls } from './librbd-snapshots.ts'
+import { mapAnonymous, viewAt } from './memory.ts'
 
 /** `rbd_set_image_notification`: the completions of an image make an eventfd readable. */
 export const EVENT_TYPE_EVENTFD = 2
 
-/** How a caller of several arguments waits for a library call. */
-type Blocking = (...args: readonly unknown[]) => Promise<number>
-
 /** For the control thread: what may wait for the network returns a promise. */
-export interface Librbd extends ImageIo {
+export interface Librbd extends ImageIo, Snapshots {
   readonly version: string
   radosCreate(user: string): number
   radosReadFile(cluster: number, path: string | null): number
@@ -31,6 +29,8 @@ export interface Librbd extends ImageIo {
   closePool(pool: number): void
   /** The pool's number, which stays when it is renamed. */
   poolId(pool: number): number
+  /** Empty when there is no such pool. */
+  poolName(cluster: number, id: number): string
   /** The handle, or -errno. */
   openImage(pool: number, image: string, snapshot: string | null, readOnly: boolean): Promise<number>
   closeImage(image: number): Promise<number>
@@ -95,51 +95,10 @@ function open(name: string): LibraryHandle {
   }
 }
 
-/** Out parameters: a page each, as calls on other threads may overlap. */
-const pages: number[] = []
-
-async function withPage<T>(work: (page: number) => Promise<T>): Promise<T> {
-  const page = pages.pop() ?? mapAnonymous(4096)
-  try {
-    return await work(page)
-  } finally {
-    pages.push(page)
-  }
-}
-
-const u64At = (address: number): number => {
-  const view = viewAt(address, 8)
-  return view.getUint32(0, true) + view.getUint32(4, true) * 2 ** 32
-}
-
-const textAt = (address: number, size: number): string =>
-  Buffer.from(bytesAt(address, size)).toString('utf8').replace(/\0.*$/s, '')
-
 function load(): Librbd {
   const rados = open('librados.so.2')
   const rbd = open('librbd.so.1')
-  return { ...clusterCalls(rados), ...imageCalls(rbd), ...dataCalls(rbd) }
-}
-
-/** Of Node's four threads, so that files and names are still served while clusters do not answer. */
-const BLOCKING_MAX = 3
-let blockingCount = 0
-const blockingQueue: (() => void)[] = []
-
-/** A call that may wait for the network, on one of Node's threads; in turn, while as many as may be wait. */
-function blocking(call: ReturnType<LibraryHandle['func']>): Blocking {
-  const start = promisify(call.async) as Blocking
-  return async (...args) => {
-    if (blockingCount === BLOCKING_MAX) await new Promise<void>(resolve => blockingQueue.push(resolve))
-    else blockingCount++
-    try {
-      return await start(...args)
-    } finally {
-      const next = blockingQueue.shift()
-      if (next === undefined) blockingCount--
-      else next()
-    }
-  }
+  return { ...clusterCalls(rados), ...imageCalls(rbd), ...snapshotCalls(rbd), ...dataCalls(rbd) }
 }
 
 function clusterCalls(rados: LibraryHandle) {
@@ -154,6 +113,7 @@ function clusterCalls(rados: LibraryHandle) {
   const setNamespace = rados.func('void rados_ioctx_set_namespace(uintptr_t, const char *)')
   const closePool = rados.func('void rados_ioctx_destroy(uintptr_t)')
   const poolId = rados.func('int64_t rados_ioctx_get_id(uintptr_t)')
+  const poolName = rados.func('int rados_pool_reverse_lookup(uintptr_t, int64_t, uintptr_t, size_t)')
   const page = mapAnonymous(4096)
   return {
     radosCreate: (user: string): number => {
@@ -177,6 +137,8 @@ function clusterCalls(rados: LibraryHandle) {
       }),
     closePool: (pool: number): void => closePool(pool),
     poolId: (pool: number): number => poolId(pool),
+    poolName: (cluster: number, id: number): string =>
+      poolName(cluster, id, page, 4096) < 0 ? '' : textAt(page, 4096),
   }
 }
 

@@ -1,0 +1,162 @@
+/** What librbd does with snapshots and clones, and what it tells of an image. */
+import type { LibraryHandle } from 'koffi'
+import { blocking, i32At, PAGE_SIZE, stringAt, textAt, u64At, withPage } from './blocking.ts'
+import { viewAt } from './memory.ts'
+
+export interface SnapshotInfo {
+  readonly id: number
+  readonly name: string
+  readonly sizeBytes: number
+}
+
+/** An image option that the image, its pool or the client's configuration sets. */
+export interface ImageConfig {
+  readonly value: string
+  readonly source: 'config' | 'pool' | 'image'
+}
+
+/** Results are 0 or more, or -errno. */
+export interface Snapshots {
+  createSnapshot(image: number, name: string): Promise<number>
+  removeSnapshot(image: number, name: string): Promise<number>
+  rollBack(image: number, name: string): Promise<number>
+  protectSnapshot(image: number, name: string): Promise<number>
+  unprotectSnapshot(image: number, name: string): Promise<number>
+  /** Or -errno. */
+  listSnapshots(image: number): Promise<SnapshotInfo[] | number>
+  /** 1 or 0, or -errno. */
+  isProtected(image: number, name: string): Promise<number>
+  /** Seconds since 1970, or -errno. */
+  snapshotTime(image: number, id: number): Promise<number>
+  clone(
+    parentPool: number,
+    parent: string,
+    snapshot: string,
+    childPool: number,
+    child: string,
+  ): Promise<number>
+  flatten(image: number): Promise<number>
+  /** Bits of `RBD_FEATURE_*`, or -errno. */
+  features(image: number): Promise<number>
+  /** Bytes, or -errno. */
+  objectSize(image: number): Promise<number>
+  /** `pool/image@snapshot`, or undefined for an image that is no clone. */
+  parentOf(image: number): Promise<string | undefined>
+  /** A pool's number, or -errno. */
+  dataPoolId(image: number): number
+  /** `rbd_*` options as they are in force for the image. */
+  imageConfig(image: number): Promise<ReadonlyMap<string, ImageConfig>>
+}
+
+const SNAPSHOT_SIZE = 24
+const CONFIG_SIZE = 24
+const SOURCES = ['config', 'pool', 'image'] as const
+/** `rbd_image_info_t`. */
+const STAT_SIZE = 160
+const OBJECT_SIZE_AT = 8
+const NAME_ROOM = 512
+
+export function snapshotCalls(rbd: LibraryHandle): Snapshots {
+  const named = (name: string) => blocking(rbd.func(`int ${name}(uintptr_t, const char *)`))
+  const isProtected = blocking(rbd.func('int rbd_snap_is_protected(uintptr_t, const char *, uintptr_t)'))
+  const timestamp = blocking(rbd.func('int rbd_snap_get_timestamp(uintptr_t, uint64_t, uintptr_t)'))
+  const flatten = blocking(rbd.func('int rbd_flatten(uintptr_t)'))
+  const getFeatures = blocking(rbd.func('int rbd_get_features(uintptr_t, uintptr_t)'))
+  const stat = blocking(rbd.func('int rbd_stat(uintptr_t, uintptr_t, size_t)'))
+  const number = (call: ReturnType<typeof blocking>, image: number, at: number, ...rest: number[]) =>
+    withPage(async out => {
+      const result = await call(image, out, ...rest)
+      return result < 0 ? result : u64At(out + at)
+    })
+  return {
+    createSnapshot: named('rbd_snap_create'),
+    removeSnapshot: named('rbd_snap_remove'),
+    rollBack: named('rbd_snap_rollback'),
+    protectSnapshot: named('rbd_snap_protect'),
+    unprotectSnapshot: named('rbd_snap_unprotect'),
+    isProtected: (image, name) =>
+      withPage(async out => {
+        const result = await isProtected(image, name, out)
+        return result < 0 ? result : i32At(out)
+      }),
+    snapshotTime: (image, id) =>
+      withPage(async out => {
+        const result = await timestamp(image, id, out)
+        return result < 0 ? result : u64At(out)
+      }),
+    flatten: image => flatten(image),
+    features: image => number(getFeatures, image, 0),
+    objectSize: image => number(stat, image, OBJECT_SIZE_AT, STAT_SIZE),
+    dataPoolId: rbd.func('int64_t rbd_get_data_pool_id(uintptr_t)'),
+    ...cloneCalls(rbd),
+    ...listCalls(rbd),
+  }
+}
+
+function cloneCalls(rbd: LibraryHandle): Pick<Snapshots, 'clone' | 'parentOf'> {
+  const clone = blocking(
+    rbd.func('int rbd_clone3(uintptr_t, const char *, const char *, uintptr_t, const char *, uintptr_t)'),
+  )
+  const createOptions = rbd.func('void rbd_image_options_create(uintptr_t)')
+  const destroyOptions = rbd.func('void rbd_image_options_destroy(uintptr_t)')
+  const parentInfo = blocking(
+    rbd.func('int rbd_get_parent_info(uintptr_t, uintptr_t, size_t, uintptr_t, size_t, uintptr_t, size_t)'),
+  )
+  return {
+    clone: (parentPool, parent, snapshot, childPool, child) =>
+      withPage(async page => {
+        createOptions(page)
+        const options = u64At(page)
+        try {
+          return await clone(parentPool, parent, snapshot, childPool, child, options)
+        } finally {
+          destroyOptions(options)
+        }
+      }),
+    parentOf: image =>
+      withPage(async page => {
+        const [pool, name, snapshot] = [page, page + NAME_ROOM, page + 2 * NAME_ROOM]
+        const result = await parentInfo(image, pool, NAME_ROOM, name, NAME_ROOM, snapshot, NAME_ROOM)
+        if (result < 0) return undefined
+        return `${textAt(pool, NAME_ROOM)}/${textAt(name, NAME_ROOM)}@${textAt(snapshot, NAME_ROOM)}`
+      }),
+  }
+}
+
+function listCalls(rbd: LibraryHandle): Pick<Snapshots, 'listSnapshots' | 'imageConfig'> {
+  const list = blocking(rbd.func('int rbd_snap_list(uintptr_t, uintptr_t, uintptr_t)'))
+  const listEnd = rbd.func('void rbd_snap_list_end(uintptr_t)')
+  const config = blocking(rbd.func('int rbd_config_image_list(uintptr_t, uintptr_t, uintptr_t)'))
+  const configEnd = rbd.func('void rbd_config_image_list_cleanup(uintptr_t, int)')
+  const room = PAGE_SIZE - 8
+  return {
+    listSnapshots: image =>
+      withPage(async page => {
+        const entries = page + 8
+        viewAt(page, 4).setInt32(0, Math.floor(room / SNAPSHOT_SIZE), true)
+        const count = await list(image, entries, page)
+        // ERANGE: there are more than fit, close to seven hundred.
+        if (count < 0) return count
+        const snapshots = Array.from({ length: count }, (_, i) => {
+          const at = entries + i * SNAPSHOT_SIZE
+          return { id: u64At(at), sizeBytes: u64At(at + 8), name: stringAt(u64At(at + 16)) }
+        })
+        if (count > 0) listEnd(entries)
+        return snapshots
+      }),
+    imageConfig: image =>
+      withPage(async page => {
+        const entries = page + 8
+        const found = new Map<string, ImageConfig>()
+        viewAt(page, 4).setInt32(0, Math.floor(room / CONFIG_SIZE), true)
+        if ((await config(image, entries, page)) < 0) return found
+        const count = i32At(page)
+        for (let at = entries; at < entries + count * CONFIG_SIZE; at += CONFIG_SIZE) {
+          const source = SOURCES[i32At(at + 16)] ?? 'config'
+          found.set(stringAt(u64At(at)), { value: stringAt(u64At(at + 8)), source })
+        }
+        configEnd(entries, count)
+        return found
+      }),
+  }
+}

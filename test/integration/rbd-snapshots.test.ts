@@ -1,0 +1,152 @@
+/** Snapshots, clones and names of images of a real Ceph cluster, through the command line, with `rbd` as the witness. */
+import { createHash } from 'node:crypto'
+import { readFileSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { afterAll, beforeAll, expect, it } from 'vitest'
+import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
+import { type Daemon, startDaemon } from './lab/daemon.ts'
+import { describeWith } from './lab/describe-with.ts'
+import { qpair } from './lab/qpair.ts'
+
+interface RbdInfo {
+  readonly size: number
+  readonly parent?: { readonly image: string }
+}
+
+await describeWith(CEPH_PROGRAMS, 'snapshots and names of RBD images', () => {
+  let ceph: Ceph
+  let daemon: Daemon
+
+  const run = (...words: string[]): Promise<string> => qpair(daemon, ...words)
+  const info = async (image: string): Promise<RbdInfo> =>
+    JSON.parse(await ceph.run('rbd', 'info', `volumes/${image}`, '--format', 'json'))
+  const described = async (name: string): Promise<Record<string, unknown>> =>
+    (
+      await daemon.rpc<{ driver_specific: { rbd: Record<string, unknown> } }[]>('bdev_get_bdevs', { name })
+    )[0]!.driver_specific.rbd
+
+  /** Writes all over the device, the same for the same seed. */
+  async function scribble(name: string, seed: number): Promise<void> {
+    const id = await daemon.rpc<number>('workload_start', {
+      bdev_name: name,
+      verify: true,
+      read_percent: 0,
+      io_count: 500,
+      seed,
+    })
+    await expect
+      .poll(async () => (await daemon.rpc<{ writes: number }[]>('workload_get', { id }))[0]!.writes)
+      .toBe(500)
+    expect(await daemon.rpc('workload_stop', { id })).toMatchObject({ errors: 0, miscompares: 0 })
+  }
+
+  async function content(image: string): Promise<string> {
+    const path = join(daemon.directory, 'content')
+    await ceph.run('rbd', 'export', '--no-progress', `volumes/${image}`, path)
+    const digest = createHash('sha256').update(readFileSync(path)).digest('hex')
+    rmSync(path)
+    return digest
+  }
+
+  beforeAll(async () => {
+    ceph = await startCeph()
+    daemon = await startDaemon({ args: ['--reactors', '2'] })
+    await ceph.run('rbd', 'create', '-p', 'volumes', '--size', '8', 'disk')
+    await run('rbd', 'open', `rbd:volumes/disk:conf=${ceph.conf}`, '512', '-b', 'r0')
+  })
+  afterAll(async () => {
+    await daemon?.stop()
+    await ceph?.stop()
+  })
+
+  it('go from the first to the last step of their lives', async () => {
+    await scribble('r0', 1)
+    const first = await content('disk')
+    await run('rbd', 'snapshot', 'create', 'r0', 'then')
+    await expect(run('rbd', 'snapshot', 'create', 'r0', 'then')).rejects.toThrow(
+      'the snapshot volumes/disk@then exists already',
+    )
+    await scribble('r0', 2)
+    expect(await content('disk')).not.toBe(first)
+
+    const [listed, ...others] = JSON.parse(await run('rbd', 'snapshot', 'list', 'r0', '--json'))
+    expect(others).toEqual([])
+    expect(listed).toMatchObject({ name: 'then', size: 8 << 20, protected: false })
+    expect(Math.abs(Date.parse(listed.created) - Date.now())).toBeLessThan(600_000)
+
+    await run('rbd', 'snapshot', 'protect', 'r0', 'then')
+    await expect(run('rbd', 'snapshot', 'delete', 'r0', 'then')).rejects.toThrow('is protected or has clones')
+    await run('rbd', 'clone', 'r0', 'then', 'child')
+    await run('rbd', 'open', `rbd:volumes/child:conf=${ceph.conf}`, '-b', 'c0')
+    expect(await content('child')).toBe(first)
+    expect(await described('c0')).toMatchObject({ parent: 'volumes/disk@then' })
+    await run('rbd', 'flatten', 'c0')
+    expect((await info('child')).parent).toBeUndefined()
+    expect(await described('c0')).not.toHaveProperty('parent')
+    await expect(run('rbd', 'flatten', 'c0')).rejects.toThrow('volumes/child is no clone')
+    await run('rbd', 'snapshot', 'unprotect', 'r0', 'then')
+    await expect(run('rbd', 'snapshot', 'unprotect', 'r0', 'then')).rejects.toThrow('is not protected')
+
+    await run('rbd', 'snapshot', 'rollback', 'r0', 'then')
+    expect(await content('disk')).toBe(first)
+    await run('rbd', 'snapshot', 'delete', 'r0', 'then')
+    expect(await run('rbd', 'snapshot', 'list', 'r0', '--json')).toBe('[]')
+  })
+
+  it('roll back only what nobody has, and to the size of then', async () => {
+    await run('rbd', 'snapshot', 'create', 'r0', 'small')
+    await run('rbd', 'resize', 'r0', '16')
+    const unix = join(daemon.directory, 'nbd.sock')
+    await daemon.rpc('nbd_export_start', { bdev_name: 'r0', unix })
+    await expect(run('rbd', 'snapshot', 'rollback', 'r0', 'small')).rejects.toThrow(
+      /r0 would change under .*r0/,
+    )
+    await daemon.rpc('nbd_export_stop', { name: 'r0' })
+    await run('rbd', 'snapshot', 'rollback', 'r0', 'small')
+    expect((await info('disk')).size).toBe(8 << 20)
+    expect(await daemon.rpc('bdev_get_bdevs', { name: 'r0' })).toMatchObject([
+      { num_blocks: (8 << 20) / 512 },
+    ])
+  })
+
+  it.each([
+    ['snapshot-delete', /volumes\/disk@never does not exist: see bdev_rbd_snapshot_list/],
+    ['snapshot-protect', /volumes\/disk@never does not exist/],
+    ['snapshot-rollback', /volumes\/disk@never does not exist/],
+  ])('%s of one that is not there says so', async (verb, message) => {
+    await expect(run('rbd', verb, 'r0', 'never')).rejects.toThrow(message)
+  })
+
+  it('tell what kind of image it is', async () => {
+    expect(await described('r0')).toMatchObject({
+      pool_name: 'volumes',
+      rbd_name: 'disk',
+      config_file: ceph.conf,
+      features: ['layering', 'exclusive-lock', 'object-map', 'fast-diff', 'deep-flatten'],
+      object_size: 4 << 20,
+    })
+  })
+
+  it('find an image in a data pool, in a namespace, by a name in JSON, and a snapshot read only', async () => {
+    await ceph.run('ceph', 'osd', 'pool', 'create', 'bulk', '8')
+    await ceph.run('rbd', 'pool', 'init', 'bulk')
+    await ceph.run('rbd', 'namespace', 'create', 'volumes/tenant')
+    await ceph.run('rbd', 'create', '--size', '8', '--data-pool', 'bulk', 'volumes/tenant/a:b')
+    await run('rbd', 'open', `rbd:volumes/tenant/a\\:b:conf=${ceph.conf}`, '-b', 'odd')
+    expect(await described('odd')).toMatchObject({ namespace: 'tenant', rbd_name: 'a:b', data_pool: 'bulk' })
+    await scribble('odd', 3)
+
+    await run('rbd', 'snapshot', 'create', 'r0', 'seen')
+    const [host, port] = ceph.monitorAddress.replace(/\[v1:|\]/g, '').split(':')
+    const node = { driver: 'rbd', pool: 'volumes', image: 'disk', snapshot: 'seen', server: [{ host, port }] }
+    // With the address in the name, an empty file does.
+    await run('rbd', 'open', `json:${JSON.stringify({ ...node, conf: '/dev/null' })}`, '-b', 'seen')
+    await expect(run('rbd', 'snapshot', 'create', 'seen', 'more')).rejects.toThrow('read only')
+  })
+
+  it('are back after a restart', async () => {
+    await daemon.restart('SIGKILL')
+    const names = (await daemon.rpc<{ name: string }[]>('bdev_get_bdevs')).map(({ name }) => name)
+    expect(names.sort()).toEqual(['c0', 'odd', 'r0', 'seen'])
+  })
+})
