@@ -10,6 +10,12 @@ const log = logger('vhost')
 /** What SPDK's controllers do until they are told otherwise: nothing is delayed. */
 export const DEFAULT_TUNING: Tuning = { quietUs: 50, delayBaseUs: 0, iopsThreshold: 60_000 }
 
+/**
+ * Front ends of one controller at a time: guests that share a disk, and those that migrate. Each may have hundreds of
+ * descriptors and as many pieces of memory.
+ */
+const SESSIONS_MAX = 32
+
 /** What holds for every controller, from the next front end on. */
 export interface VhostOptions {
   /**
@@ -62,11 +68,14 @@ export interface SocketListener {
   close(): Promise<void>
 }
 
-/** Listens at `path`. Throws `RpcError` when the path cannot be, or its mode and owner cannot be set. */
+/**
+ * Listens at `path`. Throws `RpcError` when the path cannot be, or its mode and owner cannot be set. `onFrontEnd` returns
+ * false for one that is to be turned away.
+ */
 export type Listen = (
   path: string,
   access: SocketAccess,
-  onFrontEnd: (start: StartSession) => void,
+  onFrontEnd: (start: StartSession) => boolean,
 ) => Promise<SocketListener>
 
 /** A session as `vhost_get_controllers` shows it. */
@@ -105,6 +114,8 @@ export class VhostController {
   readonly #options: ControllerOptions
   readonly #sessions = new Map<number, Entry>()
   #lastId = -1
+  /** One was turned away, and none has gone since. */
+  #isFull = false
   #listener: SocketListener | null = null
   #tuning = DEFAULT_TUNING
 
@@ -170,7 +181,17 @@ export class VhostController {
     )
   }
 
-  #accept(start: StartSession): void {
+  #accept(start: StartSession): boolean {
+    if (this.#sessions.size >= SESSIONS_MAX) {
+      if (!this.#isFull) {
+        log.warning(
+          `${this.name} has ${SESSIONS_MAX} front ends, and turns further ones away until one goes: make another ` +
+            'controller for the same bdev',
+        )
+      }
+      this.#isFull = true
+      return false
+    }
     const { nextVid, reactorIndexes, model, offerPacked, options } = this.#options
     const id = ++this.#lastId
     const vid = nextVid()
@@ -186,11 +207,13 @@ export class VhostController {
       options: options(),
       onEnd: () => {
         this.#sessions.delete(id)
+        this.#isFull = false
         log.notice(`${name}: the front end has gone`)
       },
     })
     this.#sessions.set(id, { vid, id, name, session })
     log.notice(`${name}: a front end is connected at ${this.socketPath}`)
+    return true
   }
 
   async #everySession(act: (session: ControllerSession) => Promise<void>): Promise<void> {

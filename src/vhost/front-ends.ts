@@ -15,7 +15,8 @@ export class FrontEnds {
   }
 
   readonly listen: Listen = (path, access, onFrontEnd) =>
-    this.#sockets.listen(path, { framing: FRAMING, ...access }, socket =>
-      onFrontEnd(options => new Session({ ...options, socket, reactors: this.#reactors })),
-    )
+    this.#sockets.listen(path, { framing: FRAMING, ...access }, socket => {
+      const isWelcome = onFrontEnd(options => new Session({ ...options, socket, reactors: this.#reactors }))
+      if (!isWelcome) void socket.close()
+    })
 }

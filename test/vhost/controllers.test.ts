@@ -60,6 +60,17 @@ describe('a controller', () => {
     expect(second.options.model).toBe(first.options.model)
   })
 
+  it('turns front ends away while it has 32, and says so once', async () => {
+    await blk()
+    const sessions = Array.from({ length: 32 }, () => service.connect('disk0'))
+    const before = lines.length
+    expect([service.connect('disk0'), service.connect('disk0')]).toEqual([undefined, undefined])
+    expect(lines.slice(before)).toHaveLength(1)
+    expect(lines.at(-1)).toContain('WARNING vhost: disk0 has 32 front ends, and turns further ones away')
+    await service.run(sessions[0]!.close())
+    expect(service.connect('disk0')).toBeDefined()
+  })
+
   it('spreads the first queues of its front ends over its reactors', async () => {
     await start({ cpus: [4, 5, 6, 7] })
     await blk({ cpumask: '[5-7]' })

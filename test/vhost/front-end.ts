@@ -270,6 +270,7 @@ export class VhostLab {
           ...change,
         }),
       )
+      return true
     })
     this.#listener = await this.reactors.run(listening)
     const disk = { block_size: 512, num_blocks: 100 }
