@@ -262,6 +262,8 @@ export class Daemon {
   ): Promise<void> {
     const isStartup = (name: string): boolean =>
       methods.find(method => method.name === name)?.state === 'startup'
+    const { bdevs } = this.context
+    bdevs.isReplaying = true
     for (const phase of ['startup', 'runtime'] as const) {
       this.#rpc.state = phase
       const calls = saved.subsystems.map(({ subsystem, config }) => ({
@@ -270,6 +272,7 @@ export class Daemon {
       }))
       await run({ subsystems: calls }, (method, params) => this.#dispatcher.replay(method, params))
     }
+    bdevs.isReplaying = false
   }
 
   #whenUp(): Promise<void> {

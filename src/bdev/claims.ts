@@ -9,6 +9,9 @@
  *
  * SPDK does not refuse an exclusive claim because somebody has the device open for writing; two clients that know
  * nothing of each other can then destroy a file system, so the log says who they are.
+ *
+ * A configuration is not replayed in the order in which it was made, so until all of it is back, what is warned of in one
+ * order is only warned of in the other, too.
  */
 import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
@@ -45,17 +48,19 @@ export class Claims {
     return [...this.#claims].find(claim => claim.type === 'exclusive_write')
   }
 
-  add(owner: string, type: ClaimType): Claim {
+  /** `isReplayed`: the claim is of a configuration, where it may have come before those that are there now. */
+  add(owner: string, type: ClaimType, isReplayed: boolean): Claim {
     const { exclusive } = this
-    if (exclusive !== undefined && type !== 'read') {
+    if (exclusive !== undefined && type !== 'read' && !(isReplayed && type === 'write')) {
       throw new RpcError(
         'EPERM',
         `${owner} cannot have ${this.#bdevName} for writing: ${exclusive.owner} has it for itself. ` +
           'Take it away from there first, or use another bdev',
       )
     }
-    const writers = [...this.#claims].filter(claim => claim.type === 'write').map(claim => claim.owner)
-    if (type === 'exclusive_write' && writers.length > 0) {
+    const writers = [...this.#claims].filter(other => other.type !== 'read').map(other => other.owner)
+    const isUnaware = type === 'exclusive_write' || (type === 'write' && exclusive !== undefined)
+    if (isUnaware && writers.length > 0) {
       log.warning(
         `${this.#bdevName} is written to by ${writers.join(', ')} and now by ${owner} too: ` +
           'file systems do not survive two writers that know nothing of each other',

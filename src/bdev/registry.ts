@@ -49,6 +49,8 @@ export class BdevRegistry implements Configurable {
   readonly subsystem = 'bdev'
   readonly dependsOn: readonly string[] = []
   readonly queueDepths: QueueDepths
+  /** While a configuration is replayed: the order in which devices are claimed is not that in which they once were. */
+  isReplaying = false
   readonly #reactors: ReactorGroup
   readonly #drivers: ReadonlyMap<string, AnyDriver>
   /** In the order of creation, so that a filter comes after its base. */
@@ -157,12 +159,12 @@ export class BdevRegistry implements Configurable {
 
   /**
    * Says that `owner` (a description such as `subsystem nqn.2016-06.io.spdk:cnode1`) uses the device. Throws `RpcError`
-   * EPERM naming the other owner when the two exclude each other: see `ClaimType`.
+   * EPERM naming the other owner when the two exclude each other: see `claims.ts`.
    */
   claim(name: string, owner: string, type: ClaimType): Claim {
     const entry = this.#entry(name)
     if (entry.removal !== null) throw new RpcError('ENODEV', `${entry.info.name} is being removed`)
-    return entry.claims.add(owner, type)
+    return entry.claims.add(owner, type, this.isReplaying)
   }
 
   /** Who has the device, for a message; empty when nobody has. */

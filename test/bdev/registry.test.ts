@@ -1,8 +1,9 @@
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { drivers } from '../../src/bdev/drivers/index.ts'
 import { BdevIo, IoType } from '../../src/bdev/io.ts'
 import { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
 import { BdevRegistry } from '../../src/bdev/registry.ts'
+import { logSettings } from '../../src/core/log.ts'
 import { Status } from '../../src/spec/nvme-status.ts'
 import { LocalReactorGroup } from '../support/reactor.ts'
 
@@ -16,7 +17,10 @@ beforeEach(() => {
   local = reactors.reactors.map(reactor => new ReactorBdevs(reactor, drivers))
 })
 
-afterEach(() => reactors.close())
+afterEach(() => {
+  vi.restoreAllMocks()
+  reactors.close()
+})
 
 const GEOMETRY = { block_size: 512, num_blocks: 8 }
 
@@ -63,6 +67,22 @@ describe('BdevRegistry', () => {
     bdevs.claim('n0', 'NBD export', 'read').release()
     claim.release()
     bdevs.claim('n0', 'subsystem b', 'exclusive_write').release()
+  })
+
+  it('replays claims in any order in which they were made, and warns of writers all the same', async () => {
+    const written = vi.spyOn(logSettings, 'write').mockReturnValue()
+    await bdevs.create('null', 'n0', GEOMETRY)
+    bdevs.claim('n0', 'subsystem a', 'exclusive_write')
+    bdevs.isReplaying = true
+    const claim = bdevs.claim('n0', 'vhost controller b', 'write')
+    expect(() => bdevs.claim('n0', 'subsystem c', 'exclusive_write')).toThrow('subsystem a has it for itself')
+    bdevs.isReplaying = false
+    expect(written.mock.calls.join()).toContain(
+      'n0 is written to by subsystem a and now by vhost controller b too',
+    )
+    // What is asked for from now on is refused again.
+    claim.release()
+    expect(() => bdevs.claim('n0', 'vhost controller b', 'write')).toThrow('subsystem a has it for itself')
   })
 
   it('tells every reactor and every listener of a new size, and refuses to shrink under an owner', async () => {

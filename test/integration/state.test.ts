@@ -1,5 +1,14 @@
 /** What a daemon remembers, however it ends. */
-import { mkdirSync, readFileSync, renameSync, truncateSync, writeFileSync } from 'node:fs'
+import {
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, expect, it } from 'vitest'
 import { Prng } from '../../src/core/prng.ts'
@@ -15,6 +24,7 @@ interface Subsystem {
 
 await describeWith(['setpriv'], 'the state of a daemon', () => {
   const daemons: Daemon[] = []
+  const directories: string[] = []
   const start = async (...args: string[]): Promise<Daemon> => {
     const daemon = await startDaemon({ args })
     daemons.push(daemon)
@@ -22,6 +32,7 @@ await describeWith(['setpriv'], 'the state of a daemon', () => {
   }
   afterEach(async () => {
     for (const daemon of daemons.splice(0)) await daemon.discard()
+    for (const directory of directories.splice(0)) rmSync(directory, { recursive: true })
   })
 
   /** Everything that a client could see of the configuration. */
@@ -95,6 +106,38 @@ await describeWith(['setpriv'], 'the state of a daemon', () => {
     expect(await visible(daemon)).toEqual(before)
     await daemon.restart('SIGTERM')
     expect(await visible(daemon)).toEqual(before)
+  })
+
+  it('is all there where devices have several users, whoever came first', async () => {
+    const sockets = mkdtempSync(join(tmpdir(), 'qpair-state-'))
+    directories.push(sockets)
+    const daemon = await start('-S', sockets)
+    await daemon.rpc('nvmf_create_transport', { trtype: 'TCP' })
+    await daemon.rpc('nvmf_create_subsystem', { nqn: NQN })
+    for (const name of ['m0', 'm1', 'm2']) {
+      await daemon.rpc('bdev_malloc_create', { name, num_blocks: 2048, block_size: 512 })
+    }
+    // Each has a user that does not want it for itself, and then one that does.
+    await daemon.rpc('vhost_create_blk_controller', { ctrlr: 'blk0', dev_name: 'm0' })
+    await daemon.rpc('nvmf_subsystem_add_ns', { nqn: NQN, namespace: { bdev_name: 'm0' } })
+    await daemon.rpc('vhost_create_scsi_controller', { ctrlr: 'scsi0' })
+    await daemon.rpc('vhost_scsi_controller_add_target', {
+      ctrlr: 'scsi0',
+      scsi_target_num: 0,
+      bdev_name: 'm1',
+    })
+    await daemon.rpc('bdev_passthru_create', { name: 'p1', base_bdev_name: 'm1' })
+    await daemon.rpc('nbd_export_start', { bdev_name: 'm2', unix: join(daemon.directory, 'm2.nbd') })
+    await daemon.rpc('bdev_passthru_create', { name: 'p2', base_bdev_name: 'm2' })
+    expect(daemon.output).toContain('m0 is written to by vhost controller blk0 and now by subsystem')
+    const before = await visible(daemon)
+    await daemon.restart('SIGKILL')
+    expect(daemon.output).not.toContain('could not restore')
+    expect(daemon.output).toMatch(/m0 is written to by subsystem \S+ and now by vhost controller blk0 too/)
+    expect(await visible(daemon)).toEqual(before)
+    await expect(
+      daemon.rpc('vhost_create_blk_controller', { ctrlr: 'blk1', dev_name: 'm0' }),
+    ).rejects.toThrow('has it for itself')
   })
 
   it('is what was last acknowledged, whenever the daemon is killed', async () => {
