@@ -14,6 +14,7 @@ const LAYERS = [
   ['reactor'],
   ['bdev'],
   ['nvme', 'rbd', 'nvmf', 'nbd', 'vhost', 'virtio', 'workload'],
+  ['gateway'],
   ['app'],
   ['cli'],
 ]
@@ -24,7 +25,7 @@ const EXPORTS = ['client.ts', 'driver.ts']
 /** Packages, and the only layers that may import them. */
 const PACKAGES: Record<string, readonly string[]> = {
   koffi: ['sys'],
-  zod: ['rpc', 'bdev', 'nvme', 'rbd', 'nvmf', 'nbd', 'vhost', 'virtio', 'workload', 'app', 'cli'],
+  zod: ['rpc', 'bdev', 'nvme', 'rbd', 'nvmf', 'nbd', 'vhost', 'virtio', 'workload', 'gateway', 'app', 'cli'],
 }
 
 const FILE_LINES_MAX = 600

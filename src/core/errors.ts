@@ -76,3 +76,6 @@ NAMES.set(constants.errno.EOPNOTSUPP, 'EOPNOTSUPP')
 export function errnoName(errno: number): string {
   return NAMES.get(errno) ?? `E${errno}`
 }
+
+/** The positive errno of a name. */
+export const errnoNumber = (name: keyof typeof constants.errno): number => constants.errno[name]

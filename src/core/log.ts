@@ -10,6 +10,7 @@ export type LogLevelName = keyof typeof LogLevel
 export const LOG_FLAGS = [
   'app',
   'bdev',
+  'gateway',
   'nbd',
   'nvme',
   'nvmf',

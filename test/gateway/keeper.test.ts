@@ -1,0 +1,150 @@
+/** Groups of gateways under seeds: whatever happens to them, no write of one lands after another took over. */
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { logSettings } from '../../src/core/log.ts'
+import type { GroupState } from '../../src/gateway/group-state.ts'
+import { bringUp, gateways, LEASE_MS, type SimGateway, SimWorld } from './sim.ts'
+
+const SEEDS = Number(process.env['QPAIR_GATEWAY_SEEDS'] ?? 60)
+const { write } = logSettings
+beforeAll(() => {
+  logSettings.write = () => {}
+})
+afterAll(() => {
+  logSettings.write = write
+})
+
+const NAMES = ['a', 'b', 'c']
+
+const current = (world: SimWorld, name: string): SimGateway =>
+  gateways(world).findLast(gateway => gateway.name === name)!
+const stateOf = (world: SimWorld): GroupState => JSON.parse(world.objects.get('lease')!.text) as GroupState
+const served = (world: SimWorld, name: string): string[] => {
+  const gateway = current(world, name)
+  return world.keys.filter(key => gateway.serves(key))
+}
+
+/** Does something bad, or good, to somebody. */
+function disturb(world: SimWorld): void {
+  const { prng } = world
+  const gateway = current(world, prng.pick(NAMES))
+  switch (prng.below(6)) {
+    case 0:
+      gateway.isFrozen = true
+      world.at(prng.between(50, 4000), null, () => {
+        gateway.isFrozen = false
+      })
+      break
+    case 1:
+      gateway.isCut = true
+      world.at(prng.between(50, 4000), null, () => {
+        gateway.isCut = false
+      })
+      break
+    case 2:
+      gateway.isDead = true
+      gateway.keeper?.abandon()
+      world.at(prng.between(10, 3000), null, () => bringUp(world, gateway.name))
+      break
+    case 3:
+      void gateway.keeper?.leave(false, 1500).then(() => {
+        world.at(prng.between(10, 2000), null, () => {
+          if (!gateway.isDead && current(world, gateway.name) === gateway) bringUp(world, gateway.name)
+        })
+      })
+      break
+    default:
+  }
+  for (const name of NAMES) {
+    const last = current(world, name)
+    if (last.isLost && !last.isDead) {
+      last.isDead = true
+      bringUp(world, name)
+    }
+  }
+}
+
+async function healthy(keyCount = 7, seed = 1): Promise<SimWorld> {
+  const world = new SimWorld(seed, keyCount)
+  for (const name of NAMES) bringUp(world, name)
+  await world.run(4 * LEASE_MS)
+  return world
+}
+
+describe('a group of gateways', () => {
+  it('gives each an equal share', async () => {
+    const world = await healthy()
+    expect(NAMES.map(name => served(world, name).length).sort()).toEqual([2, 2, 3])
+    expect(NAMES.flatMap(name => served(world, name)).sort()).toEqual([...world.keys].sort())
+  })
+
+  it('takes over from one that dies, and hands back when it returns', async () => {
+    const world = await healthy()
+    current(world, 'a').isDead = true
+    await world.run(4 * LEASE_MS)
+    expect([...served(world, 'b'), ...served(world, 'c')].sort()).toEqual([...world.keys].sort())
+    bringUp(world, 'a')
+    await world.run(6 * LEASE_MS)
+    expect(served(world, 'a').length).toBeGreaterThanOrEqual(2)
+    expect(NAMES.flatMap(name => served(world, name)).sort()).toEqual([...world.keys].sort())
+    expect(world.faults.join('\n')).toBe('')
+  })
+
+  it('hands over without shutting anybody out when one leaves', async () => {
+    const world = await healthy()
+    const left = current(world, 'b').keeper!.leave(true, 5 * LEASE_MS)
+    await world.run(6 * LEASE_MS)
+    await left
+    expect(stateOf(world).members.map(({ name }) => name)).toEqual(['a', 'c'])
+    expect([...served(world, 'a'), ...served(world, 'c')].sort()).toEqual([...world.keys].sort())
+    expect(world.shutOut.size).toBe(0)
+    expect(world.faults.join('\n')).toBe('')
+  })
+
+  it('serves nothing after the lease of one that is cut off, before anybody takes over', async () => {
+    const world = await healthy()
+    const gateway = current(world, 'a')
+    gateway.isCut = true
+    await world.run(LEASE_MS)
+    expect(served(world, 'a')).toEqual([])
+    expect(world.shutOut.size).toBe(0)
+    await world.run(3 * LEASE_MS)
+    expect([...world.shutOut.keys()]).toEqual([gateway.instance])
+    gateway.isCut = false
+    await world.run(2 * LEASE_MS)
+    expect(gateway.isLost).toBe(true)
+    expect(world.faults.join('\n')).toBe('')
+  })
+
+  it('ends one whose name another has taken', async () => {
+    const world = await healthy()
+    const old = current(world, 'a')
+    bringUp(world, 'a')
+    await world.run(3 * LEASE_MS)
+    expect(old.isLost).toBe(true)
+    expect(served(world, 'a').length).toBeGreaterThanOrEqual(2)
+    expect(world.faults.join('\n')).toBe('')
+  })
+})
+
+describe('under faults', () => {
+  it.each(Array.from({ length: SEEDS }, (_, i) => i + 1))('seed %i: no write lands late', async seed => {
+    const world = await healthy(1 + (seed % 9), seed)
+    for (let i = 0; i < 40; i++) {
+      disturb(world)
+      await world.run(world.prng.between(10, 2 * LEASE_MS))
+      expect(world.faults.join('\n')).toBe('')
+    }
+    // Left alone, the group finds back.
+    await world.run(5 * LEASE_MS)
+    for (let i = 0; i < 10; i++) {
+      for (const name of NAMES) {
+        const last = current(world, name)
+        if (last.isLost || last.isDead) bringUp(world, name)
+      }
+      await world.run(2 * LEASE_MS)
+    }
+    expect(world.faults.join('\n')).toBe('')
+    expect(NAMES.flatMap(name => served(world, name)).sort()).toEqual([...world.keys].sort())
+    expect(world.landed).toBeGreaterThan(1000)
+  })
+})
