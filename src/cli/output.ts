@@ -33,7 +33,10 @@ export const toJson = (value: unknown, indent = 2): string => `${JSON.stringify(
 export function render(terminal: Terminal, method: Declared, result: unknown): string {
   if (result === true) return ''
   if (typeof result === 'string') return `${result}\n`
-  const { columns } = method.cli
+  const { columns, text } = method.cli
+  // The result came from this method, whose declaration the text belongs to.
+  if (terminal.isTerminal && text !== undefined)
+    return foldLines(printable(text(result as never)), terminal.columns)
   if (!terminal.isTerminal || columns === undefined) return toJson(result)
   const rows = Array.isArray(result) ? result : [result]
   const titles = columns.map(column =>
@@ -88,7 +91,9 @@ function show(value: unknown): string {
   if (value === undefined || value === null || value === '') return '-'
   if (typeof value === 'boolean') return value ? 'yes' : 'no'
   if (Array.isArray(value)) return value.length === 0 ? '-' : value.map(show).join(',')
-  // A name chosen by a peer must not steer the terminal.
-  if (typeof value === 'string') return value.replaceAll(/\p{Cc}/gu, '?')
+  if (typeof value === 'string') return printable(value).replaceAll('\n', '?')
   return typeof value === 'object' ? JSON.stringify(value) : String(value)
 }
+
+/** A name chosen by a peer must not steer the terminal. Ends of lines stay. */
+const printable = (text: string): string => text.replaceAll(/(?!\n)\p{Cc}/gu, '?')

@@ -333,7 +333,12 @@ function closeDescriptors(device: Pick<OpenImage, 'eventfd' | 'inboxes'>): void 
   for (const { doorbell } of device.inboxes) close(doorbell)
 }
 
-export function pathOf({ pool, namespace, image, snapshot }: ImageOptions): string {
+export function pathOf({
+  pool,
+  namespace,
+  image,
+  snapshot,
+}: Pick<ImageOptions, 'pool' | 'namespace' | 'image' | 'snapshot'>): string {
   const path = namespace === '' ? `${pool}/${image}` : `${pool}/${namespace}/${image}`
   return snapshot === undefined ? path : `${path}@${snapshot}`
 }

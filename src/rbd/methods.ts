@@ -1,4 +1,5 @@
 /** The RPC methods of RBD images and Ceph clusters: a new one is one more line. */
+import { rbdCacheExplain } from './methods/cache.ts'
 import {
   bdevRbdGetClustersInfo,
   bdevRbdRegisterCluster,
@@ -32,4 +33,5 @@ export const rbdMethods = [
   bdevRbdSnapshotUnprotect,
   bdevRbdClone,
   bdevRbdFlatten,
+  rbdCacheExplain,
 ]

@@ -18,10 +18,12 @@ export interface ConfValue {
 
 export interface ConfProblem {
   readonly line: number
+  /** Behind "line 7 ". */
   readonly reason: string
-  /** Reading the file ends the process that does: librados 16 asserts. */
-  readonly isFatal: boolean
 }
+
+/** librados 16 fails an assertion at such a file, and with it the whole process. */
+export const FATAL_REASON = 'has a character that is not ASCII, and is neither comment nor quoted'
 
 /** What stands before the first section counts as this one's. */
 const FIRST_SECTION = 'global'
@@ -55,30 +57,29 @@ export class ConfFile {
 
   #read(): ConfProblem | undefined {
     let section = FIRST_SECTION
-    // What is behind the end of the last line is nothing, or a comment.
+    // Behind the end of the last line is nothing, or a comment.
     const last = this.#lines.length - 1
     for (let at = 0; at < last; ) {
       const line = this.#lines[at]!
-      const here = at
       at++
       if (line.trim() === '' || COMMENT.test(line)) continue
+      if (isForeign(line.replace(/[#;=].*/, ''))) return { line: at, reason: FATAL_REASON }
       const opened = /^\s*\[([^\]#;\\]+)\]\s*([#;].*)?$/.exec(line)
       if (opened !== null) {
         section = opened[1]!
         continue
       }
-      const [, name, begin] = /^([^=[#;]+)=(.*)$/.exec(line) ?? []
-      if (name === undefined) return this.#problemAt(here, 'is neither "[section]" nor "name = value"')
-      if (name.trim() === '') return this.#problemAt(here, 'has no name before "="')
-      const value = this.#value(begin!, at)
-      if (typeof value === 'string') return this.#problemAt(here, value)
+      const [, name = '', begin = ''] = /^([^=[#;]+)=(.*)$/.exec(line) ?? []
+      if (name.trim() === '') return { line: at, reason: 'is neither "[section]" nor "name = value"' }
+      const value = this.#value(begin, at)
+      if (typeof value === 'string') return { line: at, reason: value }
+      this.#put(section, name.trim().replaceAll(/\s+/g, '_'), { text: value.text, line: at })
       at = value.next
-      this.#put(section, name.trim().replaceAll(/\s+/g, '_'), { text: value.text, line: here + 1 })
     }
     const rest = this.#lines[last]!
-    if (rest !== '' && !COMMENT.test(rest)) return this.#problemAt(last, 'has no end: add a newline to it')
-    const foreign = this.#lines.findIndex(line => /[^\p{ASCII}]/u.test(line.replace(/^\s*[#;].*/, '')))
-    return foreign === -1 ? undefined : this.#problemAt(foreign, '')
+    return rest === '' || COMMENT.test(rest)
+      ? undefined
+      : { line: last + 1, reason: 'has no end: add a newline' }
   }
 
   /** A value from where it begins and, while lines end in a backslash, from the lines at `next`; or what is wrong. */
@@ -92,7 +93,8 @@ export class ConfFile {
     }
     const bare = /^(?:[^\\#;]|\\.)*/.exec(raw)![0].trim()
     const quote = bare[0]
-    if (quote !== '"' && quote !== "'") return { text: unescaped(bare), next: at }
+    if (quote !== '"' && quote !== "'")
+      return isForeign(bare) ? FATAL_REASON : { text: unescaped(bare), next: at }
     const quoted = new RegExp(`^${quote}((?:[^\\\\${quote}]|\\\\.)*)${quote}$`).exec(bare)
     return quoted === null ? 'has a quote that does not end' : { text: unescaped(quoted[1]!), next: at }
   }
@@ -102,15 +104,8 @@ export class ConfFile {
     values.set(name, value)
     this.#sections.set(section, values)
   }
-
-  #problemAt(index: number, reason: string): ConfProblem {
-    const isFatal = this.#lines.some(line => /[^\p{ASCII}]/u.test(line.replace(/^\s*[#;].*/, '')))
-    return {
-      line: index + 1,
-      reason: isFatal ? 'has a character outside of ASCII, and not in a comment' : reason,
-      isFatal,
-    }
-  }
 }
+
+const isForeign = (text: string): boolean => /[^\p{ASCII}]/u.test(text)
 
 const unescaped = (text: string): string => text.replaceAll(/\\(.)/g, '$1')

@@ -1,0 +1,132 @@
+/**
+ * Which of several sayings about the RBD cache is in force, and what that means for data: pure rules.
+ *
+ * From the weakest to the strongest (what the pool or the image says in the cluster always wins):
+ *
+ *   QEMU before 2.4    built in, cache mode, file, options of the name          the file wins
+ *   QEMU from 2.4      built in, file, options of the name, cache mode          the cache mode wins
+ *   qpair              built in, file, options of the cluster or the name       the cache mode has no say
+ */
+import { CACHE_OPTIONS, type CacheOption, type CacheValues } from './options.ts'
+
+export const RULES = ['qemu-before-2.4', 'qemu-2.4', 'qpair'] as const
+export type Rule = (typeof RULES)[number]
+
+export const CACHE_MODES = ['none', 'writeback', 'writethrough', 'directsync', 'unsafe'] as const
+export type CacheMode = (typeof CACHE_MODES)[number]
+
+/** Where a value comes from. `config` is what no file or option on this machine accounts for. */
+export type SourceKind = 'default' | 'file' | 'option' | 'cache mode' | 'config' | 'pool' | 'image'
+
+export interface Value {
+  readonly value: string
+  readonly kind: SourceKind
+  /** For people: a file and its line, an option, a mode. */
+  readonly from: string
+}
+
+export type Values = Readonly<Record<CacheOption, Value>>
+export type SomeValues = { readonly [option in CacheOption]?: Value }
+
+export interface Sayings {
+  readonly defaults: CacheValues
+  /** How the defaults are known. */
+  readonly defaultsFrom: string
+  readonly file: SomeValues
+  readonly options: SomeValues
+  /** Set in the cluster, for the pool or the image. */
+  readonly stored: SomeValues
+  readonly mode: CacheMode
+}
+
+/** What librbd does with a write. */
+export type Policy = 'off' | 'writethrough' | 'writeback' | 'writearound'
+
+/**
+ * What acknowledged writes a guest loses when the process is killed or the power fails: none, those behind its last
+ * flush, or any that were not written out yet, flushed or not.
+ */
+export type Loss = 'nothing' | 'unflushed' | 'flushed'
+
+export interface Judgement {
+  readonly enabled: boolean
+  readonly policy: Policy
+  /** Write-through until somebody flushes. */
+  readonly untilFlush: boolean
+  /** The guest is told of a volatile write cache. */
+  readonly guestSeesCache: boolean
+  /** A flush of the guest's reaches librbd, or every write is flushed. */
+  readonly flushesHonoured: boolean
+  /** Of a guest that flushes. */
+  readonly loss: Loss
+  /** Of a guest that never flushes. */
+  readonly lossWithoutFlushes: Loss
+  /** How many bytes at most. */
+  readonly lossBytesMax: number
+  readonly isDangerous: boolean
+}
+
+export const isOffByMode = (mode: CacheMode): boolean => mode === 'none' || mode === 'directsync'
+
+/** QEMU flushes behind every write itself, and tells the guest of no cache. */
+const isThroughByMode = (mode: CacheMode): boolean => mode === 'writethrough' || mode === 'directsync'
+
+/** What is in force for each option. */
+export function resolve(rule: Rule, sayings: Sayings): Values {
+  const { file, options, stored } = sayings
+  const mode: SomeValues = { rbd_cache: fromMode(sayings.mode) }
+  const layers: Record<Rule, readonly SomeValues[]> = {
+    'qemu-before-2.4': [mode, file, options, stored],
+    'qemu-2.4': [file, options, mode, stored],
+    qpair: [file, options, stored],
+  }
+  const strongest = (option: CacheOption): Value =>
+    layers[rule].findLast(layer => layer[option] !== undefined)?.[option] ?? {
+      value: sayings.defaults[option],
+      kind: 'default',
+      from: sayings.defaultsFrom,
+    }
+  return Object.fromEntries(CACHE_OPTIONS.map(option => [option, strongest(option)])) as Values
+}
+
+function fromMode(mode: CacheMode): Value {
+  return { value: String(!isOffByMode(mode)), kind: 'cache mode', from: `cache mode ${mode}` }
+}
+
+/** What values mean, under a rule and a mode. */
+export function judge(rule: Rule, mode: CacheMode, values: Values): Judgement {
+  const enabled = values.rbd_cache.value === 'true'
+  const policy = policyOf(values)
+  const waits = values.rbd_cache_writethrough_until_flush.value === 'true'
+  const isKeptBack = policy === 'writeback' || policy === 'writearound'
+  const isQemu = rule !== 'qpair'
+  const isThrough = isQemu && isThroughByMode(mode)
+  const isDeaf = isQemu && mode === 'unsafe'
+  const loss = isKeptBack && !isThrough ? lossOf(isDeaf, waits) : 'nothing'
+  const lossWithoutFlushes = isKeptBack && !isThrough && !waits ? 'unflushed' : 'nothing'
+  const contradicts = isKeptBack && isQemu && mode === 'none'
+  return {
+    enabled,
+    policy,
+    untilFlush: isKeptBack && waits,
+    guestSeesCache: isQemu ? !isThrough : enabled,
+    flushesHonoured: !isDeaf,
+    loss,
+    lossWithoutFlushes,
+    lossBytesMax: loss === 'nothing' ? 0 : Number(values.rbd_cache_max_dirty.value),
+    isDangerous: loss === 'flushed' || lossWithoutFlushes !== 'nothing' || contradicts,
+  }
+}
+
+function policyOf(values: Values): Policy {
+  if (values.rbd_cache.value !== 'true') return 'off'
+  if (Number(values.rbd_cache_max_dirty.value) === 0) return 'writethrough'
+  return values.rbd_cache_policy.value as Policy
+}
+
+/** While writes are kept back. */
+function lossOf(isDeaf: boolean, waits: boolean): Loss {
+  if (!isDeaf) return 'unflushed'
+  // No flush reaches librbd, so it never leaves write-through.
+  return waits ? 'nothing' : 'flushed'
+}

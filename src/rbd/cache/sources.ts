@@ -1,0 +1,184 @@
+/** Where what is said about the cache of an image is found: librbd, a ceph.conf, options, the cluster. */
+import { readFileSync } from 'node:fs'
+import { homedir } from 'node:os'
+import { join } from 'node:path'
+import { RpcError } from '../../core/errors.ts'
+import { librbd } from '../../sys/librbd.ts'
+import type { ClusterOptions } from '../clusters.ts'
+import { ConfFile, FATAL_REASON } from './conf-file.ts'
+import { builtInDefaults, CACHE_OPTIONS, type CacheOption, type CacheValues, parseValue } from './options.ts'
+import type { SomeValues, SourceKind, Value } from './rules.ts'
+
+export interface Defaults {
+  readonly values: CacheValues
+  readonly from: string
+}
+
+/** A file as it is now, and what it says. */
+export interface ReadConf {
+  /** Undefined when there is none. */
+  readonly path: string | undefined
+  readonly searched: readonly string[]
+  readonly values: SomeValues
+  /** What a reader of the file may take for a setting and Ceph does not, or why it refuses the file. */
+  readonly problems: readonly string[]
+}
+
+/** What an open image has in force, by the layer that decided. */
+export interface LiveConfig {
+  readonly stored: SomeValues
+  readonly config: { readonly [option in CacheOption]?: string }
+}
+
+/** Those of a Ceph release such as `0.80`; without one, of the librbd on this machine. */
+export async function readDefaults(release: string | undefined): Promise<Defaults> {
+  if (release !== undefined) {
+    return { values: builtInDefaults(release), from: `built into librbd of Ceph ${release}` }
+  }
+  const newest = builtInDefaults('16')
+  try {
+    const library = librbd()
+    // Nothing has been read into it: it has what is built in.
+    const handle = library.radosCreate('admin')
+    const values = Object.fromEntries(
+      CACHE_OPTIONS.map(option => {
+        const text = library.radosGet(handle, option)
+        return [option, (text === undefined ? undefined : parseValue(option, text)) ?? newest[option]]
+      }),
+    ) as CacheValues
+    await library.radosShutdown(handle)
+    return { values, from: `built into librbd ${library.version}` }
+  } catch (error) {
+    if (!(error instanceof RpcError)) throw error
+    return { values: newest, from: 'built into librbd of Ceph 15 and newer (there is none on this machine)' }
+  }
+}
+
+export interface SearchPlaces {
+  readonly env: Readonly<Record<string, string | undefined>>
+  readonly home: string
+  readonly directory: string
+}
+
+const processPlaces = (): SearchPlaces => ({
+  env: process.env,
+  home: homedir(),
+  directory: process.cwd(),
+})
+
+/** Where librados looks for a ceph.conf that nobody named, in this order. */
+export function searchOf({ env, home, directory }: SearchPlaces): string[] {
+  const named = (env['CEPH_CONF'] ?? '').split(/[;,=\s]+/).filter(path => path !== '')
+  if (named.length > 0) return named
+  return ['/etc/ceph/ceph.conf', join(home, '.ceph/ceph.conf'), join(directory, 'ceph.conf')]
+}
+
+/**
+ * The file that counts for a client: `path` where somebody named one, else the first that is found. Throws `RpcError`
+ * ENOENT for a named one that cannot be read.
+ */
+export function readConf(
+  { user = 'admin', file, searches }: Pick<ClusterOptions, 'user' | 'file' | 'searches'>,
+  places = processPlaces(),
+): ReadConf {
+  const searched = file !== undefined ? [file] : searches ? searchOf(places) : []
+  for (const path of searched) {
+    const text = readText(path, file !== undefined)
+    if (text !== undefined) return { path, searched, ...valuesOf(path, new ConfFile(text), user) }
+  }
+  const documented = join(places.home, '.ceph/config')
+  const misplaced = file === undefined && searches && readText(documented, false) !== undefined
+  return {
+    path: undefined,
+    searched,
+    values: {},
+    problems: misplaced
+      ? [`${documented} is not read, though Ceph's documentation has it: name it ceph.conf`]
+      : [],
+  }
+}
+
+/** Undefined when it is not there. */
+function readText(path: string, isNamed: boolean): string | undefined {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch (cause) {
+    const { code = '' } = cause as NodeJS.ErrnoException
+    // Of the default places librados tries the next one.
+    if (!isNamed) return undefined
+    throw new RpcError(
+      'ENOENT',
+      `${path} cannot be read: ${code}; give a ceph.conf that the daemon may read`,
+      {
+        cause,
+      },
+    )
+  }
+}
+
+function valuesOf(path: string, conf: ConfFile, user: string): Pick<ReadConf, 'values' | 'problems'> {
+  const { problem } = conf
+  if (problem !== undefined) {
+    const consequence =
+      problem.reason === FATAL_REASON
+        ? 'librados ends the whole process when it reads that'
+        : 'so librados refuses the whole file and nothing in it counts'
+    return { values: {}, problems: [`${path}:${problem.line} ${problem.reason}: ${consequence}`] }
+  }
+  const sections = [`client.${user}`, 'client', 'global']
+  const values: { [option in CacheOption]?: Value } = {}
+  const problems: string[] = []
+  for (const option of CACHE_OPTIONS) {
+    const found = conf.get(option, sections)
+    if (found === undefined) continue
+    const value = parseValue(option, found.text)
+    const from = `${path}:${found.line}`
+    if (value === undefined) problems.push(`${from} has ${option} = ${found.text}, which Ceph does not take`)
+    else values[option] = { value, kind: 'file', from }
+  }
+  for (const section of sections) {
+    for (const name of conf.names(section)) {
+      if (!name.includes('-') || !CACHE_OPTIONS.some(option => option === name.replaceAll('-', '_'))) continue
+      const { line } = conf.get(name, [section])!
+      problems.push(
+        `${path}:${line} has ${name}, which Ceph does not know: write ${name.replaceAll('-', '_')}`,
+      )
+    }
+  }
+  return { values, problems }
+}
+
+/** What options say that were given beside the file, and which of them Ceph refuses. */
+export function fromOptions(
+  options: Readonly<Record<string, string>>,
+): Pick<ReadConf, 'values' | 'problems'> {
+  const values: { [option in CacheOption]?: Value } = {}
+  const problems: string[] = []
+  for (const option of CACHE_OPTIONS) {
+    const text = options[option]
+    if (text === undefined) continue
+    const value = parseValue(option, text)
+    if (value === undefined) problems.push(`the option ${option} = ${text} is one that Ceph does not take`)
+    else values[option] = { value, kind: 'option', from: `the option ${option}` }
+  }
+  return { values, problems }
+}
+
+/** What an open image has in force. Reading it asks the cluster. */
+export async function readLive(image: number, path: string): Promise<LiveConfig> {
+  const found = await librbd().imageConfig(image)
+  const stored: { [option in CacheOption]?: Value } = {}
+  const config: { [option in CacheOption]?: string } = {}
+  for (const option of CACHE_OPTIONS) {
+    const entry = found.get(option)
+    const value = entry === undefined ? undefined : parseValue(option, entry.value)
+    if (entry === undefined || value === undefined) continue
+    if (entry.source === 'config') config[option] = value
+    else
+      stored[option] = { value, kind: entry.source satisfies SourceKind, from: storedBy(entry.source, path) }
+  }
+  return { stored, config }
+}
+
+const storedBy = (kind: 'pool' | 'image', path: string): string =>
+  `rbd config ${kind} set ${kind === 'pool' ? path.split('/')[0] : path}`
