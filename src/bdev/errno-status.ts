@@ -4,6 +4,9 @@ import { Status } from '../spec/nvme-status.ts'
 
 const { errno } = constants
 
+/** Linux's number, which Node has no name for: Ceph has shut this client out. */
+const ESHUTDOWN = 108
+
 /** Statuses that are the same for reads and writes. */
 const STATUS_OF: readonly (readonly [errno: number, status: number])[] = [
   // The host may delete something and go on.
@@ -32,6 +35,7 @@ const STATUS_OF: readonly (readonly [errno: number, status: number])[] = [
   [errno.EHOSTUNREACH, Status.INTERNAL_PATH_ERROR],
   [errno.ENETUNREACH, Status.INTERNAL_PATH_ERROR],
   [errno.ENETDOWN, Status.INTERNAL_PATH_ERROR],
+  [ESHUTDOWN, Status.INTERNAL_PATH_ERROR],
   [errno.ESTALE, Status.NAMESPACE_NOT_READY],
   [errno.ENODEV, Status.NAMESPACE_NOT_READY],
   [errno.ENXIO, Status.NAMESPACE_NOT_READY],

@@ -16,6 +16,8 @@ export const Topic = {
   UNLISTEN: 'nvmf.unlisten',
   /** Answered with this reactor's `TcpTransportStats`. */
   STATS: 'nvmf.stats',
+  /** `DrainQuestion`, answered when nothing is outstanding on those namespaces. */
+  DRAIN: 'nvmf.drain',
 
   // From a reactor to the control thread.
   /** `ConnectQuestion`, answered with `ConnectAnswer`. */
@@ -109,6 +111,16 @@ export interface TargetSnapshot {
   readonly firmwareRevision: string
   /** Command retry delays, in units of 100 ms. */
   readonly crdt: readonly [number, number, number]
+  /**
+   * One double: until when I/O is let through, in microseconds of the machine's monotonic clock. Later every namespace of
+   * a subsystem that reports ANA is inaccessible, whatever its state.
+   */
+  readonly lease: SharedArrayBuffer
+}
+
+export interface DrainQuestion {
+  readonly nqn: string
+  readonly anagrpids: readonly number[]
 }
 
 export interface TransportSettings extends TransportOptions {

@@ -23,6 +23,7 @@ import {
   type Admitted,
   type ConnectAnswer,
   type DisconnectOrder,
+  type DrainQuestion,
   type EnableMessage,
   type HealthCounters,
   type Refused,
@@ -31,7 +32,7 @@ import {
   Topic,
   type TransportSettings,
 } from './messages.ts'
-import { type ChannelSource, SubsystemReplica } from './replica.ts'
+import { type ChannelSource, type Lease, SubsystemReplica } from './replica.ts'
 import type { CommandRequest, Connection, ReactorTarget } from './request.ts'
 
 const log = logger('nvmf')
@@ -47,6 +48,7 @@ export class NvmfReactor implements ReactorTarget, ControllerHost {
   readonly #sessions = new Map<number, Session>()
   readonly #startedUs: number
   #target: TargetSnapshot | null = null
+  #lease: Lease | null = null
 
   /** `transportCreated` hears once, before any connection is to be adopted. */
   constructor(
@@ -64,6 +66,9 @@ export class NvmfReactor implements ReactorTarget, ControllerHost {
     control.on<AbortOrder>(
       Topic.ABORT,
       ({ token, cid }) => this.#sessions.get(token)?.connection.abort(cid) ?? false,
+    )
+    control.on<DrainQuestion>(Topic.DRAIN, ({ nqn, anagrpids }) =>
+      this.#subsystems.get(nqn)?.drain(anagrpids),
     )
     control.on<string>(Topic.HEALTH, nqn => this.#subsystems.get(nqn)?.health())
   }
@@ -192,6 +197,7 @@ export class NvmfReactor implements ReactorTarget, ControllerHost {
     const ending: Promise<void>[] = []
     const last = this.#target
     this.#target = target
+    this.#lease ??= new Float64Array(target.lease)
     if (target.transport !== null && (last === null || last.transport === null)) {
       this.#transportCreated(target.transport)
     }
@@ -199,7 +205,10 @@ export class NvmfReactor implements ReactorTarget, ControllerHost {
       const replica = this.#subsystems.get(subsystem.nqn)
       if (replica !== undefined) ending.push(replica.apply(subsystem))
       else {
-        this.#subsystems.set(subsystem.nqn, new SubsystemReplica(subsystem, this.#reactor, this.#channels))
+        this.#subsystems.set(
+          subsystem.nqn,
+          new SubsystemReplica(subsystem, this.#reactor, this.#channels, this.#lease),
+        )
       }
     }
     if (removed !== undefined) {

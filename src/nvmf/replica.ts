@@ -6,6 +6,7 @@ import type { Channel } from '../bdev/channel.ts'
 import { logger } from '../core/log.ts'
 import type { Reactor } from '../reactor/reactor.ts'
 import { AnaState } from '../spec/nvme-log.ts'
+import { Status } from '../spec/nvme-status.ts'
 import { anaGate } from './ana.ts'
 import type { HealthCounters, ListenerSnapshot, NamespaceSnapshot, SubsystemSnapshot } from './messages.ts'
 import type { NamespaceView } from './request.ts'
@@ -47,6 +48,17 @@ class NamespaceReplica {
     return this.channel
   }
 
+  /** Resolves when nothing is outstanding, however long that takes. */
+  drain({ clock }: Reactor): Promise<void> {
+    return new Promise(resolve => {
+      const look = (): void => {
+        if (this.channel === null || this.channel.outstanding === 0) resolve()
+        else clock.after(DRAIN_INTERVAL_MS, look)
+      }
+      look()
+    })
+  }
+
   /**
    * Gives the channel back as soon as nothing is outstanding on it. Resolves then: whoever takes the device next must
    * find no write of ours still on its way.
@@ -85,15 +97,37 @@ class NamespaceReplica {
   }
 }
 
+/** Until when I/O is let through, in microseconds of the reactor's clock, at [0]. */
+export type Lease = Readonly<Float64Array>
+
 class PathNamespace implements NamespaceView {
   channel: Channel | null
-  gate: number
+  /** `gate` as the ANA state has it. */
+  stateGate: number
   readonly generation: number
+  readonly #reactor: Reactor
+  /** Null where ANA states are not reported, or nobody else could serve the namespace. */
+  readonly #lease: Lease | null
 
-  constructor(channel: Channel | null, gate: number, generation: number) {
+  constructor(
+    channel: Channel | null,
+    stateGate: number,
+    generation: number,
+    reactor: Reactor,
+    lease: Lease | null,
+  ) {
     this.channel = channel
-    this.gate = gate
+    this.stateGate = stateGate
     this.generation = generation
+    this.#reactor = reactor
+    this.#lease = lease
+  }
+
+  /** A daemon that was frozen, or whose control thread is busy, closes at its time all the same. */
+  get gate(): number {
+    return this.#lease === null || this.#reactor.nowUs < this.#lease[0]!
+      ? this.stateGate
+      : Status.ANA_INACCESSIBLE
   }
 }
 
@@ -114,11 +148,18 @@ export class SubsystemReplica {
   snapshot: SubsystemSnapshot
   readonly #reactor: Reactor
   readonly #channels: ChannelSource
+  readonly #lease: Lease | null
   readonly #namespaces = new Map<number, NamespaceReplica>()
   readonly #paths = new Map<string, Path>()
 
-  constructor(snapshot: SubsystemSnapshot, reactor: Reactor, channels: ChannelSource) {
+  constructor(
+    snapshot: SubsystemSnapshot,
+    reactor: Reactor,
+    channels: ChannelSource,
+    lease: Lease | null = null,
+  ) {
     this.snapshot = snapshot
+    this.#lease = snapshot.anaReporting ? lease : null
     this.#reactor = reactor
     this.#channels = channels
     // Nothing is there yet that could have to end.
@@ -147,6 +188,16 @@ export class SubsystemReplica {
     }
     for (const path of this.#paths.values()) this.#fill(path)
     await Promise.all(closing)
+  }
+
+  /** Resolves when nothing is outstanding on the namespaces of those ANA groups. */
+  async drain(anagrpids: readonly number[]): Promise<void> {
+    const replicas = [...this.#namespaces.values()]
+    await Promise.all(
+      replicas
+        .filter(({ snapshot }) => anagrpids.includes(snapshot.anagrpid))
+        .map(replica => replica.drain(this.#reactor)),
+    )
   }
 
   /** The subsystem is gone. Resolves as `apply` does. */
@@ -210,12 +261,18 @@ export class SubsystemReplica {
       const gate = anaGate(anaStateAt(this.snapshot, listener, replica.snapshot))
       const seen = namespaces[nsid]
       if (seen !== undefined) {
-        seen.gate = gate
+        seen.stateGate = gate
         continue
       }
       // Holes would make every look-up of the array slow.
       while (namespaces.length < nsid) namespaces.push(undefined)
-      namespaces[nsid] = new PathNamespace(replica.open(this.#channels), gate, replica.snapshot.generation)
+      namespaces[nsid] = new PathNamespace(
+        replica.open(this.#channels),
+        gate,
+        replica.snapshot.generation,
+        this.#reactor,
+        this.#lease,
+      )
     }
   }
 }

@@ -21,6 +21,7 @@ import {
   type AbortQuestion,
   type ConnectQuestion,
   type DiscoveryFilter,
+  type DrainQuestion,
   type EnableMessage,
   type HealthCounters,
   type TargetSnapshot,
@@ -67,6 +68,8 @@ export class NvmfTarget implements Configurable {
   readonly discovery = new Discovery()
   readonly directory: Directory
   transport: TransportSettings | null = null
+  /** Until when subsystems that report ANA states let I/O through, at [0]: see `TargetSnapshot`. */
+  readonly lease = new Float64Array(new SharedArrayBuffer(8)).fill(Number.POSITIVE_INFINITY)
 
   readonly #reactors: ReactorGroup
   readonly #bdevs: TargetParts['bdevs']
@@ -212,6 +215,30 @@ export class NvmfTarget implements Configurable {
     if (anagrpid !== undefined) subsystem.checkAnaGroup(anagrpid)
     subsystem.setAnaState(listener, state, anagrpid)
     await this.#publish({ subsystem: subsystem.snapshot() })
+  }
+
+  /** Sets the state of every group on every listener. */
+  async setAnaStates(nqn: string, stateOf: (anagrpid: number) => AnaState): Promise<void> {
+    const subsystem = this.getNvm(nqn)
+    let isChanged = false
+    for (const listener of subsystem.listeners.values()) {
+      const states = Uint8Array.from(listener.anaStates, (_, index) => stateOf(index + 1))
+      if (states.every((state, index) => state === listener.anaStates[index])) continue
+      listener.anaStates.set(states)
+      listener.anaChanges++
+      isChanged = true
+    }
+    if (isChanged) await this.#publish({ subsystem: subsystem.snapshot() })
+  }
+
+  /** Resolves when nothing is outstanding on the namespaces of those groups, which let nothing through any more. */
+  async drain(nqn: string, anagrpids: readonly number[]): Promise<void> {
+    await this.#reactors.broadcast(Topic.DRAIN, { nqn, anagrpids } satisfies DrainQuestion)
+  }
+
+  /** Ends the controllers of a subsystem; hosts may connect again at once. */
+  async disconnectHosts(nqn: string, reason: string): Promise<void> {
+    await this.directory.endControllers(this.directory.controllers(this.get(nqn)), reason)
   }
 
   // Namespaces.
@@ -451,6 +478,7 @@ export class NvmfTarget implements Configurable {
       listeners: this.#listeners.list(),
       firmwareRevision: this.#firmwareRevision,
       crdt: this.settings.crdt,
+      lease: this.lease.buffer,
     }
   }
 }

@@ -134,3 +134,46 @@ describe('a namespace that is removed under I/O', () => {
     expect(device.closed).toBe(1)
   })
 })
+
+describe('a namespace that other gateways may take over', () => {
+  const REPORTING = { ...FULL, anaReporting: true, listeners: [listener(1)] } as SubsystemSnapshot
+
+  function listener(state: number): unknown {
+    return { id: 1, anaStates: Uint8Array.of(state), anaChanges: 0 }
+  }
+
+  it('lets nothing through once the lease is over, whatever its state', () => {
+    const reactor = reactors.reactors[0]!
+    const lease = new Float64Array([2000])
+    const channel = new Channel(INFO, reactor, device)
+    const leased = new SubsystemReplica(REPORTING, reactor, { open: () => channel, close() {} }, lease)
+    const [, namespace] = leased.acquire(1, HOST).namespaces
+    reactor.nowUs = 1999
+    expect(namespace!.gate).toBe(Status.SUCCESS)
+    reactor.nowUs = 2000
+    expect(namespace!.gate).toBe(Status.ANA_INACCESSIBLE)
+    lease[0] = 3000
+    expect(namespace!.gate).toBe(Status.SUCCESS)
+  })
+
+  it('is drained when nothing is outstanding on it', async () => {
+    let isDrained = false
+    void replica.drain([1]).then(() => {
+      isDrained = true
+    })
+    reactors.advance(5_000_000)
+    await turn()
+    expect(isDrained).toBe(false)
+    device.letGo(Status.SUCCESS)
+    reactors.advance(10_000)
+    await turn()
+    expect(isDrained).toBe(true)
+  })
+
+  it('needs no draining while nobody has opened it, nor for groups of others', async () => {
+    await replica.drain([2])
+    await new SubsystemReplica(FULL, reactors.reactors[0]!, { open: () => null as never, close() {} }).drain([
+      1,
+    ])
+  })
+})
