@@ -12,8 +12,8 @@ import { IoType, type Segments } from '../bdev/io.ts'
 import { assert } from '../core/assert.ts'
 import { ProtocolError } from '../core/errors.ts'
 import type { Flushable, Reactor } from '../reactor/reactor.ts'
+import { Signal } from '../reactor/signal.ts'
 import { Status } from '../spec/nvme-status.ts'
-import { write } from '../sys/libc.ts'
 import { Area, BufferPool, viewAt } from '../sys/memory.ts'
 import { Again } from './codec.ts'
 import type { DriverRing } from './driver-ring.ts'
@@ -38,8 +38,7 @@ export class DeviceQueue implements Flushable {
   readonly #slots: readonly Slot[]
   readonly #free: Slot[]
   readonly #watch: UsedWatch
-  /** Eight bytes that say 1, to be written to the kick eventfd. */
-  readonly #one: number
+  readonly #kick: Signal
   readonly #news: News
   #ring: DriverRing | null = null
   #isUp = false
@@ -54,6 +53,7 @@ export class DeviceQueue implements Flushable {
   /** A request in the ring must not be carried out any more. */
   #hasStrays = false
 
+  /** `one`: see `Signal`. */
   constructor(reactor: Reactor, open: OpenQueue, one: number, news: News) {
     this.reactor = reactor
     this.#open = open
@@ -65,7 +65,7 @@ export class DeviceQueue implements Flushable {
       (_, index) => new Slot(index, open.slots + index * SLOT_BYTES, view, TABLE_ENTRIES),
     )
     this.#free = [...this.#slots].reverse()
-    this.#one = one
+    this.#kick = new Signal(reactor.ring, open.ring.kick, one)
     this.#news = news
     this.#watch = new UsedWatch(reactor, open.ring.call, () => this.#takeUsed())
   }
@@ -85,7 +85,7 @@ export class DeviceQueue implements Flushable {
     if (this.#outstanding > 0) {
       this.#watch.start(this.#ring!)
       // The back end looks at the ring anew, whatever it was told by the last one.
-      this.#kick()
+      this.#kick.send()
     }
     this.#feed()
   }
@@ -109,7 +109,7 @@ export class DeviceQueue implements Flushable {
   /** Nothing may be outstanding but what was given up. */
   async close(): Promise<void> {
     assert(this.#firstWaiting === null, 'the devices of a queue go before the queue')
-    await this.#watch.close()
+    await Promise.all([this.#watch.close(), this.#kick.close()])
   }
 
   submit(transfer: Transfer): void {
@@ -151,11 +151,7 @@ export class DeviceQueue implements Flushable {
   /** At the end of a round: shows the device what was added. */
   flush(): void {
     this.#isDirty = false
-    if (this.#ring!.publish() && this.#isUp) this.#kick()
-  }
-
-  #kick(): void {
-    write(this.#open.ring.kick, this.#one, 8)
+    if (this.#ring!.publish() && this.#isUp) this.#kick.send()
   }
 
   /** Takes in what the device has used. Returns how much. */

@@ -2,8 +2,8 @@
 import { Segments } from '../bdev/io.ts'
 import { ProtocolError } from '../core/errors.ts'
 import type { Reactor } from '../reactor/reactor.ts'
+import { Signal } from '../reactor/signal.ts'
 import { EVENTS_MISSED, ScsiEvent, ScsiEventType } from '../spec/virtio-scsi.ts'
-import { write } from '../sys/libc.ts'
 import { bytesAt, viewAt } from '../sys/memory.ts'
 import type { DriverRing } from './driver-ring.ts'
 import { createRing, EVENT_BUFFERS } from './memory-layout.ts'
@@ -15,7 +15,7 @@ export class EventQueue {
   readonly #reactor: Reactor
   readonly #open: OpenQueue
   readonly #area: EventArea
-  readonly #one: number
+  readonly #kick: Signal
   readonly #news: News
   readonly #watch: UsedWatch
   readonly #view: DataView
@@ -26,7 +26,7 @@ export class EventQueue {
     this.#reactor = reactor
     this.#open = open
     this.#area = area
-    this.#one = one
+    this.#kick = new Signal(reactor.ring, area.ring.kick, one)
     this.#news = news
     this.#view = viewAt(area.buffers, EVENT_BUFFERS * ScsiEvent.size)
     this.#watch = new UsedWatch(reactor, area.ring.call, () => this.#takeUsed())
@@ -43,7 +43,7 @@ export class EventQueue {
 
   run(): void {
     this.#watch.start(this.#ring!)
-    write(this.#area.ring.kick, this.#one, 8)
+    this.#kick.send()
   }
 
   halt(): void {
@@ -51,8 +51,8 @@ export class EventQueue {
     if (this.#ring !== null) this.#takeUsed()
   }
 
-  close(): Promise<void> {
-    return this.#watch.close()
+  async close(): Promise<void> {
+    await Promise.all([this.#watch.close(), this.#kick.close()])
   }
 
   #takeUsed(): number {
@@ -72,7 +72,7 @@ export class EventQueue {
         why: `its event ring is broken: ${error.message}`,
       })
     }
-    if (count > 0 && ring.publish()) write(this.#area.ring.kick, this.#one, 8)
+    if (count > 0 && ring.publish()) this.#kick.send()
     return count
   }
 

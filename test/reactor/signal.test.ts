@@ -1,8 +1,9 @@
 import { closeSync } from 'node:fs'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { Signal } from '../../src/reactor/signal.ts'
-import { eventfd, fcntl, read, write } from '../../src/sys/libc.ts'
+import { eventfd, fcntl, read } from '../../src/sys/libc.ts'
 import { viewAt } from '../../src/sys/memory.ts'
+import { FULL_COUNTER_LOW, jamEventfd } from '../support/descriptors.ts'
 import { LocalReactorGroup } from '../support/reactor.ts'
 
 const F_SETFL = 4
@@ -32,15 +33,6 @@ function taken(): number {
   return read(fd, cell, 8) === 8 ? viewAt(cell, 8).getUint32(0, true) : 0
 }
 
-/** What a stranger may do who has the descriptor as well: whoever writes to it waits until somebody reads it. */
-function jam(): void {
-  fcntl(fd, F_SETFL, O_RDWR)
-  const cell = reactors.reactors[0]!.arena.allocate(8)
-  viewAt(cell, 8).setUint32(0, 0xffff_fffe, true)
-  viewAt(cell, 8).setUint32(4, 0xffff_ffff, true)
-  expect(write(fd, cell, 8)).toBe(8)
-}
-
 describe('a signal', () => {
   it('is there at the end of the round', () => {
     signal.send()
@@ -60,13 +52,13 @@ describe('a signal', () => {
   })
 
   it('waits without the reactor at a counter that is full, and comes when there is room again', async () => {
-    jam()
+    jamEventfd(fd)
     signal.send()
     for (let round = 0; round < 10; round++) reactors.poll()
     signal.send()
     reactors.poll()
     // Read to the end, it waits no more: the write that waited is there, and the one that was asked for meanwhile.
-    expect(taken()).toBe(0xffff_fffe)
+    expect(taken()).toBe(FULL_COUNTER_LOW)
     fcntl(fd, F_SETFL, O_RDWR | 0o4000)
     let count = 0
     await reactors.until(() => {
@@ -76,11 +68,11 @@ describe('a signal', () => {
   })
 
   it('that waits ends with it, and leaves the descriptor to its owner', async () => {
-    jam()
+    jamEventfd(fd)
     signal.send()
     reactors.poll()
     await reactors.run(signal.close())
-    expect(taken()).toBe(0xffff_fffe)
+    expect(taken()).toBe(FULL_COUNTER_LOW)
   })
 
   it('that was sent before the end is made', async () => {

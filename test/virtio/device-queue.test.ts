@@ -1,9 +1,10 @@
 import { afterEach, describe, expect, it } from 'vitest'
 import { BdevIo, IoType } from '../../src/bdev/io.ts'
 import { Status } from '../../src/spec/nvme-status.ts'
-import type { Unit } from '../../src/virtio/messages.ts'
+import { Topic, type Unit } from '../../src/virtio/messages.ts'
+import { jamEventfd } from '../support/descriptors.ts'
 import { bytesOf, type Chain, dump } from './device.ts'
-import { TestQueue } from './queue.ts'
+import { CONTROLLER, TestQueue } from './queue.ts'
 
 let queue: TestQueue
 afterEach(() => queue.close())
@@ -300,6 +301,26 @@ describe('a connection that is lost', () => {
     await queue.start()
     queue.end(queue.device.take())
     expect(io.statuses).toEqual([Status.SUCCESS])
+  })
+})
+
+describe('a back end that has jammed the eventfd of its notifications', () => {
+  it('keeps its requests waiting, and not the reactor', async () => {
+    await open()
+    jamEventfd(queue.memory.rings[0]!.kick)
+    const ios = [1, 2].map(firstBlock => queue.submit({ type: IoType.READ, firstBlock, blockCount: 1 }))
+    queue.end(queue.device.take())
+    expect(ios.flatMap(io => io.statuses)).toEqual([Status.SUCCESS, Status.SUCCESS])
+    await queue.call(Topic.CLOSE, CONTROLLER)
+  })
+
+  it('does not hold the reactor up by that of the event queue either', async () => {
+    await open({ kind: 'scsi' })
+    await queue.halt()
+    jamEventfd(queue.memory.rings[1]!.kick)
+    await queue.start()
+    await queue.halt()
+    await queue.call(Topic.CLOSE, CONTROLLER)
   })
 })
 

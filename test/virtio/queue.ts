@@ -18,7 +18,8 @@ import { type IoRequest, PendingIo } from '../support/io.ts'
 import { LocalReactorGroup } from '../support/reactor.ts'
 import { bytesOf, type Chain, DeviceSide } from './device.ts'
 
-const CONTROLLER = 1
+/** Its number. */
+export const CONTROLLER = 1
 const PLAIN = { isPacked: false, hasEventIndex: false, hasIndirect: false }
 
 export class TestQueue {
