@@ -229,6 +229,8 @@ export class Session implements ControllerSession, RingContext {
         clearTimeout(silence)
         if (received === null) return
         next = this.#listen()
+        // It may fail before somebody waits for it, and that alone would end the process.
+        next.catch(() => {})
         await this.#answer(received)
       }
     } finally {
