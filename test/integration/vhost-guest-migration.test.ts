@@ -16,6 +16,20 @@ import { blkArgs, startVhost, type VhostTarget } from './lab/vhost.ts'
 const MIB = 1 << 20
 const SIZE = 64 * MIB
 const MIGRATIONS = 4
+/** Large enough that some of it has been read, and not been looked at, whenever the guest moves. */
+const READ_SIZE = 32 * MIB
+
+/**
+ * Reads a disk into the page cache and then looks at what is there. Nobody but the daemon writes to those pages, so what it
+ * does not log is what was there before.
+ */
+const READER = `#!/bin/sh
+until [ -e /tmp/enough ]; do
+  echo 1 >/proc/sys/vm/drop_caches
+  cat /dev/vdd >/dev/null || exit 1
+  sha256sum /dev/vdd | cmp - /tmp/sum || exit 2
+done
+`
 
 await describeWith(GUEST_PROGRAMS, 'live migration', () => {
   let target: VhostTarget
@@ -28,16 +42,24 @@ await describeWith(GUEST_PROGRAMS, 'live migration', () => {
     for (const name of ['split', 'packed']) {
       await target.daemon.rpc('bdev_malloc_create', { name, block_size: 512, num_blocks: SIZE / 512 })
     }
+    await target.daemon.rpc('bdev_malloc_create', {
+      name: 'read',
+      block_size: 512,
+      num_blocks: READ_SIZE / 512,
+    })
     const optionsOf = async (side: string): Promise<GuestOptions> => {
       const split = await target.serveBlk(`split-${side}`, 'split')
       const packed = await target.serveBlk(`packed-${side}`, 'packed', { packed_ring: true })
+      const read = await target.serveBlk(`read-${side}`, 'read')
       return {
         nics: 0,
         memoryMiB: 384,
         sharedMemory: true,
+        files: { '/opt/reader': READER },
         extraArgs: [
           ...blkArgs({ id: 'split', socket: split, queues: 2 }),
           ...blkArgs({ id: 'packed', socket: packed, queues: 1, packed: true }),
+          ...blkArgs({ id: 'read', socket: read }),
         ],
       }
     }
@@ -50,6 +72,9 @@ await describeWith(GUEST_PROGRAMS, 'live migration', () => {
     try {
       await guest.booted()
       let host = new LinuxHost(guest)
+      await guest.run(`dd if=/dev/urandom of=/dev/vdd bs=1M count=${READ_SIZE / MIB} oflag=direct`)
+      await guest.run('sha256sum /dev/vdd >/tmp/sum')
+      const reader = guest.start('exec /opt/reader')
       const fio = (device: string): string => {
         const load = `--filename=${device} --rw=randrw --bs=4k --size=8m --time_based --runtime=3600 --iodepth=16`
         const check = '--verify=crc32c --verify_fatal=1 --verify_backlog=64 --verify_state_save=0'
@@ -86,6 +111,8 @@ await describeWith(GUEST_PROGRAMS, 'live migration', () => {
         await source.stop()
         await progress()
       }
+      await guest.run('touch /tmp/enough')
+      await reader.done
       // Its process group was named by the agent's number, which moved along with the commands.
       await guest.run('killall -INT fio')
       for (const job of jobs) {
