@@ -2,12 +2,13 @@
  * A ceph.conf, read as librados reads it since Ceph 15, with the line of every value:
  *
  *   # comment          ; comment            anywhere, unless escaped; not even quotes protect it
- *   [client.admin]                          sections are named exactly: "[ client ]" is another one
+ *   [client.admin]                          begins its line, and is named exactly: "[ client ]" is another one
  *   rbd cache = true                        words apart by blanks or underscores; dashes make another name
  *   key = "quoted"     key = a \            a backslash takes the next character as it is, at the end of a line it
  *         goes on here                      goes on with the next
  *
- * One line that is none of these, or a last one without an end, and librados refuses the whole file.
+ * One line that is none of these, an option before the first section, or a last line without an end, and librados
+ * refuses the whole file.
  */
 
 export interface ConfValue {
@@ -25,8 +26,7 @@ export interface ConfProblem {
 /** librados 16 fails an assertion at such a file, and with it the whole process. */
 export const FATAL_REASON = 'has a character that is not ASCII, and is neither comment nor quoted'
 
-/** What stands before the first section counts as this one's. */
-const FIRST_SECTION = 'global'
+const BEFORE_SECTION = 'stands before the first [section]'
 
 const COMMENT = /^\s*[#;]/
 
@@ -56,24 +56,35 @@ export class ConfFile {
   }
 
   #read(): ConfProblem | undefined {
-    let section = FIRST_SECTION
+    let section = ''
+    // librados takes an option before the first section as global when the file has nothing else.
+    let isAlone = false
     // Behind the end of the last line is nothing, or a comment.
     const last = this.#lines.length - 1
     for (let at = 0; at < last; ) {
       const line = this.#lines[at]!
       at++
-      if (line.trim() === '' || COMMENT.test(line)) continue
+      if (line === '' || COMMENT.test(line)) continue
+      if (line.trim() === '') {
+        if (section === '' && !isAlone) return { line: at, reason: `has only blanks and ${BEFORE_SECTION}` }
+        continue
+      }
+      if (isAlone) return { line: 1, reason: BEFORE_SECTION }
       if (isForeign(line.replace(/[#;=].*/, ''))) return { line: at, reason: FATAL_REASON }
-      const opened = /^\s*\[([^\]#;\\]+)\]\s*([#;].*)?$/.exec(line)
+      const opened = /^\[([^\]#;\\]+)\]\s*([#;].*)?$/.exec(line)
       if (opened !== null) {
         section = opened[1]!
         continue
       }
       const [, name = '', begin = ''] = /^([^=[#;]+)=(.*)$/.exec(line) ?? []
       if (name.trim() === '') return { line: at, reason: 'is neither "[section]" nor "name = value"' }
+      if (section === '') {
+        if (at > 1) return { line: at, reason: BEFORE_SECTION }
+        isAlone = true
+      }
       const value = this.#value(begin, at)
       if (typeof value === 'string') return { line: at, reason: value }
-      this.#put(section, name.trim().replaceAll(/\s+/g, '_'), { text: value.text, line: at })
+      this.#put(section || 'global', name.trim().replaceAll(/\s+/g, '_'), { text: value.text, line: at })
       at = value.next
     }
     const rest = this.#lines[last]!
