@@ -2,10 +2,10 @@
  * How a connection to a back end begins, in the order of QEMU's front end: features first, then memory and rings
  * (vhost-user specification, "Communication"; virtio specification 1.2, section 3.1).
  */
-import { RpcError } from '../core/errors.ts'
+import { ProtocolError, RpcError } from '../core/errors.ts'
 import { ProtocolFeature, Request, VhostFeature } from '../spec/vhost-user.ts'
 import { VirtioFeature } from '../spec/virtio.ts'
-import { BlkConfig, BlkFeature } from '../spec/virtio-blk.ts'
+import { BlkConfig, BlkFeature, SECTOR_SIZE } from '../spec/virtio-blk.ts'
 import { ScsiConfig, ScsiFeatureBit } from '../spec/virtio-scsi.ts'
 import type { FrontEnd, InflightMemory } from './front-end.ts'
 import { FIXED_QUEUES, ringAddresses } from './memory-layout.ts'
@@ -45,6 +45,9 @@ const PROTOCOL_FEATURES =
 
 const CONFIG_BYTES: Readonly<Record<DeviceKind, number>> = { blk: BlkConfig.size, scsi: ScsiConfig.size }
 
+/** What only a block device can do: of the bits that are a device's own, a SCSI host has but the lowest four. */
+const BLK_ONLY = Object.values(BlkFeature).reduce((all, feature) => all | feature, 0n) & ~0xfn
+
 /** What both sides have agreed on. */
 export interface Agreement {
   /** Of virtio. */
@@ -56,7 +59,10 @@ export interface Agreement {
   readonly config: DataView | undefined
 }
 
-/** Agrees on features. Throws `RpcError` ENOTSUP for a back end that lacks what is needed here. */
+/**
+ * Agrees on features. Throws `RpcError` ENOTSUP for a back end that lacks what is needed here, EINVAL for one that serves
+ * a device of the other kind.
+ */
 export async function negotiate(frontEnd: FrontEnd, kind: DeviceKind, packed: boolean): Promise<Agreement> {
   const offered = await frontEnd.getU64(Request.GET_FEATURES)
   if ((offered & bit(VirtioFeature.VERSION_1)) === 0n || (offered & VhostFeature.PROTOCOL_FEATURES) === 0n) {
@@ -74,6 +80,7 @@ export async function negotiate(frontEnd: FrontEnd, kind: DeviceKind, packed: bo
   const queues = frontEnd.has(ProtocolFeature.MQ)
     ? Number(await frontEnd.getU64(Request.GET_QUEUE_NUM))
     : FIXED_QUEUES[kind] + 1
+  await refuseOtherKind(frontEnd, kind, offered)
   const config = await readConfig(frontEnd, kind)
   const isPacked = (features & bit(VirtioFeature.RING_PACKED)) !== 0n
   return {
@@ -94,7 +101,35 @@ export async function readConfig(frontEnd: FrontEnd, kind: DeviceKind): Promise<
   if (kind === 'scsi') return undefined
   throw new RpcError(
     'ENOTSUP',
-    'the back end does not tell the size of its disk (VHOST_USER_PROTOCOL_F_CONFIG): use one that does',
+    'the back end does not tell the size of its disk (VHOST_USER_PROTOCOL_F_CONFIG): use one that does, ' +
+      'or, if it serves SCSI, attach it with dev_type scsi',
+  )
+}
+
+/**
+ * vhost-user does not say what kind of device it is. What each has for itself does: the features of a block device, which
+ * hardly any is without, and otherwise the configuration. Where that of a block device has the size of a block, that of
+ * a SCSI host has the size of sense data, 96 bytes by default: no block is so short.
+ */
+async function refuseOtherKind(frontEnd: FrontEnd, kind: DeviceKind, offered: bigint): Promise<void> {
+  const isBlk = (offered & BLK_ONLY) !== 0n
+  if (kind === 'scsi' && isBlk) {
+    throw new RpcError(
+      'EINVAL',
+      `the back end offers features 0x${offered.toString(16)}, those of a block device: attach it with dev_type blk`,
+    )
+  }
+  if (kind === 'scsi' || isBlk || !frontEnd.has(ProtocolFeature.CONFIG)) return
+  const config = await frontEnd.getConfig(ScsiConfig.size).catch((error: Error) => {
+    if (error instanceof ProtocolError) return undefined
+    throw error
+  })
+  const senseBytes = config && ScsiConfig.senseSize.get(config, 0)
+  if (senseBytes !== undefined && (senseBytes === 0 || senseBytes >= SECTOR_SIZE)) return
+  throw new RpcError(
+    'EINVAL',
+    `the back end offers features 0x${offered.toString(16)} and a configuration that no block device has: ` +
+      'it seems to serve SCSI, so attach it with dev_type scsi',
   )
 }
 

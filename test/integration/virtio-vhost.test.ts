@@ -130,6 +130,15 @@ await describeWith(['setpriv'], 'a disk of another daemon', () => {
     expect(supported_io_types).toMatchObject({ read: true, write: false, unmap: false, write_zeroes: false })
   })
 
+  it('is refused as a device of the other kind, with the kind that it is', async () => {
+    await createScsi()
+    await expect(attach('blk')).rejects.toThrow('attach it with dev_type scsi')
+    await target.daemon.rpc('vhost_delete_controller', { ctrlr: 'disk' })
+    await createBlk()
+    await expect(attach('scsi')).rejects.toThrow('attach it with dev_type blk')
+    expect(await names()).toEqual([])
+  })
+
   it('comes and goes with its SCSI target', async () => {
     await createScsi()
     expect(await attach('scsi')).toEqual(['V0t0'])

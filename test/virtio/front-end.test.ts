@@ -156,6 +156,41 @@ describe('a back end that does not do as it should', () => {
     expect(await backEnd.attach()).toEqual(['V0'])
   })
 
+  // Virtio specification 1.2, section 5.6.4: le32 queues, segments, sectors, commands, event info, sense 96, CDB 32; le16
+  // channels, targets; le32 LUNs. Read as a block device's, it has 126 * 2^32 + 32 sectors.
+  const SCSI_CONFIG = '200000007e000000ffffffff8000000010000000600000002000000000000700ff3f0000'
+  const HOTPLUG_CHANGE = (1n << 32n) | (1n << 30n) | 6n
+
+  it('is not taken for a block device when it serves SCSI', async () => {
+    backEnd.answers.set(GET_FEATURES, reply(u64(HOTPLUG_CHANGE)))
+    backEnd.answers.set(GET_CONFIG, ({ payload }) => {
+      const answer = Buffer.from(payload)
+      answer.write(SCSI_CONFIG, 12, 'hex')
+      return message(GET_CONFIG, 5, answer)
+    })
+    await expect(backEnd.attach()).rejects.toMatchObject({
+      code: 'EINVAL',
+      message: expect.stringMatching(/disk: the back end offers features 0x140000006 .* with dev_type scsi$/),
+    })
+    // vhost-user specification, VHOST_USER_GET_CONFIG: one that has none answers without a payload.
+    backEnd.answers.set(GET_CONFIG, reply(new Uint8Array(0)))
+    await expect(backEnd.attach()).rejects.toThrow('with dev_type scsi')
+    expect(backEnd.bdevs.list()).toEqual([])
+  })
+
+  it('is not taken for SCSI when it serves a block device', async () => {
+    await expect(backEnd.attach({ kind: 'scsi' })).rejects.toMatchObject({
+      code: 'EINVAL',
+      message: expect.stringContaining('those of a block device: attach it with dev_type blk'),
+    })
+  })
+
+  it('is a block device without any features, if nothing speaks against it', async () => {
+    backEnd.answers.set(GET_FEATURES, reply(u64((1n << 32n) | (1n << 30n))))
+    expect(await backEnd.attach()).toEqual(['V0'])
+    expect(blocks()).toBe(2048)
+  })
+
   it('loses its connection for words that nobody asked for, and gets another', async () => {
     await backEnd.attach()
     backEnd.say(message(1, 5, u64(0n)))
