@@ -1,5 +1,6 @@
 /** One controller: a name, a socket, the device behind it, and the front ends that are connected at this moment. */
-import { logger } from '../core/log.ts'
+import { type Logger, logger } from '../core/log.ts'
+import { limitLines } from '../core/log-limit.ts'
 import type { Backing } from './backing.ts'
 import type { SessionStats, Tuning } from './messages.ts'
 import type { DeviceModel } from './model.ts'
@@ -56,6 +57,8 @@ export interface SessionOptions {
   readonly tuning: Tuning
   readonly offerPacked: boolean
   readonly options: VhostOptions
+  /** For what the front end causes. */
+  readonly log: Logger
   /** Called once, after the front end has gone or was thrown out, when nothing of it is left. */
   readonly onEnd: () => void
 }
@@ -113,6 +116,7 @@ export class VhostController {
   readonly reactorIndexes: readonly number[]
   readonly #options: ControllerOptions
   readonly #sessions = new Map<number, Entry>()
+  readonly #log = limitLines(log)
   #lastId = -1
   /** One was turned away, and none has gone since. */
   #isFull = false
@@ -184,7 +188,7 @@ export class VhostController {
   #accept(start: StartSession): boolean {
     if (this.#sessions.size >= SESSIONS_MAX) {
       if (!this.#isFull) {
-        log.warning(
+        this.#log.warning(
           `${this.name} has ${SESSIONS_MAX} front ends, and turns further ones away until one goes: make another ` +
             'controller for the same bdev',
         )
@@ -205,14 +209,15 @@ export class VhostController {
       tuning: this.#tuning,
       offerPacked,
       options: options(),
+      log: this.#log,
       onEnd: () => {
         this.#sessions.delete(id)
         this.#isFull = false
-        log.notice(`${name}: the front end has gone`)
+        this.#log.notice(`${name}: the front end has gone`)
       },
     })
     this.#sessions.set(id, { vid, id, name, session })
-    log.notice(`${name}: a front end is connected at ${this.socketPath}`)
+    this.#log.notice(`${name}: a front end is connected at ${this.socketPath}`)
     return true
   }
 

@@ -1,6 +1,6 @@
 /** A front end's session on one reactor: its memory, its device, and those of its queues that are at home here. */
 import type { ChannelContext } from '../bdev/bdev.ts'
-import { logger } from '../core/log.ts'
+import type { Logger } from '../core/log.ts'
 import type { Reactor } from '../reactor/reactor.ts'
 import { DirtyLog } from './dirty-log.ts'
 import { GuestMemory } from './guest-memory.ts'
@@ -20,8 +20,6 @@ import { Queue, type QueueSession } from './queue.ts'
 import type { VirtioDevice } from './request.ts'
 import { RequestBudget } from './request-budget.ts'
 
-const log = logger('vhost')
-
 export class ReactorSession implements QueueSession {
   readonly reactor: Reactor
   readonly memory = new GuestMemory([])
@@ -30,15 +28,17 @@ export class ReactorSession implements QueueSession {
   readonly one: number
   tuning: Tuning
   readonly #controller: string
+  readonly #log: Logger
   readonly #queues = new Map<number, Queue>()
   #isClosing = false
 
-  /** Throws `RpcError` ENODEV when a bdev of the device is not there. `one`: see `QueueSession`. */
-  constructor(reactor: Reactor, context: ChannelContext, one: number, open: OpenSession) {
+  /** Throws `RpcError` ENODEV when a bdev of the device is not there. `one`: see `QueueSession`. `log`: for what guests cause. */
+  constructor(reactor: Reactor, context: ChannelContext, one: number, open: OpenSession, log: Logger) {
     this.reactor = reactor
     this.one = one
     this.tuning = open.tuning
     this.#controller = open.controller
+    this.#log = log
     this.device = openDevice(open.device, context)
   }
 
@@ -106,7 +106,9 @@ export class ReactorSession implements QueueSession {
   }
 
   broken(index: number, why: string): void {
-    log.error(`${this.#controller}: queue ${index} is broken, and stopped until its guest resets it: ${why}`)
+    this.#log.error(
+      `${this.#controller}: queue ${index} is broken, and stopped until its guest resets it: ${why}`,
+    )
   }
 }
 

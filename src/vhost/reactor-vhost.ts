@@ -1,5 +1,7 @@
 /** The vhost target's part on one reactor: answers what the control thread asks (`messages.ts`). */
 import type { ChannelContext } from '../bdev/bdev.ts'
+import { type Logger, logger } from '../core/log.ts'
+import { limitLines } from '../core/log-limit.ts'
 import type { Reactor } from '../reactor/reactor.ts'
 import { viewAt } from '../sys/memory.ts'
 import {
@@ -17,17 +19,22 @@ import {
 } from './messages.ts'
 import { ReactorSession } from './reactor-session.ts'
 
+const log = logger('vhost')
+
 const NO_STATS: SessionStats = { queues: [] }
 
 export class ReactorVhost {
   readonly #sessions = new Map<number, ReactorSession>()
+  /** By controller: a front end that comes again does not begin anew. */
+  readonly #logs = new Map<string, Logger>()
 
   constructor(reactor: Reactor, context: ChannelContext) {
     const one = reactor.arena.allocate(8)
     viewAt(one, 8).setUint32(0, 1, true)
     const { control } = reactor
     control.on<OpenSession>(Topic.OPEN, open => {
-      this.#sessions.set(open.session, new ReactorSession(reactor, context, one, open))
+      const log = this.#logOf(open.controller)
+      this.#sessions.set(open.session, new ReactorSession(reactor, context, one, open, log))
     })
     control.on<SetMemory>(Topic.MEMORY, ({ session, regions }) => this.#session(session).setMemory(regions))
     control.on<SetLog>(Topic.LOG, message => this.#session(message.session).setLog(message.log))
@@ -45,6 +52,12 @@ export class ReactorVhost {
     })
     control.on<SendEvent>(Topic.EVENT, event => this.#sessions.get(event.session)?.sendEvent(event))
     control.on<number>(Topic.STATS, session => this.#sessions.get(session)?.stats() ?? NO_STATS)
+  }
+
+  #logOf(controller: string): Logger {
+    const found = this.#logs.get(controller) ?? limitLines(log)
+    this.#logs.set(controller, found)
+    return found
   }
 
   #session(number: number): ReactorSession {

@@ -10,7 +10,6 @@
  * tuning) does not wait for it, and the end of the connection ends that I/O, so it is listened for all the time.
  */
 import { ProtocolError, RpcError, SysError } from '../core/errors.ts'
-import { logger } from '../core/log.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
 import type { MessageSocket, SocketMessage } from '../reactor/message-sockets.ts'
 import {
@@ -51,8 +50,6 @@ import { SealPolicy } from './seals.ts'
 import { SessionMemory } from './session-memory.ts'
 import { SessionReactors } from './session-reactors.ts'
 import { checkEventfd, type RingContext, SessionRings } from './session-rings.ts'
-
-const log = logger('vhost')
 
 const bit = (number: number): bigint => 1n << BigInt(number)
 
@@ -98,7 +95,8 @@ export class Session implements ControllerSession, RingContext {
   #isAlone = false
 
   constructor(parts: SessionParts) {
-    const { number, controllerName, model, reactors, reactorIndexes, tuning, offerPacked, options } = parts
+    const { number, controllerName, model, reactors, reactorIndexes, tuning, offerPacked, options, log } =
+      parts
     const warn = (message: string): void => log.warning(`${controllerName}: ${message}`)
     this.session = number
     this.#parts = parts
@@ -215,7 +213,7 @@ export class Session implements ControllerSession, RingContext {
       await this.#tearDown()
     } catch (error) {
       // Mappings stay: somebody may use them yet.
-      log.error(`${this.#parts.controllerName}: a session did not end in order: ${error}`)
+      this.#parts.log.error(`${this.#parts.controllerName}: a session did not end in order: ${error}`)
     }
     this.#parts.onEnd()
   }
@@ -259,7 +257,7 @@ export class Session implements ControllerSession, RingContext {
 
   /** QEMU's vhost_user_blk_disconnect is never called then, and without it nobody hears of the new connection. */
   #reportSilence(): void {
-    log.warning(
+    this.#parts.log.warning(
       `${this.#parts.controllerName}: a front end is connected and says nothing. QEMU before 8.2 stays like that when it ` +
         'loses its back end while it sets up or stops a device: the guest has to be started anew',
     )
@@ -299,7 +297,7 @@ export class Session implements ControllerSession, RingContext {
       this.#send(request, u64(1))
     } catch (error) {
       // The connection ends anyway, and for another reason, which is reported.
-      log.debug(`${this.#parts.controllerName}: ${error}`)
+      this.#parts.log.debug(`${this.#parts.controllerName}: ${error}`)
     }
   }
 
@@ -473,7 +471,7 @@ export class Session implements ControllerSession, RingContext {
   }
 
   #report(error: unknown): void {
-    const { controllerName } = this.#parts
+    const { controllerName, log } = this.#parts
     const request = error instanceof Error && error.cause !== undefined ? `${error.message} ` : ''
     const cause = request === '' ? error : (error as Error).cause
     // The front end is gone before it got its answer: that is no fault of anybody.

@@ -60,6 +60,13 @@ describe('a controller', () => {
     expect(second.options.model).toBe(first.options.model)
   })
 
+  it('writes few lines about front ends that come and go all the time', async () => {
+    await blk()
+    const before = lines.length
+    for (let i = 0; i < 200; i++) await service.run(service.connect('disk0').close())
+    expect(lines.length - before).toBeLessThan(200)
+  })
+
   it('turns front ends away while it has 32, and says so once', async () => {
     await blk()
     const sessions = Array.from({ length: 32 }, () => service.connect('disk0'))

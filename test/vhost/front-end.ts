@@ -10,7 +10,7 @@ import { drivers } from '../../src/bdev/drivers/index.ts'
 import { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
 import { BdevRegistry } from '../../src/bdev/registry.ts'
 import { ProtocolError } from '../../src/core/errors.ts'
-import { logSettings } from '../../src/core/log.ts'
+import { logger, logSettings } from '../../src/core/log.ts'
 import { Acceptor, ReactorAcceptor } from '../../src/reactor/acceptor.ts'
 import { MessageSockets, ReactorMessageSockets } from '../../src/reactor/message-sockets.ts'
 import { eventfd } from '../../src/sys/libc.ts'
@@ -266,6 +266,7 @@ export class VhostLab {
           tuning: { quietUs: 50, delayBaseUs: 0, iopsThreshold: 60_000 },
           offerPacked: true,
           options: { requireSealedMemory: true },
+          log: logger('vhost'),
           onEnd: () => this.#ended++,
           ...change,
         }),
