@@ -17,6 +17,7 @@ import { lockFile } from '../sys/file-lock.ts'
 import { VhostControllers } from '../vhost/controllers.ts'
 import { FrontEnds } from '../vhost/front-ends.ts'
 import { resolveAccess, type SocketAccess } from '../vhost/socket-access.ts'
+import { makeSocketDirectory } from '../vhost/socket-directory.ts'
 import { VirtioControllers } from '../virtio/virtio-controllers.ts'
 import { Workloads } from '../workload/workloads.ts'
 import { Configuration } from './configuration.ts'
@@ -138,7 +139,10 @@ export class Daemon {
     const plugins = await classifyPlugins(options.plugins)
     const drivers = await loadDrivers(plugins.drivers)
     const { directory, mode, owner } = options.vhost
-    const vhostSettings = { directory, defaultAccess: await resolveAccess({ mode, owner }) }
+    const defaultAccess = await resolveAccess({ mode, owner })
+    if (directory !== undefined) await makeSocketDirectory(directory)
+    // In the current directory, which nobody may have chosen, it is a controller that says what is wrong.
+    const vhostSettings = { directory: directory ?? process.cwd(), defaultAccess }
     const application: ReactorApplication = { plugins: plugins.drivers }
     const reactors = await ReactorThreads.start({
       entry: new URL('./reactor-main.js', import.meta.url),

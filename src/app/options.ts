@@ -17,8 +17,8 @@ export interface QuickDisk {
 
 /** Where the sockets of vhost controllers are, and whose they are unless a controller says so itself. */
 export interface VhostSockets {
-  /** Absolute. */
-  readonly directory: string
+  /** Absolute, and made if it is not there; the current one when undefined. */
+  readonly directory: string | undefined
   /** As for chmod: `0660`. */
   readonly mode: string | undefined
   /** As for chown: `libvirt-qemu:kvm`. */
@@ -59,7 +59,7 @@ As SPDK's applications have them
   -r, --rpc-socket PATH   the RPC socket, or IP:PORT (default ${DEFAULT_RPC_SOCKET})
   -m, --cpumask MASK      one reactor for each processor in the mask: 0x3 or [0,1] (default: one, on any)
   -c, --config FILE       configuration to load at start, in SPDK's format; a call that fails ends the start
-  -S PATH                 directory of the vhost controllers' sockets (default: this one)
+  -S PATH                 directory of the vhost controllers' sockets, made if missing (default: this one)
   -L, --logflag FLAG      log everything of a component; may be repeated, "all" for all
   --loglevel LEVEL        least level to print: ${Object.keys(LogLevel).join(', ')} (default NOTICE)
   --wait-for-rpc          wait for framework_start_init before anything is brought up
@@ -93,7 +93,7 @@ export function parseServeOptions(argv: readonly string[]): ServeOptions | 'help
     configFile: values.config,
     stateDirectory: values.state,
     vhost: {
-      directory: resolve(values['vhost-path'] ?? '.'),
+      directory: values['vhost-path'] === undefined ? undefined : resolve(values['vhost-path']),
       mode: values['vhost-mode'],
       owner: values['vhost-owner'],
     },

@@ -32,7 +32,7 @@ describe('the command line of serve', () => {
   })
 
   it('has the sockets of vhost controllers in the current directory, unless it is told where and whose', () => {
-    expect(parse('').vhost).toEqual({ directory: process.cwd(), mode: undefined, owner: undefined })
+    expect(parse('').vhost).toEqual({ directory: undefined, mode: undefined, owner: undefined })
     expect(parse('-S run --vhost-mode 0660 --vhost-owner qemu:kvm').vhost).toEqual({
       directory: join(process.cwd(), 'run'),
       mode: '0660',

@@ -1,5 +1,5 @@
 /** What an operator may get wrong with the daemon's own files, and what is said about it. */
-import { mkdirSync, rmdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, rmdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, expect, it } from 'vitest'
 import { Daemon, startDaemon } from './lab/daemon.ts'
@@ -43,6 +43,22 @@ await describeWith(['setpriv'], 'the files of a daemon', () => {
     await daemon.rpc('bdev_null_create', disk('n1'))
     await daemon.restart('SIGKILL')
     expect(await daemon.rpc('bdev_get_bdevs')).toMatchObject([{ name: 'n0' }, { name: 'n1' }])
+  })
+
+  it('-S with a file is refused, and with a directory that is not there makes it', async () => {
+    const daemon = new Daemon({ args: ['-S', '/dev/null'] })
+    daemons.push(daemon)
+    await expect(daemon.start()).rejects.toThrow(
+      'no sockets of vhost controllers can be made in /dev/null (-S): it is a file',
+    )
+    expect(daemon.exit).toEqual({ code: 1, signal: null })
+
+    const sockets = join(daemon.directory, 'run', 'vhost')
+    const other = await startDaemon({ args: ['-S', sockets] })
+    daemons.push(other)
+    await other.rpc('bdev_null_create', disk('n0'))
+    await other.rpc('vhost_create_blk_controller', { ctrlr: 'blk0', dev_name: 'n0' })
+    expect(existsSync(join(sockets, 'blk0'))).toBe(true)
   })
 
   it('--disk with a directory is refused, and the daemon ends', async () => {
