@@ -4,8 +4,8 @@
  *                       while another has it as
  *   claim as            exclusive_write   write     read
  *   exclusive_write     refused           warned    allowed      filters, NVMe-oF namespaces
- *   write               refused           allowed   allowed      an NBD export
- *   read                allowed           allowed   allowed      an NBD export that is read only
+ *   write               refused           noted     allowed      an NBD export, a vhost controller
+ *   read                allowed           allowed   allowed      those that are read only
  *
  * SPDK does not refuse an exclusive claim because somebody has the device open for writing; two clients that know
  * nothing of each other can then destroy a file system, so the log says who they are.
@@ -58,16 +58,18 @@ export class Claims {
           'Take it away from there first, or use another bdev',
       )
     }
-    const writers = [...this.#claims].filter(other => other.type !== 'read').map(other => other.owner)
-    const isUnaware = type === 'exclusive_write' || (type === 'write' && exclusive !== undefined)
-    if (isUnaware && writers.length > 0) {
-      log.warning(
-        `${this.#bdevName} is written to by ${writers.join(', ')} and now by ${owner} too: ` +
-          'file systems do not survive two writers that know nothing of each other',
-      )
-    }
+    this.#tellOfWriters(owner, type)
     const claim: Claim = { owner, type, release: () => void this.#claims.delete(claim) }
     this.#claims.add(claim)
     return claim
+  }
+
+  #tellOfWriters(owner: string, type: ClaimType): void {
+    const writers = [...this.#claims].filter(claim => claim.type !== 'read').map(claim => claim.owner)
+    if (type === 'read' || writers.length === 0) return
+    const who = `${this.#bdevName} is written to by ${writers.join(', ')} and now by ${owner} too`
+    if (type === 'exclusive_write' || this.exclusive !== undefined) {
+      log.warning(`${who}: file systems do not survive two writers that know nothing of each other`)
+    } else log.notice(`${who}: right where they know of each other, as while a guest migrates`)
   }
 }

@@ -85,6 +85,18 @@ describe('BdevRegistry', () => {
     expect(() => bdevs.claim('n0', 'vhost controller b', 'write')).toThrow('subsystem a has it for itself')
   })
 
+  it('says of whoever writes to a device beside others who they are', async () => {
+    const written = vi.spyOn(logSettings, 'write').mockReturnValue()
+    await bdevs.create('null', 'n0', GEOMETRY)
+    bdevs.claim('n0', 'vhost controller a', 'write')
+    bdevs.claim('n0', 'NBD export b', 'read')
+    expect(written).not.toHaveBeenCalled()
+    bdevs.claim('n0', 'vhost controller c', 'write')
+    expect(written.mock.calls.join()).toMatch(
+      /NOTICE bdev: n0 is written to by vhost controller a and now by vhost controller c too/,
+    )
+  })
+
   it('tells every reactor and every listener of a new size, and refuses to shrink under an owner', async () => {
     const info = await bdevs.create('null', 'n0', GEOMETRY)
     const heard: unknown[] = []
