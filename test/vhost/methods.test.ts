@@ -1,5 +1,8 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { render } from '../../src/cli/output.ts'
 import { logSettings } from '../../src/core/log.ts'
+import { vhostMethods } from '../../src/vhost/methods.ts'
+import { RecordingTerminal } from '../cli/support.ts'
 import { queue, VhostService } from './support.ts'
 
 let service: VhostService
@@ -241,6 +244,25 @@ describe('vhost_get_stats', () => {
           },
         ],
       },
+    ])
+  })
+  it('is a table on a terminal, with the sums over the queues of each controller', async () => {
+    await blk()
+    await scsi()
+    const [first, second] = [service.connect('disk0'), service.connect('disk0')]
+    first.queues = [
+      queue(0, { requests: 9, outstanding: 1, calls: 4, kicks: 2, isPolled: true }),
+      queue(1, { requests: 100 }),
+    ]
+    second.queues = [queue(0, { requests: 1, outstanding: 2, calls: 10, kicks: 20, isPolled: true })]
+
+    const terminal = new RecordingTerminal({ isTerminal: true, env: { NO_COLOR: '1' } })
+    const method = vhostMethods.find(({ name }) => name === 'vhost_get_stats')!
+    expect(render(terminal, method, await service.call('vhost_get_stats')).split('\n')).toEqual([
+      'CTRLR  QUIET US  SESSIONS  QUEUES  POLLED  REQUESTS  OUTSTANDING  INTERRUPTS  NOTIFICATIONS',
+      'bus0         50         0       0       0         0            0           0              0',
+      'disk0        50         2       3       2       110            3          14             22',
+      '',
     ])
   })
 })

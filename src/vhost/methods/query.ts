@@ -107,35 +107,52 @@ function bdevNames({ backend_specific: shown }: ControllerRow): string[] {
   return shown.block.bdev === null ? [] : [shown.block.bdev]
 }
 
+const queueRow = z.object({
+  index: z.int(),
+  polled: z.boolean(),
+  requests: z.int(),
+  outstanding: z.int(),
+  interrupts: z.int(),
+  notifications: z.int(),
+})
+const statsRow = z.object({
+  ctrlr: z.string(),
+  quiet_us: z.int(),
+  sessions: z.array(z.object({ id: z.int(), name: z.string(), queues: z.array(queueRow) })),
+})
+type StatsRow = z.output<typeof statsRow>
+
+const queuesOf = ({ sessions }: StatsRow): StatsRow['sessions'][number]['queues'] =>
+  sessions.flatMap(({ queues }) => queues)
+
+/** A column with the sum over all queues of a controller. */
+const summed = (title: 'requests' | 'outstanding' | 'interrupts' | 'notifications') => ({
+  title,
+  value: (row: StatsRow) => queuesOf(row).reduce((sum, queue) => sum + queue[title], 0),
+})
+
 const getStats = method({
   name: 'vhost_get_stats',
   summary:
     'Tells what the virtqueues of connected front ends did, and which of them are polled at this moment.',
   params: z.object({ ctrlr: z.string().optional().describe('Only this controller') }),
-  result: z.array(
-    z.object({
-      ctrlr: z.string(),
-      quiet_us: z.int(),
-      sessions: z.array(
-        z.object({
-          id: z.int(),
-          name: z.string(),
-          queues: z.array(
-            z.object({
-              index: z.int(),
-              polled: z.boolean(),
-              requests: z.int(),
-              outstanding: z.int(),
-              interrupts: z.int(),
-              notifications: z.int(),
-            }),
-          ),
-        }),
-      ),
-    }),
-  ),
+  result: z.array(statsRow),
   errors: { ENODEV: UNKNOWN },
-  cli: { positional: ['ctrlr'], commands: ['vhost stats'] },
+  cli: {
+    positional: ['ctrlr'],
+    columns: [
+      'ctrlr',
+      'quiet_us',
+      { title: 'sessions', value: row => row.sessions.length },
+      { title: 'queues', value: row => queuesOf(row).length },
+      { title: 'polled', value: row => queuesOf(row).filter(({ polled }) => polled).length },
+      summed('requests'),
+      summed('outstanding'),
+      summed('interrupts'),
+      summed('notifications'),
+    ],
+    commands: ['vhost stats'],
+  },
   run: ({ ctrlr: name }, { vhost }: VhostContext) =>
     Promise.all(
       (name === undefined ? vhost.list() : [vhost.get(name)]).map(async controller => ({
