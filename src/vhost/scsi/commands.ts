@@ -3,6 +3,9 @@ import type { BdevInfo } from '../../bdev/bdev.ts'
 import { IoType } from '../../bdev/io.ts'
 import {
   Asc,
+  Cdb10,
+  Cdb12,
+  Cdb16,
   CONTROL_NACA,
   Opcode,
   REPORT_LUNS_UNIT,
@@ -72,8 +75,8 @@ const reserveOut = (action: number): CommandDefinition =>
 const COMMANDS: readonly CommandDefinition[] = [
   define('00 00 0000 00 00', Needs.UNIT, control.testUnitReady),
   define('03 01 0000 ff 00', Needs.NOTHING, control.requestSense, ALWAYS),
-  define('08 1f ffff ff 00', Needs.READ, rw.read6),
-  define('0a 1f ffff ff 00', Needs.WRITE, rw.write6),
+  define('08 1f ffff ff 00', Needs.READ, rw.read(rw.Range6)),
+  define('0a 1f ffff ff 00', Needs.WRITE, rw.write(rw.Range6)),
   define('12 01 ff ffff 00', Needs.NOTHING, inquiry, ALWAYS),
   define('15 11 0000 ff 00', Needs.WRITE, modeSelect6),
   define('16 00 0000 00 00', Needs.NOTHING, reservations.reserve6),
@@ -83,10 +86,10 @@ const COMMANDS: readonly CommandDefinition[] = [
   define('1d 04 0000 00 00', Needs.READ, control.sendDiagnostic),
   define('1e 00 0000 03 00', Needs.UNIT, control.preventAllowMediumRemoval),
   define('25 00 00000000 0000 00 00', Needs.UNIT, readCapacity10),
-  define('28 18 ffffffff 00 ffff 00', Needs.READ, rw.read10),
-  define('2a 18 ffffffff 00 ffff 00', Needs.WRITE, rw.write10),
-  define('2e 16 ffffffff 00 ffff 00', Needs.WRITE, rw.writeAndVerify10),
-  define('2f 16 ffffffff 00 ffff 00', Needs.READ, rw.verify10),
+  define('28 18 ffffffff 00 ffff 00', Needs.READ, rw.read(Cdb10)),
+  define('2a 18 ffffffff 00 ffff 00', Needs.WRITE, rw.write(Cdb10)),
+  define('2e 16 ffffffff 00 ffff 00', Needs.WRITE, rw.writeAndVerify(Cdb10)),
+  define('2f 16 ffffffff 00 ffff 00', Needs.READ, rw.verify(Cdb10)),
   define('35 02 ffffffff 00 ffff 00', Needs.WRITE, control.synchronizeCache10),
   define('41 08 ffffffff 00 ffff 00', Needs.WRITE, writeSame10),
   define('42 00 00000000 00 ffff 00', Needs.WRITE, unmap, { isThere: canUnmap }),
@@ -97,11 +100,11 @@ const COMMANDS: readonly CommandDefinition[] = [
   reserveIn(ReserveInAction.REPORT_CAPABILITIES, reservations.reportCapabilities),
   reserveIn(ReserveInAction.READ_FULL_STATUS, reservations.readFullStatus),
   ...Object.values(ReserveOutAction).map(reserveOut),
-  define('88 18 ffffffffffffffff ffffffff 00 00', Needs.READ, rw.read16),
+  define('88 18 ffffffffffffffff ffffffff 00 00', Needs.READ, rw.read(Cdb16)),
   define('89 18 ffffffffffffffff 000000ff 00 00', Needs.WRITE, rw.compareAndWrite),
-  define('8a 18 ffffffffffffffff ffffffff 00 00', Needs.WRITE, rw.write16),
-  define('8e 16 ffffffffffffffff ffffffff 00 00', Needs.WRITE, rw.writeAndVerify16),
-  define('8f 16 ffffffffffffffff ffffffff 00 00', Needs.READ, rw.verify16),
+  define('8a 18 ffffffffffffffff ffffffff 00 00', Needs.WRITE, rw.write(Cdb16)),
+  define('8e 16 ffffffffffffffff ffffffff 00 00', Needs.WRITE, rw.writeAndVerify(Cdb16)),
+  define('8f 16 ffffffffffffffff ffffffff 00 00', Needs.READ, rw.verify(Cdb16)),
   define('91 02 ffffffffffffffff ffffffff 00 00', Needs.WRITE, control.synchronizeCache16),
   define('93 09 ffffffffffffffff ffffffff 00 00', Needs.WRITE, writeSame16),
   define('9e 1f 0000000000000000 ffffffff 00 00', Needs.UNIT, readCapacity16, {
@@ -114,8 +117,8 @@ const COMMANDS: readonly CommandDefinition[] = [
   define('a3 1f 00 00 0000 ffffffff 00 00', Needs.READ, reportSupportedTaskManagement, {
     action: ServiceAction.REPORT_SUPPORTED_TASK_MANAGEMENT,
   }),
-  define('a8 18 ffffffff ffffffff 00 00', Needs.READ, rw.read12),
-  define('aa 18 ffffffff ffffffff 00 00', Needs.WRITE, rw.write12),
+  define('a8 18 ffffffff ffffffff 00 00', Needs.READ, rw.read(Cdb12)),
+  define('aa 18 ffffffff ffffffff 00 00', Needs.WRITE, rw.write(Cdb12)),
 ]
 
 /** By opcode; those with service actions have one for each. */

@@ -3,8 +3,9 @@
  * and writes; a check of the medium alone goes through a buffer of ours.
  */
 import { IoType } from '../../bdev/io.ts'
+import type { Field } from '../../core/struct.ts'
 import { Status } from '../../spec/nvme-status.ts'
-import { BYTCHK_SHIFT, Cdb6, Cdb10, Cdb12, Cdb16, CdbFlag, CompareAndWriteCdb } from '../../spec/scsi.ts'
+import { BYTCHK_SHIFT, Cdb6, CdbFlag, CompareAndWriteCdb } from '../../spec/scsi.ts'
 import { ScsiResponse } from '../../spec/virtio-scsi.ts'
 import { good, HANDLED, type Handled, type ScsiCommand, type Step } from './command.ts'
 
@@ -16,99 +17,42 @@ const CHECK_SIZE = 1 << 18
 /** BYTCHK: with what VERIFY compares. */
 const ByteCheck = { MEDIUM: 0, DATA: 1 } as const
 
-export function read6(command: ScsiCommand): Handled {
-  return transfer(command, IoType.READ, lba6(command), Cdb6.length.get(command.cdb, 0) || 256, 0)
+type Getter = Pick<Field, 'get'>
+
+/** Where a CDB has the range of a command. */
+interface RangeFields {
+  readonly lba: Getter
+  readonly length: Getter
+  readonly flags: Getter
 }
 
-export function write6(command: ScsiCommand): Handled {
-  return transfer(command, IoType.WRITE, lba6(command), Cdb6.length.get(command.cdb, 0) || 256, 0)
+/** The short form: no flags, and no blocks means 256 of them. */
+export const Range6: RangeFields = {
+  lba: { get: (cdb, at) => Cdb6.lbaHigh.get(cdb, at) * 0x10000 + Cdb6.lbaLow.get(cdb, at) },
+  length: { get: (cdb, at) => Cdb6.length.get(cdb, at) || 256 },
+  flags: { get: () => 0 },
 }
 
-export function read10(command: ScsiCommand): Handled {
-  const { cdb } = command
-  return transfer(
-    command,
-    IoType.READ,
-    Cdb10.lba.get(cdb, 0),
-    Cdb10.length.get(cdb, 0),
-    Cdb10.flags.get(cdb, 0),
-  )
-}
+type Run = (command: ScsiCommand) => Handled
+type RunRange = (command: ScsiCommand, firstBlock: number, blocks: number, flags: number) => Handled
 
-export function write10(command: ScsiCommand): Handled {
-  const { cdb } = command
-  return transfer(
-    command,
-    IoType.WRITE,
-    Cdb10.lba.get(cdb, 0),
-    Cdb10.length.get(cdb, 0),
-    Cdb10.flags.get(cdb, 0),
-  )
-}
+/** A command by what it does to a range: one for each form of the CDB. */
+const ranged =
+  (run: RunRange) =>
+  ({ lba, length, flags }: RangeFields): Run =>
+  command => {
+    const { cdb } = command
+    return run(command, lba.get(cdb, 0), length.get(cdb, 0), flags.get(cdb, 0))
+  }
 
-export function read12(command: ScsiCommand): Handled {
-  const { cdb } = command
-  return transfer(
-    command,
-    IoType.READ,
-    Cdb12.lba.get(cdb, 0),
-    Cdb12.length.get(cdb, 0),
-    Cdb12.flags.get(cdb, 0),
-  )
-}
-
-export function write12(command: ScsiCommand): Handled {
-  const { cdb } = command
-  return transfer(
-    command,
-    IoType.WRITE,
-    Cdb12.lba.get(cdb, 0),
-    Cdb12.length.get(cdb, 0),
-    Cdb12.flags.get(cdb, 0),
-  )
-}
-
-export function read16(command: ScsiCommand): Handled {
-  const { cdb } = command
-  return transfer(
-    command,
-    IoType.READ,
-    Cdb16.lba.get(cdb, 0),
-    Cdb16.length.get(cdb, 0),
-    Cdb16.flags.get(cdb, 0),
-  )
-}
-
-export function write16(command: ScsiCommand): Handled {
-  const { cdb } = command
-  return transfer(
-    command,
-    IoType.WRITE,
-    Cdb16.lba.get(cdb, 0),
-    Cdb16.length.get(cdb, 0),
-    Cdb16.flags.get(cdb, 0),
-  )
-}
-
-export function verify10(command: ScsiCommand): Handled {
-  const { cdb } = command
-  return verify(command, Cdb10.lba.get(cdb, 0), Cdb10.length.get(cdb, 0), Cdb10.flags.get(cdb, 0))
-}
-
-export function verify16(command: ScsiCommand): Handled {
-  const { cdb } = command
-  return verify(command, Cdb16.lba.get(cdb, 0), Cdb16.length.get(cdb, 0), Cdb16.flags.get(cdb, 0))
-}
-
-export function writeAndVerify10(command: ScsiCommand): Handled {
-  const { cdb } = command
-  return writeAndVerify(command, Cdb10.lba.get(cdb, 0), Cdb10.length.get(cdb, 0), Cdb10.flags.get(cdb, 0))
-}
-
-export function writeAndVerify16(command: ScsiCommand): Handled {
-  const { cdb } = command
-  return writeAndVerify(command, Cdb16.lba.get(cdb, 0), Cdb16.length.get(cdb, 0), Cdb16.flags.get(cdb, 0))
-}
+export const read = ranged((command, firstBlock, blocks, flags) =>
+  transfer(command, IoType.READ, firstBlock, blocks, flags),
+)
+export const write = ranged((command, firstBlock, blocks, flags) =>
+  transfer(command, IoType.WRITE, firstBlock, blocks, flags),
+)
+export const verify = ranged(verifyRange)
+export const writeAndVerify = ranged(writeAndVerifyRange)
 
 /** The data out is what is expected, then what is to be written. */
 export function compareAndWrite(command: ScsiCommand): Handled {
@@ -148,7 +92,7 @@ function transfer(
   return command.submit(good)
 }
 
-function verify(command: ScsiCommand, firstBlock: number, blocks: number, flags: number): Handled {
+function verifyRange(command: ScsiCommand, firstBlock: number, blocks: number, flags: number): Handled {
   const check = (flags & CdbFlag.BYTCHK) >> BYTCHK_SHIFT
   if (check > ByteCheck.DATA) return command.refuseField(1)
   const size = check === ByteCheck.DATA ? blocks * command.info.blockSize : 0
@@ -158,7 +102,12 @@ function verify(command: ScsiCommand, firstBlock: number, blocks: number, flags:
   return check === ByteCheck.DATA ? compare(command) : checkMedium(command)
 }
 
-function writeAndVerify(command: ScsiCommand, firstBlock: number, blocks: number, flags: number): Handled {
+function writeAndVerifyRange(
+  command: ScsiCommand,
+  firstBlock: number,
+  blocks: number,
+  flags: number,
+): Handled {
   const check = (flags & CdbFlag.BYTCHK) >> BYTCHK_SHIFT
   if (check > ByteCheck.DATA) return command.refuseField(1)
   const size = blocks * command.info.blockSize
@@ -188,10 +137,6 @@ function isAdmitted(
 
 const isForced = (command: ScsiCommand, flags: number): boolean =>
   (flags & CdbFlag.FUA) !== 0 || command.isWriteThrough
-
-function lba6({ cdb }: ScsiCommand): number {
-  return Cdb6.lbaHigh.get(cdb, 0) * 0x10000 + Cdb6.lbaLow.get(cdb, 0)
-}
 
 function startPieces(command: ScsiCommand, firstBlock: number, blocks: number): void {
   command.nextBlock = firstBlock
