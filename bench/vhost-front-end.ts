@@ -198,9 +198,9 @@ export class FrontEnd {
     fcntl(this.#call, F_SETFL, 0)
     this.#ring.disableInterrupts()
     const address = new DataView(new ArrayBuffer(VringAddress.size))
-    VringAddress.descriptor.set(address, 0, this.#ring.descriptors)
-    VringAddress.available.set(address, 0, this.#ring.driverArea)
-    VringAddress.used.set(address, 0, this.#ring.deviceArea)
+    VringAddress.descriptor.set(address, 0, this.#ring.addresses.descriptors)
+    VringAddress.available.set(address, 0, this.#ring.addresses.driverArea)
+    VringAddress.used.set(address, 0, this.#ring.addresses.deviceArea)
     this.#tell(Request.SET_VRING_NUM, vring(SLOTS))
     // Both wrap counters of a packed ring begin at 1.
     this.#tell(Request.SET_VRING_BASE, vring(isPacked ? 0x8000_8000 : 0))

@@ -5,23 +5,29 @@
  * shared memory is ever read back.
  */
 import type { Segments } from '../bdev/io.ts'
+import { assert } from '../core/assert.ts'
 import {
   AVAILABLE_ENTRY_SIZE,
   AvailableRing,
   DescriptorFlag,
   EventSuppression,
   PackedDescriptor,
+  QUEUE_SIZE_MAX,
   SplitDescriptor,
   UsedEntry,
   UsedRing,
 } from '../spec/virtqueue.ts'
 import { bytesAt } from '../sys/memory.ts'
 
-export interface DriverRing {
-  /** Addresses of the three parts in this process, as SET_VRING_ADDR has them. Packed: the areas are event suppression. */
+/** Where the three parts are in this process, as SET_VRING_ADDR has them. Packed: the areas are event suppression. */
+export interface RingAddresses {
   readonly descriptors: number
   readonly driverArea: number
   readonly deviceArea: number
+}
+
+export interface DriverRing {
+  readonly addresses: RingAddresses
   /** How many bytes the device says it wrote to the buffer that `next` returned last. */
   readonly usedBytes: number
   /**
@@ -61,13 +67,13 @@ const PART_ALIGNMENT = 64
 const aligned = (size: number): number => Math.ceil(size / PART_ALIGNMENT) * PART_ALIGNMENT
 
 /** Where the parts of a ring lie, in bytes from its start: descriptors first. */
-export interface RingParts {
+interface RingParts {
   readonly driverArea: number
   readonly deviceArea: number
   readonly tables: number
 }
 
-export function splitParts(entries: number): RingParts {
+function splitParts(entries: number): RingParts {
   const driverArea = aligned(entries * SplitDescriptor.size)
   const deviceArea = driverArea + aligned(AvailableRing.size + (entries + 1) * AVAILABLE_ENTRY_SIZE)
   return {
@@ -77,16 +83,23 @@ export function splitParts(entries: number): RingParts {
   }
 }
 
-export function packedParts(entries: number): RingParts {
+function packedParts(entries: number): RingParts {
   const driverArea = aligned(entries * PackedDescriptor.size)
   const deviceArea = driverArea + aligned(EventSuppression.size)
   return { driverArea, deviceArea, tables: deviceArea + aligned(EventSuppression.size) }
 }
 
+const partsOf = (entries: number, isPacked: boolean): RingParts =>
+  isPacked ? packedParts(entries) : splitParts(entries)
+
+export function ringAddresses(address: number, entries: number, isPacked: boolean): RingAddresses {
+  const { driverArea, deviceArea } = partsOf(entries, isPacked)
+  return { descriptors: address, driverArea: address + driverArea, deviceArea: address + deviceArea }
+}
+
 /** How much shared memory a ring needs, in bytes, its indirect tables included. */
 export function driverRingBytes(entries: number, isPacked: boolean, tableEntries: number): number {
-  const parts = isPacked ? packedParts(entries) : splitParts(entries)
-  return parts.tables + aligned(entries * tableEntries * SplitDescriptor.size)
+  return partsOf(entries, isPacked).tables + aligned(entries * tableEntries * SplitDescriptor.size)
 }
 
 /** 32-bit words of a descriptor, of either layout: low and high half of the address, length, the rest. */
@@ -141,6 +154,28 @@ export class IndirectTables {
     }
     const address = this.#deviceAddress + first * SplitDescriptor.size
     writeBuffer(ring, descriptorAt, address, segments.count * SplitDescriptor.size)
+  }
+}
+
+/** The memory of a new ring, of either layout: zeroed, and as the ring looks at it. */
+export interface RingMemory {
+  readonly addresses: RingAddresses
+  readonly parts: RingParts
+  /** All three parts. */
+  readonly words: Int32Array
+  readonly tables: IndirectTables
+}
+
+export function openRingMemory(options: DriverRingOptions, isPacked: boolean): RingMemory {
+  const { address, entries } = options
+  assert(entries > 0 && entries <= QUEUE_SIZE_MAX, `${entries} entries are at most ${QUEUE_SIZE_MAX}`)
+  const parts = partsOf(entries, isPacked)
+  const { buffer, byteOffset } = bytesAt(address, parts.tables).fill(0)
+  return {
+    addresses: ringAddresses(address, entries, isPacked),
+    parts,
+    words: new Int32Array(buffer, byteOffset, parts.tables / 4),
+    tables: new IndirectTables(options, parts.tables, isPacked),
   }
 }
 

@@ -18,6 +18,7 @@ import {
   VringState,
 } from '../spec/vhost-user.ts'
 import { closeAll } from '../sys/unix-message.ts'
+import type { RingAddresses } from './driver-ring.ts'
 
 export const FRAMING: Framing = {
   headerBytes: MessageHeader.size,
@@ -120,10 +121,7 @@ export class FrontEnd {
     return VringState.num.get(this.#payload(Request.GET_VRING_BASE, answer, VringState.size), 0)
   }
 
-  setVringAddress(
-    index: number,
-    { descriptors, driverArea, deviceArea }: { descriptors: number; driverArea: number; deviceArea: number },
-  ): Promise<void> {
+  setVringAddress(index: number, { descriptors, driverArea, deviceArea }: RingAddresses): Promise<void> {
     const payload = new DataView(new ArrayBuffer(VringAddress.size))
     VringAddress.index.set(payload, 0, index)
     VringAddress.descriptor.set(payload, 0, descriptors)

@@ -7,8 +7,9 @@ import { ProtocolFeature, Request, VhostFeature } from '../spec/vhost-user.ts'
 import { VirtioFeature } from '../spec/virtio.ts'
 import { BlkConfig, BlkFeature, SECTOR_SIZE } from '../spec/virtio-blk.ts'
 import { ScsiConfig, ScsiFeatureBit } from '../spec/virtio-scsi.ts'
+import { ringAddresses } from './driver-ring.ts'
 import type { FrontEnd, InflightMemory } from './front-end.ts'
-import { FIXED_QUEUES, ringAddresses } from './memory-layout.ts'
+import { FIXED_QUEUES } from './memory-layout.ts'
 import type { DeviceKind, RingDescription, RingFeatures } from './messages.ts'
 
 const bit = (number: number): bigint => 1n << BigInt(number)
@@ -164,11 +165,10 @@ export async function start(frontEnd: FrontEnd, setup: Setup): Promise<void> {
   const { memory, rings, isPacked, bases, inflight } = setup
   if (inflight !== undefined) await frontEnd.setInflight(inflight)
   await frontEnd.setMemory(memory.fd, memory.address, memory.sizeBytes)
-  for (const [i, ring] of rings.entries()) {
-    const { index, size, call, kick } = ring
+  for (const [i, { index, address, size, call, kick }] of rings.entries()) {
     await frontEnd.setVringState(Request.SET_VRING_NUM, index, size)
     await frontEnd.setVringState(Request.SET_VRING_BASE, index, bases[i]!)
-    await frontEnd.setVringAddress(index, ringAddresses(ring, isPacked))
+    await frontEnd.setVringAddress(index, ringAddresses(address, size, isPacked))
     await frontEnd.setVringFd(Request.SET_VRING_CALL, index, call)
     await frontEnd.setVringFd(Request.SET_VRING_KICK, index, kick)
   }

@@ -8,9 +8,8 @@
  *
  * Guest addresses are this process's own, so that descriptors are what the rest of the program calls addresses.
  */
-import { assert } from '../core/assert.ts'
 import { ScsiEvent } from '../spec/virtio-scsi.ts'
-import { type DriverRing, driverRingBytes, packedParts, splitParts } from './driver-ring.ts'
+import { type DriverRing, driverRingBytes } from './driver-ring.ts'
 import type { DeviceKind, RingDescription, RingFeatures } from './messages.ts'
 import { PackedDriver } from './packed-driver.ts'
 import { SLOT_BYTES } from './slot.ts'
@@ -69,18 +68,4 @@ export function createRing(ring: RingDescription, features: RingFeatures): Drive
     tableEntries: features.hasIndirect ? TABLE_ENTRIES : 0,
   }
   return features.isPacked ? new PackedDriver(options) : new SplitDriver(options)
-}
-
-/** Addresses of a ring's parts, as SET_VRING_ADDR has them. */
-export function ringAddresses(
-  ring: RingDescription,
-  isPacked: boolean,
-): { readonly descriptors: number; readonly driverArea: number; readonly deviceArea: number } {
-  assert(ring.address % PAGE === 0, 'a ring begins a page')
-  const parts = isPacked ? packedParts(ring.size) : splitParts(ring.size)
-  return {
-    descriptors: ring.address,
-    driverArea: ring.address + parts.driverArea,
-    deviceArea: ring.address + parts.deviceArea,
-  }
 }

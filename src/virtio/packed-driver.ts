@@ -7,20 +7,14 @@
 import type { Segments } from '../bdev/io.ts'
 import { assert } from '../core/assert.ts'
 import { ProtocolError } from '../core/errors.ts'
-import {
-  DescriptorFlag,
-  EVENT_FLAG_MASK,
-  EventFlag,
-  QUEUE_SIZE_MAX,
-  WRAP_COUNTER_BIT,
-} from '../spec/virtqueue.ts'
-import { bytesAt } from '../sys/memory.ts'
+import { DescriptorFlag, EVENT_FLAG_MASK, EventFlag, WRAP_COUNTER_BIT } from '../spec/virtqueue.ts'
 import {
   DESCRIPTOR_WORDS,
   type DriverRing,
   type DriverRingOptions,
-  IndirectTables,
-  packedParts,
+  type IndirectTables,
+  openRingMemory,
+  type RingAddresses,
   writableBytes,
   writeBuffer,
 } from './driver-ring.ts'
@@ -32,9 +26,7 @@ const USED_MASK = DescriptorFlag.AVAIL | DescriptorFlag.USED
 const USED_FLAGS = [0, USED_MASK] as const
 
 export class PackedDriver implements DriverRing {
-  readonly descriptors: number
-  readonly driverArea: number
-  readonly deviceArea: number
+  readonly addresses: RingAddresses
   usedBytes = 0
 
   readonly #entries: number
@@ -65,17 +57,13 @@ export class PackedDriver implements DriverRing {
   #usedWrap: 0 | 1 = 1
 
   constructor(options: DriverRingOptions) {
-    const { address, entries } = options
-    assert(entries > 0 && entries <= QUEUE_SIZE_MAX, `${entries} entries are at most ${QUEUE_SIZE_MAX}`)
-    const parts = packedParts(entries)
+    const { entries, hasEventIndex } = options
+    const { addresses, parts, words, tables } = openRingMemory(options, true)
     this.#entries = entries
-    this.#hasEventIndex = options.hasEventIndex
-    this.descriptors = address
-    this.driverArea = address + parts.driverArea
-    this.deviceArea = address + parts.deviceArea
-    const bytes = bytesAt(address, parts.tables).fill(0)
-    this.#words = new Int32Array(bytes.buffer, bytes.byteOffset, parts.tables / 4)
-    this.#tables = new IndirectTables(options, parts.tables, true)
+    this.#hasEventIndex = hasEventIndex
+    this.addresses = addresses
+    this.#words = words
+    this.#tables = tables
     this.#driverEventAt = parts.driverArea / 4
     this.#deviceEventAt = parts.deviceArea / 4
     this.#freeIds = Uint16Array.from({ length: entries }, (_, i) => entries - 1 - i)

@@ -6,25 +6,22 @@ import {
   AVAILABLE_FLAG_NO_INTERRUPT,
   availEventAt,
   DescriptorFlag,
-  QUEUE_SIZE_MAX,
   USED_FLAG_NO_NOTIFY,
   usedEventAt,
 } from '../spec/virtqueue.ts'
-import { bytesAt } from '../sys/memory.ts'
 import {
   DESCRIPTOR_WORDS,
   type DriverRing,
   type DriverRingOptions,
-  IndirectTables,
-  splitParts,
+  type IndirectTables,
+  openRingMemory,
+  type RingAddresses,
   writableBytes,
   writeBuffer,
 } from './driver-ring.ts'
 
 export class SplitDriver implements DriverRing {
-  readonly descriptors: number
-  readonly driverArea: number
-  readonly deviceArea: number
+  readonly addresses: RingAddresses
   usedBytes = 0
 
   readonly #entries: number
@@ -56,19 +53,15 @@ export class SplitDriver implements DriverRing {
   #taken = 0
 
   constructor(options: DriverRingOptions) {
-    const { address, entries } = options
-    assert(entries > 0 && entries <= QUEUE_SIZE_MAX, `${entries} entries are at most ${QUEUE_SIZE_MAX}`)
+    const { entries, hasEventIndex } = options
     assert((entries & (entries - 1)) === 0, `${entries} entries are a power of two`)
-    const parts = splitParts(entries)
+    const { addresses, parts, words, tables } = openRingMemory(options, false)
     this.#entries = entries
-    this.#hasEventIndex = options.hasEventIndex
-    this.descriptors = address
-    this.driverArea = address + parts.driverArea
-    this.deviceArea = address + parts.deviceArea
-    const bytes = bytesAt(address, parts.tables).fill(0)
-    this.#words = new Int32Array(bytes.buffer, bytes.byteOffset, parts.tables / 4)
-    this.#halves = new Uint16Array(bytes.buffer, bytes.byteOffset, parts.tables / 2)
-    this.#tables = new IndirectTables(options, parts.tables, false)
+    this.#hasEventIndex = hasEventIndex
+    this.addresses = addresses
+    this.#words = words
+    this.#halves = new Uint16Array(words.buffer, words.byteOffset, words.length * 2)
+    this.#tables = tables
     this.#availableAt = parts.driverArea / 2
     this.#usedAt = parts.deviceArea / 2
     this.#usedEventAt = this.#availableAt + usedEventAt(entries) / 2

@@ -191,7 +191,7 @@ describe('publish', () => {
 
 describe('notifications', () => {
   const device = (hasEventIndex: boolean): Ring => queue.openDevice({ hasEventIndex })
-  const deviceEvent = (): string => hexAt(queue.driver.deviceArea, 4)
+  const deviceEvent = (): string => hexAt(queue.driver.addresses.deviceArea, 4)
 
   it('are asked for by flag', () => {
     const plain = device(false)
@@ -228,7 +228,7 @@ describe('interrupts', () => {
     device.wantsCall()
     serve(device, [0], AVAILABLE)
     expect([device.wantsCall(), device.wantsCall()]).toEqual([true, false])
-    poke(queue.driver.driverArea, '00000100')
+    poke(queue.driver.addresses.driverArea, '00000100')
     serve(device, [1], AVAILABLE)
     expect(device.wantsCall()).toBe(false)
   })
@@ -243,7 +243,7 @@ describe('interrupts', () => {
   ])('are sent by position and wrap counter: %s', (_, offWrap, ids, expected) => {
     const device = queue.openDevice({ hasEventIndex: true })
     device.wantsCall()
-    poke(queue.driver.driverArea, `${offWrap}0200`)
+    poke(queue.driver.addresses.driverArea, `${offWrap}0200`)
     serve(device, ids, AVAILABLE)
     expect(device.wantsCall()).toBe(expected)
   })
@@ -251,7 +251,7 @@ describe('interrupts', () => {
   it('are not sent for what was asked about before', () => {
     const device = queue.openDevice({ hasEventIndex: true })
     device.wantsCall()
-    poke(queue.driver.driverArea, '0080 0200')
+    poke(queue.driver.addresses.driverArea, '0080 0200')
     serve(device, [0], AVAILABLE)
     expect(device.wantsCall()).toBe(true)
     serve(device, [1], AVAILABLE)

@@ -40,12 +40,12 @@ describe('a split ring, byte by byte', () => {
     driver.add(segments([0x1_2345_6780, 16], [0x9000, 4096], [0xa000, 1]), 1, 7)
     expect(driver.publish()).toBe(true)
 
-    expect(hexAt(driver.descriptors, 48)).toBe(
+    expect(hexAt(driver.addresses.descriptors, 48)).toBe(
       // le64 addr, le32 len, le16 flags NEXT 1 / WRITE 2, le16 next
       '80674523 01000000 10000000 01000100 00900000 00000000 00100000 03000200 00a00000 00000000 01000000 02000000',
     )
     // le16 flags, le16 idx, le16 ring[4]
-    expect(hexAt(driver.driverArea, 12)).toBe('00000100 00000000 00000000')
+    expect(hexAt(driver.addresses.driverArea, 12)).toBe('00000100 00000000 00000000')
   })
 
   it('points to a table when indirect descriptors were negotiated', () => {
@@ -53,7 +53,7 @@ describe('a split ring, byte by byte', () => {
     driver.add(segments([0x8000, 16], [0xa000, 1]), 1, 7)
     driver.publish()
 
-    const [low, high, length, rest] = hexAt(driver.descriptors, 16).split(' ')
+    const [low, high, length, rest] = hexAt(driver.addresses.descriptors, 16).split(' ')
     expect([high, length, rest]).toEqual(['00000000', '20000000', '04000000'])
     const table = Buffer.from(low!, 'hex').readUInt32LE() - RING_GUEST + ringHost
     expect(hexAt(table, 32)).toBe('00800000 00000000 10000000 01000100 00a00000 00000000 01000000 02000000')
@@ -67,41 +67,41 @@ describe('a split ring, byte by byte', () => {
     expect(driver.next()).toBe(-1)
 
     // le16 flags, le16 idx 1, { le32 id 1, le32 len 512 }
-    poke(driver.deviceArea, '00000100 01000000 00020000')
+    poke(driver.addresses.deviceArea, '00000100 01000000 00020000')
     expect([driver.next(), driver.usedBytes, driver.next()]).toEqual([6, 512, -1])
   })
 
   it('asks for interrupts by flag, or by event index', () => {
     const plain = open({ isPacked: false, size: 4 }).driver
     plain.disableInterrupts()
-    expect(hexAt(plain.driverArea, 2)).toBe('0100')
+    expect(hexAt(plain.addresses.driverArea, 2)).toBe('0100')
     expect(plain.enableInterrupts()).toBe(false)
-    expect(hexAt(plain.driverArea, 2)).toBe('0000')
+    expect(hexAt(plain.addresses.driverArea, 2)).toBe('0000')
     queue.close()
 
     const { driver } = open({ isPacked: false, size: 4, hasEventIndex: true })
     driver.add(segments([0x8000, 16]), 1, 5)
     driver.publish()
-    poke(driver.deviceArea, '00000100 00000000 00000000')
+    poke(driver.addresses.deviceArea, '00000100 00000000 00000000')
     expect(driver.next()).toBe(5)
     expect(driver.enableInterrupts()).toBe(false)
     // used_event follows the ring of 4 entries.
-    expect(hexAt(driver.driverArea + 4 + 8, 2)).toBe('0100')
+    expect(hexAt(driver.addresses.driverArea + 4 + 8, 2)).toBe('0100')
     driver.disableInterrupts()
-    expect(hexAt(driver.driverArea + 4 + 8, 2)).toBe('0000')
-    expect(hexAt(driver.driverArea, 2)).toBe('0000')
+    expect(hexAt(driver.addresses.driverArea + 4 + 8, 2)).toBe('0000')
+    expect(hexAt(driver.addresses.driverArea, 2)).toBe('0000')
   })
 
   it('notifies as the device asks, by flag or by event index', () => {
     const plain = open({ isPacked: false, size: 4 }).driver
-    poke(plain.deviceArea, '0100')
+    poke(plain.addresses.deviceArea, '0100')
     plain.add(segments([0x8000, 16]), 1, 0)
     expect(plain.publish()).toBe(false)
     queue.close()
 
     const { driver } = open({ isPacked: false, size: 4, hasEventIndex: true })
     // avail_event follows the ring of 4 entries: the device wants to hear when entry 1 is there.
-    poke(driver.deviceArea + 4 + 32, '0100')
+    poke(driver.addresses.deviceArea + 4 + 32, '0100')
     const publishes = [0, 1, 2].map(token => driver.add(segments([0x8000, 16]), 1, token) && driver.publish())
     expect(publishes).toEqual([false, true, false])
     expect(driver.publish()).toBe(false)
@@ -113,10 +113,10 @@ describe('a packed ring, byte by byte', () => {
   it('has one entry for each segment, with the buffer id', () => {
     const { driver } = open({ isPacked: true, size: 3 })
     driver.add(segments([0x1_2345_6780, 16], [0x9000, 4096]), 1, 7)
-    expect(hexAt(driver.descriptors, 16).endsWith('00000000')).toBe(true)
+    expect(hexAt(driver.addresses.descriptors, 16).endsWith('00000000')).toBe(true)
     expect(driver.publish()).toBe(true)
 
-    expect(hexAt(driver.descriptors, 48)).toBe(
+    expect(hexAt(driver.addresses.descriptors, 48)).toBe(
       // le64 addr, le32 len, le16 id, le16 flags: NEXT 0x1, WRITE 0x2, AVAIL 0x80 (the wrap counter is 1 at first)
       '80674523 01000000 10000000 00008100 00900000 00000000 00100000 00008200 00000000 00000000 00000000 00000000',
     )
@@ -127,14 +127,14 @@ describe('a packed ring, byte by byte', () => {
     driver.add(segments([0x8000, 16], [0x9000, 4096]), 1, 7)
     driver.publish()
     // Used: len 4096, id 0, flags WRITE | AVAIL | USED.
-    poke(driver.descriptors + 8, '00100000 00008280')
+    poke(driver.addresses.descriptors + 8, '00100000 00008280')
     expect([driver.next(), driver.usedBytes, driver.next()]).toEqual([7, 4096, -1])
 
     driver.add(segments([0xb000, 1], [0xc000, 2]), 2, 8)
     driver.publish()
-    expect(hexAt(driver.descriptors + 32, 16)).toBe('00b00000 00000000 01000000 00008100')
+    expect(hexAt(driver.addresses.descriptors + 32, 16)).toBe('00b00000 00000000 01000000 00008100')
     // AVAIL 0, USED 1.
-    expect(hexAt(driver.descriptors, 16)).toBe('00c00000 00000000 02000000 00000080')
+    expect(hexAt(driver.addresses.descriptors, 16)).toBe('00c00000 00000000 02000000 00000080')
   })
 
   it('points to a table when indirect descriptors were negotiated', () => {
@@ -142,7 +142,7 @@ describe('a packed ring, byte by byte', () => {
     driver.add(segments([0x8000, 16], [0xa000, 1]), 1, 7)
     driver.publish()
 
-    const [low, high, length, rest] = hexAt(driver.descriptors, 16).split(' ')
+    const [low, high, length, rest] = hexAt(driver.addresses.descriptors, 16).split(' ')
     // INDIRECT 0x4, AVAIL 0x80.
     expect([high, length, rest]).toEqual(['00000000', '20000000', '00008400'])
     const table = Buffer.from(low!, 'hex').readUInt32LE() - RING_GUEST + ringHost
@@ -153,52 +153,52 @@ describe('a packed ring, byte by byte', () => {
     const { driver } = open({ isPacked: true, size: 3 })
     driver.add(segments([0x8000, 16]), 1, 7)
     driver.publish()
-    poke(driver.descriptors + 8, 'ffffffff 00008080')
+    poke(driver.addresses.descriptors + 8, 'ffffffff 00008080')
     expect([driver.next(), driver.usedBytes]).toEqual([7, 0])
   })
 
   it('asks for interrupts by flag, or by position and wrap counter', () => {
     const plain = open({ isPacked: true, size: 2 }).driver
     plain.disableInterrupts()
-    expect(hexAt(plain.driverArea, 4)).toBe('00000100')
+    expect(hexAt(plain.addresses.driverArea, 4)).toBe('00000100')
     plain.enableInterrupts()
-    expect(hexAt(plain.driverArea, 4)).toBe('00000000')
+    expect(hexAt(plain.addresses.driverArea, 4)).toBe('00000000')
     queue.close()
 
     const { driver } = open({ isPacked: true, size: 2, hasEventIndex: true })
     expect(driver.enableInterrupts()).toBe(false)
     // off_wrap: 0 | 1 << 15; flags: RING_EVENT_FLAGS_DESC 2.
-    expect(hexAt(driver.driverArea, 4)).toBe('00800200')
+    expect(hexAt(driver.addresses.driverArea, 4)).toBe('00800200')
     driver.add(segments([0x8000, 1], [0x9000, 1]), 2, 0)
     driver.publish()
-    poke(driver.descriptors + 8, '00000000 00008080')
+    poke(driver.addresses.descriptors + 8, '00000000 00008080')
     expect(driver.enableInterrupts()).toBe(true)
     driver.next()
     expect(driver.enableInterrupts()).toBe(false)
     // Round the ring: the wrap counter is 0.
-    expect(hexAt(driver.driverArea, 4)).toBe('00000200')
+    expect(hexAt(driver.addresses.driverArea, 4)).toBe('00000200')
   })
 
   it('notifies as the device asks, by flag or by position and wrap counter', () => {
     const plain = open({ isPacked: true, size: 4 }).driver
     const one = segments([0x8000, 16])
-    poke(plain.deviceArea, '00000100')
+    poke(plain.addresses.deviceArea, '00000100')
     plain.add(one, 1, 0)
     expect(plain.publish()).toBe(false)
-    poke(plain.deviceArea, '00000000')
+    poke(plain.addresses.deviceArea, '00000000')
     plain.add(one, 1, 0)
     expect(plain.publish()).toBe(true)
     queue.close()
 
     const { driver } = open({ isPacked: true, size: 3, hasEventIndex: true })
     // When entry 1 of the first lap is there.
-    poke(driver.deviceArea, '01800200')
+    poke(driver.addresses.deviceArea, '01800200')
     const publish = (): boolean => driver.add(one, 1, 0) && driver.publish()
     expect([publish(), publish(), publish()]).toEqual([false, true, false])
     // When entry 0 of the second lap is there.
-    for (let i = 0; i < 3; i++) poke(driver.descriptors + i * 16 + 12, `0${i}008080`)
+    for (let i = 0; i < 3; i++) poke(driver.addresses.descriptors + i * 16 + 12, `0${i}008080`)
     for (let i = 0; i < 3; i++) driver.next()
-    poke(driver.deviceArea, '00000200')
+    poke(driver.addresses.deviceArea, '00000200')
     expect([publish(), publish()]).toEqual([true, false])
   })
 })
@@ -227,8 +227,8 @@ describe.each([false, true])('a driver whose ring is packed: %s', isPacked => {
       bytes.writeUIntLE(value, 0, size)
       return bytes.toString('hex')
     }
-    if (isPacked) poke(driver.descriptors + 8, `${number(length, 4)}${number(id, 2)}8280`)
-    else poke(driver.deviceArea, `00000100${number(id, 4)}${number(length, 4)}`)
+    if (isPacked) poke(driver.addresses.descriptors + 8, `${number(length, 4)}${number(id, 2)}8280`)
+    else poke(driver.addresses.deviceArea, `00000100${number(id, 4)}${number(length, 4)}`)
   }
 
   it.each([
@@ -252,8 +252,8 @@ describe.each([false, true])('a driver whose ring is packed: %s', isPacked => {
     driver.publish()
     use(0, 0)
     expect(driver.next()).toBe(0)
-    if (isPacked) poke(driver.descriptors + 16 + 12, '00008080')
-    else poke(driver.deviceArea + 2, '0200 00000000 00000000 00000000')
+    if (isPacked) poke(driver.addresses.descriptors + 16 + 12, '00008080')
+    else poke(driver.addresses.deviceArea + 2, '0200 00000000 00000000 00000000')
     expect(() => driver.next()).toThrow(/0/)
   })
 })
@@ -262,7 +262,7 @@ it('refuses a used index that is ahead of what is in flight', () => {
   const { driver } = open({ isPacked: false, size: 4 })
   driver.add(segments([0x8000, 16]), 1, 0)
   driver.publish()
-  poke(driver.deviceArea, '0000ffff')
+  poke(driver.addresses.deviceArea, '0000ffff')
   expect(() => driver.next()).toThrow(/used index 65535 after 0: only 1 buffers are in flight/)
 })
 
