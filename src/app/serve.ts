@@ -1,7 +1,10 @@
 /** `qpair serve`: starts the daemon, says how to use it, and ends it in order on SIGTERM or SIGINT. */
+import { setTimeout as delay } from 'node:timers/promises'
 import { RpcError, SysError } from '../core/errors.ts'
 import { foldLines } from '../core/fold-lines.ts'
 import { logger, logSettings } from '../core/log.ts'
+import { isWaiting } from '../sys/blocking.ts'
+import { exitNow } from '../sys/libc.ts'
 import { Daemon } from './daemon.ts'
 import { flagsNamed } from './methods/log.ts'
 import { parseServeOptions, SERVE_HELP, type ServeOptions } from './options.ts'
@@ -9,6 +12,9 @@ import { openQuickDisk } from './quick-disk.ts'
 import { VERSION } from './version.ts'
 
 const log = logger('app')
+
+/** How long the end of the daemon may take, when a peer does not answer. */
+const STOP_MS = 15_000
 
 /** Resolves with the exit code: 0 after an ordered end, 1 when the daemon could not start, 2 for a wrong command line. */
 export async function serve(argv: readonly string[]): Promise<number> {
@@ -56,6 +62,12 @@ async function run(options: ServeOptions): Promise<number> {
   }
   const signal = await stopped
   log.notice(`${signal}: closing connections and devices`)
-  await daemon.stop()
+  const isOrderly = await Promise.race([
+    daemon.stop().then(() => true),
+    delay(STOP_MS, false, { ref: false }),
+  ])
+  if (!isOrderly) log.warning(`not everything is closed after ${STOP_MS / 1000} s: ending all the same`)
+  // A thread that waits for a peer (a Ceph cluster that is gone) would keep the process alive for as long.
+  if (!isOrderly || isWaiting()) exitNow(0)
   return 0
 }

@@ -80,8 +80,8 @@ export interface DriverChannel {
    * When absent, everything counts as allocated.
    */
   extents?(firstBlock: number, blockCount: number, extents: Extents): void
-  /** Hears what the driver's control side says by `BdevRegistry.tell`. */
-  tell?(message: unknown): void
+  /** Hears what the driver's control side says by `BdevRegistry.tell`, which waits for what is not done at once. */
+  tell?(message: unknown): Promise<void> | void
   /** Nothing is outstanding any more. */
   close(): void
 }

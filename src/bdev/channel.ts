@@ -95,9 +95,9 @@ export class Channel {
     if (extents.count === 0) extents.push(blockCount, 0)
   }
 
-  /** For the driver's control side. */
-  tell(message: unknown): void {
-    this.#driver.tell?.(message)
+  /** For the driver's control side, which waits when it is a promise. */
+  tell(message: unknown): Promise<void> | void {
+    return this.#driver.tell?.(message)
   }
 
   /** For `BdevIo.complete` only. */

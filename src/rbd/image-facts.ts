@@ -1,6 +1,6 @@
 /** What an open image tells of itself. */
 import { librbd } from '../sys/librbd.ts'
-import type { Cluster } from './clusters.ts'
+import type { Cluster } from './cluster.ts'
 
 export interface ImageFacts {
   /** As `rbd info` names them. */

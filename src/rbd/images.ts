@@ -1,73 +1,41 @@
-/** RBD images as devices, on the control thread: opening, closing, growing. */
+/** RBD images as devices, on the control thread: opening, closing, growing, and coming back after Ceph shut them out. */
 import type { BdevInfo } from '../bdev/bdev.ts'
 import { checkBlockSize } from '../bdev/geometry.ts'
-import { IoType } from '../bdev/io.ts'
 import type { BdevRegistry } from '../bdev/registry.ts'
-import { deriveUuid } from '../bdev/uuid.ts'
 import { RpcError, SysError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
-import type { MethodCall } from '../rpc/config.ts'
-import { close, eventfd } from '../sys/libc.ts'
 import { librbd } from '../sys/librbd.ts'
-import { type Cluster, type ClusterOptions, RbdClusters } from './clusters.ts'
-import { CompletionInbox } from './completion-inbox.ts'
-import { factsOf, type ImageFacts } from './image-facts.ts'
-import type { OpenImage } from './messages.ts'
+import type { Cluster } from './cluster.ts'
+import { RbdClusters } from './clusters.ts'
+import { type ImageOptions, RbdImage } from './image.ts'
+import type { OpenedAnewMessage } from './messages.ts'
+
+export { pathOf } from './image.ts'
 
 const log = logger('rbd')
 
 /** How often an image is asked for its size: what `rbd resize` does elsewhere is seen within this time. */
-const SIZE_CHECK_MS = 1000
-
-export interface ImageOptions {
-  readonly name: string
-  readonly pool: string
-  readonly namespace: string
-  readonly image: string
-  /** Read only, as it was then. */
-  readonly snapshot: string | undefined
-  readonly blockSize: number
-  readonly uuid: string | undefined
-  readonly readOnly: boolean
-  /** A registered cluster's name, or how to reach one. */
-  readonly cluster: string | ClusterOptions
-  /** The call that made it, for the configuration. */
-  readonly call: MethodCall
-}
-
-/** What its operations besides I/O need. */
-export interface OpenedImage {
-  readonly info: BdevInfo
-  readonly options: ImageOptions
-  readonly cluster: Cluster
-  /** librbd's handles. */
-  readonly pool: number
-  readonly image: number
-}
-
-interface Entry {
-  readonly options: ImageOptions
-  readonly cluster: Cluster
-  readonly pool: number
-  readonly device: OpenImage
-  /** As `bdev_get_bdevs` shows it. */
-  readonly description: Record<string, unknown>
-  /** A refusal to shrink was logged. */
-  warned: boolean
-}
+const CHECK_MS = 1000
+/**
+ * How long a client that was shut out stays so before its images are opened anew. What a daemon that was frozen had
+ * received from its hosts, who have written elsewhere since, fails within this time.
+ */
+const SHUT_OUT_MS = 5000
+/** At the end of the daemon images are given this long to be closed: a cluster that does not answer would hold it up. */
+const STOP_MS = 5000
 
 export class RbdImages {
   readonly clusters = new RbdClusters()
   readonly #bdevs: BdevRegistry
   readonly #reactors: ReactorGroup
-  readonly #entries = new Map<string, Entry>()
+  readonly #images = new Map<string, RbdImage>()
   /** Names of devices that are being made. */
   readonly #opening = new Set<string>()
   /** Images whose device is gone and that librbd still closes, by the device's name. */
   readonly #closing = new Map<string, Promise<void>>()
-  /** Clusters whose images are being asked for their sizes: one that does not answer is not asked again. */
-  readonly #asked = new Set<Cluster>()
+  /** Clusters whose images are being looked at: one that does not answer is not asked again. */
+  readonly #checking = new Set<Cluster>()
   #timer: NodeJS.Timeout | undefined
 
   constructor(bdevs: BdevRegistry, reactors: ReactorGroup) {
@@ -75,7 +43,7 @@ export class RbdImages {
     this.#reactors = reactors
     bdevs.saveWith(() => [
       ...this.clusters.config(),
-      ...[...this.#entries.values()].map(({ options, device: _ }) => options.call),
+      ...[...this.#images.values()].map(image => image.config()),
     ])
     bdevs.listen({ removed: info => this.#removed(info) })
   }
@@ -99,7 +67,7 @@ export class RbdImages {
     try {
       const cluster = await this.clusters.acquire(options.cluster)
       try {
-        return await this.#open(options, cluster)
+        return await cluster.alone(() => this.#open(options, cluster))
       } catch (error) {
         await this.clusters.release(cluster)
         throw error
@@ -111,14 +79,15 @@ export class RbdImages {
 
   /** In bytes. Throws `RpcError` ENODEV, EINVAL, or EBUSY when it would shrink while somebody has it. */
   async resize(name: string, sizeBytes: number): Promise<void> {
-    const { info, image } = this.opened(name)
+    const opened = this.opened(name)
+    const { info } = opened
     const blockCount = Math.floor(sizeBytes / info.blockSize)
     if (blockCount < 1) {
       throw new RpcError('EINVAL', `${name} has blocks of ${info.blockSize} bytes, more than ${sizeBytes}`)
     }
     // A device in use is not made smaller: said before the image is.
     if (blockCount < info.blockCount) await this.#bdevs.resize(info.name, blockCount)
-    const result = await librbd().resizeImage(image, sizeBytes)
+    const result = await opened.use(image => librbd().resizeImage(image, sizeBytes))
     if (result < 0) {
       throw new RpcError(
         'EINVAL',
@@ -128,31 +97,20 @@ export class RbdImages {
     await this.#bdevs.resize(info.name, blockCount)
   }
 
-  /** It is no clone any more. */
-  flattened(name: string): void {
-    const entry = this.#entries.get(name)
-    if (entry !== undefined) delete entry.description['parent']
-  }
-
   /** Throws `RpcError` ENODEV. */
-  opened(name: string): OpenedImage {
+  opened(name: string): RbdImage {
     const info = this.#bdevs.get(name)
-    const entry = this.#entries.get(info.name)
-    if (entry === undefined) throw new RpcError('ENODEV', `${name} is a ${info.driver} bdev, not rbd`)
-    const { options, cluster, pool, device } = entry
-    return { info, options, cluster, pool, image: device.image }
+    const image = this.#images.get(info.name)
+    if (image === undefined) throw new RpcError('ENODEV', `${name} is a ${info.driver} bdev, not rbd`)
+    return image
   }
 
   /**
    * Does something to an image that nobody may have in use meanwhile, and looks at its size afterwards. Throws `RpcError`
    * ENODEV, EBUSY, or what `work` throws.
    */
-  async whileUnused(
-    name: string,
-    doing: string,
-    work: (opened: OpenedImage) => Promise<void>,
-  ): Promise<void> {
-    const opened = this.opened(name)
+  async whileUnused(name: string, doing: string, work: (image: RbdImage) => Promise<void>): Promise<void> {
+    const image = this.opened(name)
     const owners = this.#bdevs.ownersOf(name)
     if (owners !== '') {
       throw new RpcError(
@@ -162,229 +120,160 @@ export class RbdImages {
     }
     const claim = this.#bdevs.claim(name, doing, 'exclusive_write')
     try {
-      await work(opened)
+      await work(image)
     } finally {
       claim.release()
     }
-    const entry = this.#entries.get(opened.info.name)
-    if (entry !== undefined) await this.#checkSize(opened.info.name, entry)
+    await this.#checkSize(image)
   }
 
   /** Takes the device away, and resolves when the image is closed: another gateway may have its lock then. */
   async remove(name: string): Promise<void> {
-    await this.#bdevs.remove(name, 'rbd')
-    await this.#closing.get(name)
+    const { info } = this.opened(name)
+    await this.#bdevs.remove(info.name, 'rbd')
+    await this.#closing.get(info.name)
   }
 
   /** Every device was removed before. */
   async stop(): Promise<void> {
-    await Promise.all(this.#closing.values())
+    const closed = this.#closeAll()
+    let timer: NodeJS.Timeout | undefined
+    const late = new Promise<'late'>(resolve => {
+      timer = setTimeout(() => resolve('late'), STOP_MS)
+    })
+    if ((await Promise.race([closed, late])) === 'late') {
+      log.warning(`Ceph has not let go of every image after ${STOP_MS / 1000} s: not waiting any longer`)
+    }
+    clearTimeout(timer)
+  }
+
+  async #closeAll(): Promise<void> {
+    await Promise.allSettled(this.#closing.values())
     for (const { name } of this.clusters.list()) await this.clusters.unregister(name)
   }
 
   async #open(options: ImageOptions, cluster: Cluster): Promise<BdevInfo> {
-    const library = librbd()
-    const { name } = options
-    const pool = await library.openPool(cluster.handle, options.pool, options.namespace)
-    if (pool < 0) throw openError(`${name}: the pool ${options.pool}`, -pool)
-    const path = pathOf(options)
-    const { image: imageName, snapshot = null } = options
-    const image = await library.openImage(pool, imageName, snapshot, options.readOnly || snapshot !== null)
-    if (image < 0) {
-      library.closePool(pool)
-      throw openError(`${name}: the image ${path}`, -image)
-    }
-    const descriptors = openDescriptors(this.#reactors.count)
+    const image = await RbdImage.open(options, cluster, this.#reactors.count)
     try {
-      const info = await this.#describe(options, cluster, pool, { image, ...descriptors })
-      const result = library.setNotification(image, descriptors.eventfd)
-      if (result < 0) throw new SysError('rbd_set_image_notification', -result, `of ${path}`)
-      await this.#bdevs.add(info)
-      this.#timer ??= setInterval(() => this.#checkSizes(), SIZE_CHECK_MS)
-      const device = info.device as OpenImage
-      this.#entries.set(name, {
-        options: keepUuid(options, info),
-        cluster,
-        pool,
-        device,
-        description: info.driverSpecific['rbd'] as Record<string, unknown>,
-        warned: false,
-      })
-      return info
+      await this.#bdevs.add(image.info)
     } catch (error) {
-      await library.closeImage(image)
-      library.closePool(pool)
-      closeDescriptors(descriptors)
+      await image.close()
       throw error
     }
+    this.#images.set(image.info.name, image)
+    this.#timer ??= setInterval(() => this.#check(), CHECK_MS)
+    return image.info
   }
 
-  async #describe(
-    options: ImageOptions,
-    cluster: Cluster,
-    pool: number,
-    open: Omit<OpenImage, 'stripeUnit'>,
-  ): Promise<BdevInfo> {
-    const library = librbd()
-    const { name, blockSize, snapshot } = options
-    const sizeBytes = await library.imageSize(open.image)
-    const stripeUnit = await library.stripeUnit(open.image)
-    if (sizeBytes < blockSize) {
-      throw new RpcError('EINVAL', `${name} has ${sizeBytes} bytes, less than a block of ${blockSize}`)
-    }
-    const facts = await factsOf(cluster, open.image)
-    const device: OpenImage = { ...open, stripeUnit }
-    const identity = [
-      cluster.fsid,
-      String(library.poolId(pool)),
-      options.namespace,
-      library.imageId(open.image),
-      snapshot ?? '',
-    ]
-    return {
-      name,
-      aliases: [],
-      driver: 'rbd',
-      product: 'Ceph Rbd Disk',
-      // Gateways on one image agree without being told.
-      uuid: options.uuid ?? deriveUuid('rbd', ...identity),
-      blockSize,
-      physicalBlockSize: Math.max(blockSize, 4096),
-      blockCount: Math.floor(sizeBytes / blockSize),
-      supports: new Set([
-        IoType.READ,
-        IoType.WRITE,
-        IoType.FLUSH,
-        IoType.UNMAP,
-        IoType.WRITE_ZEROES,
-        IoType.COMPARE_AND_WRITE,
-      ]),
-      writeCache: facts.isCached,
-      readOnly: options.readOnly || snapshot !== undefined,
-      bases: [],
-      device,
-      driverSpecific: { rbd: describe(options, facts) },
+  #check(): void {
+    for (const cluster of new Set([...this.#images.values()].map(image => image.cluster))) {
+      if (!this.#checking.has(cluster)) void this.#checkCluster(cluster)
     }
   }
 
-  #checkSizes(): void {
-    for (const cluster of new Set([...this.#entries.values()].map(entry => entry.cluster))) {
-      if (!this.#asked.has(cluster)) void this.#checkSizesOf(cluster)
-    }
+  async #checkCluster(cluster: Cluster): Promise<void> {
+    this.#checking.add(cluster)
+    const images = this.#imagesOf(cluster)
+    if (!cluster.isManaged && images.some(image => image.state.isShutOut)) await this.#openAgain(cluster)
+    else for (const image of images) await this.#checkSize(image)
+    this.#checking.delete(cluster)
   }
 
-  async #checkSizesOf(cluster: Cluster): Promise<void> {
-    this.#asked.add(cluster)
-    for (const [name, entry] of [...this.#entries]) {
-      if (entry.cluster === cluster) await this.#checkSize(name, entry)
-    }
-    this.#asked.delete(cluster)
+  #imagesOf(cluster: Cluster): RbdImage[] {
+    return [...this.#images.values()].filter(image => image.cluster === cluster)
   }
 
-  async #checkSize(name: string, entry: Entry): Promise<void> {
-    const info = this.#bdevs.find(name)
-    if (this.#entries.get(name) !== entry || info === undefined) return
-    const sizeBytes = await librbd().imageSize(entry.device.image)
+  #isOpen(image: RbdImage): boolean {
+    return this.#images.get(image.info.name) === image
+  }
+
+  async #checkSize(image: RbdImage): Promise<void> {
+    const { info } = image
+    if (!this.#isOpen(image)) return
+    const sizeBytes = await image.use(handle => librbd().imageSize(handle))
     const blockCount = Math.floor(sizeBytes / info.blockSize)
-    if (sizeBytes < 0 || blockCount === info.blockCount || this.#entries.get(name) !== entry) return
+    if (sizeBytes < 0 || blockCount === info.blockCount || !this.#isOpen(image)) return
     try {
-      await this.#bdevs.resize(name, blockCount)
-      entry.warned = false
+      await this.#bdevs.resize(info.name, blockCount)
+      image.warned = false
     } catch (error) {
-      if (!entry.warned) log.warning((error as Error).message)
-      entry.warned = true
+      if (!image.warned) log.warning((error as Error).message)
+      image.warned = true
+    }
+  }
+
+  /** Once Ceph has shut a client out, it stays out for good: the images are opened by a new one, as soon as that can be. */
+  async #openAgain(cluster: Cluster): Promise<void> {
+    const names = this.#imagesOf(cluster).map(({ info }) => info.name)
+    log.error(
+      `Ceph has shut this daemon out (ceph osd blocklist ls): I/O to ${names.join(', ')} fails until it is let in as another client`,
+    )
+    await new Promise(resolve => setTimeout(resolve, SHUT_OUT_MS))
+    let complaint = ''
+    while (this.#imagesOf(cluster).length > 0) {
+      try {
+        if (await cluster.alone(() => this.#changeClient(cluster))) {
+          log.notice(`${names.join(', ')}: open again, as another client of Ceph`)
+          return
+        }
+      } catch (error) {
+        const { message } = error as Error
+        if (message !== complaint) log.error(`${message}; trying again`)
+        complaint = message
+      }
+      await new Promise(resolve => setTimeout(resolve, CHECK_MS))
+    }
+  }
+
+  /** False while somebody else has something open under the old client. */
+  async #changeClient(cluster: Cluster): Promise<boolean> {
+    if (cluster.users > this.#imagesOf(cluster).length) return false
+    await cluster.changeClient(async moved => {
+      for (const image of this.#imagesOf(cluster)) {
+        try {
+          await image.openAgain(handle => this.#tellOpened(image, handle))
+          moved()
+        } catch (error) {
+          if (!(error instanceof RpcError) || error.code !== 'ENOENT') throw error
+          log.error(`${error.message}: the device goes`)
+          await this.#bdevs.remove(image.info.name)
+        }
+      }
+      // Nothing is open under the client that was shut out.
+      await Promise.allSettled(this.#closing.values())
+    })
+    return true
+  }
+
+  async #tellOpened({ info }: RbdImage, image: number): Promise<void> {
+    try {
+      await this.#bdevs.tell(info.name, { image } satisfies OpenedAnewMessage)
+    } catch (error) {
+      // It is being removed, and nothing is outstanding when it is gone.
+      if (this.#bdevs.find(info.name) !== undefined) throw error
     }
   }
 
   #removed({ name }: BdevInfo): void {
-    const entry = this.#entries.get(name)
-    if (entry === undefined) return
-    this.#entries.delete(name)
-    if (this.#entries.size === 0) {
+    const image = this.#images.get(name)
+    if (image === undefined) return
+    this.#images.delete(name)
+    if (this.#images.size === 0) {
       clearInterval(this.#timer)
       this.#timer = undefined
     }
-    const closing = this.#close(entry).finally(() => this.#closing.delete(name))
+    const closing = this.#close(image).finally(() => this.#closing.delete(name))
     this.#closing.set(name, closing)
     closing.catch((error: Error) =>
       log.error(`${name} is removed, but its image not closed: ${error.message}`),
     )
   }
 
-  async #close({ device, pool, cluster }: Entry): Promise<void> {
-    const result = await librbd().closeImage(device.image)
-    librbd().closePool(pool)
-    closeDescriptors(device)
-    await this.clusters.release(cluster)
-    if (result < 0) throw new SysError('rbd_close', -result)
+  async #close(image: RbdImage): Promise<void> {
+    try {
+      await image.close()
+    } finally {
+      await this.clusters.release(image.cluster)
+    }
   }
-}
-
-function openDescriptors(reactorCount: number): Pick<OpenImage, 'eventfd' | 'inboxes'> {
-  const inboxes = Array.from({ length: reactorCount }, () => ({
-    ring: CompletionInbox.allocate(),
-    doorbell: eventfd(),
-  }))
-  return { eventfd: eventfd(), inboxes }
-}
-
-function closeDescriptors(device: Pick<OpenImage, 'eventfd' | 'inboxes'>): void {
-  close(device.eventfd)
-  for (const { doorbell } of device.inboxes) close(doorbell)
-}
-
-export function pathOf({
-  pool,
-  namespace,
-  image,
-  snapshot,
-}: Pick<ImageOptions, 'pool' | 'namespace' | 'image' | 'snapshot'>): string {
-  const path = namespace === '' ? `${pool}/${image}` : `${pool}/${namespace}/${image}`
-  return snapshot === undefined ? path : `${path}@${snapshot}`
-}
-
-/** What was derived once stays, whatever the cluster says later. */
-function keepUuid(options: ImageOptions, info: BdevInfo): ImageOptions {
-  const { method, params } = options.call
-  return { ...options, call: { method, params: { ...params, name: info.name, uuid: info.uuid } } }
-}
-
-function describe(options: ImageOptions, facts: ImageFacts): Record<string, unknown> {
-  const { pool, namespace, image, snapshot, cluster } = options
-  const { features, objectSize, dataPool, parent } = facts
-  return {
-    pool_name: pool,
-    ...(namespace === '' ? {} : { namespace }),
-    rbd_name: image,
-    ...(snapshot === undefined ? {} : { snapshot }),
-    ...(typeof cluster === 'string' ? { cluster_name: cluster } : describeCluster(cluster)),
-    features,
-    object_size: objectSize,
-    ...(dataPool === undefined ? {} : { data_pool: dataPool }),
-    ...(parent === undefined ? {} : { parent }),
-  }
-}
-
-/** Everybody who may list devices may see it, so it has no key. */
-function describeCluster({ user, file, options }: ClusterOptions): Record<string, unknown> {
-  const { key: _, ...config } = options
-  return {
-    ...(user === undefined ? {} : { user_id: user }),
-    ...(file === undefined ? {} : { config_file: file }),
-    ...(Object.keys(config).length === 0 ? {} : { config }),
-  }
-}
-
-function openError(what: string, errno: number): RpcError {
-  const { code } = new SysError('rbd_open', errno)
-  if (code === 'ENOENT')
-    return new RpcError('ENOENT', `${what} does not exist: see "rbd ls" and "ceph osd pool ls"`)
-  if (code === 'EROFS') return new RpcError('EROFS', `${what} cannot be written to: use read_only`)
-  if (code === 'EPERM' || code === 'EACCES') {
-    return new RpcError(
-      'EACCES',
-      `${what} may not be opened by this user: "ceph auth caps" with osd 'profile rbd' allows it`,
-    )
-  }
-  return new RpcError('EINVAL', `${what} cannot be opened: ${code}`)
 }

@@ -20,10 +20,12 @@ import type { ImageIo } from '../sys/librbd.ts'
 import { BufferPool, viewAt } from '../sys/memory.ts'
 import type { Uring } from '../sys/uring.ts'
 import { CompletionInbox } from './completion-inbox.ts'
-import { type OpenImage, SLOTS } from './messages.ts'
+import { ImageState, type OpenedAnewMessage, type OpenImage, SLOTS } from './messages.ts'
 
 const log = logger('rbd')
 const EILSEQ = 84
+/** Ceph has shut this client out. */
+const ESHUTDOWN = 108
 const ENOMEM = 12
 const TWO_32 = 2 ** 32
 const SCRATCH_SIZE = 4096
@@ -35,12 +37,24 @@ const LOG_PAUSE_US = 10e6
 const IOVECS_MIN = 16
 const IOVECS_SIZE = 16384
 
+/** The image under one of librbd's handles. */
+interface Opening {
+  readonly image: number
+  /** This reactor's I/Os under it. */
+  running: number
+  /** It was opened anew: called when nothing is running. */
+  onIdle: (() => void) | null
+}
+
 export class RbdChannel implements DriverChannel {
   readonly lends = false
   readonly info: BdevInfo
   readonly reactor: Reactor
   readonly library: ImageIo
   readonly image: OpenImage
+  readonly #state: ImageState
+  /** The last one is for what is started; in those before it something is running. */
+  readonly #openings: Opening[]
   readonly #ring: Uring
   readonly #slots: Slot[] = []
   readonly #free: Slot[] = []
@@ -63,6 +77,8 @@ export class RbdChannel implements DriverChannel {
     this.reactor = reactor
     this.library = library
     this.image = info.device as OpenImage
+    this.#state = new ImageState(this.image.state)
+    this.#openings = [{ image: this.#state.image, running: 0, onIdle: null }]
     this.#ring = ring
     this.#inboxes = this.image.inboxes.map(inbox => new CompletionInbox(inbox.ring))
     this.#scratch = this.allocate(SCRATCH_SIZE)
@@ -87,6 +103,21 @@ export class RbdChannel implements DriverChannel {
     for (const waiting of this.#waiting.splice(0)) {
       if (io === null || waiting === io) waiting.complete(Status.ABORTED_BY_REQUEST)
       else this.#waiting.push(waiting)
+    }
+  }
+
+  /** Resolves when nothing is outstanding under the handle that was used until now. */
+  tell(message: unknown): Promise<void> | void {
+    const { image } = message as OpenedAnewMessage
+    const old = this.#openings.at(-1)!
+    // A channel that was opened just now knows it already.
+    if (old.image === image) return
+    this.#openings.push({ image, running: 0, onIdle: null })
+    if (old.running === 0) this.#forget(old)
+    else {
+      return new Promise(resolve => {
+        old.onIdle = resolve
+      })
     }
   }
 
@@ -126,14 +157,31 @@ export class RbdChannel implements DriverChannel {
     return this.#scratch + MISMATCH_AT
   }
 
+  /** Where an I/O is to be started. */
+  begin(): Opening {
+    const opening = this.#openings[this.#openings.length - 1]!
+    opening.running++
+    return opening
+  }
+
   /** Takes back what has ended, and starts what waits. */
-  recycle(slot: Slot): void {
+  recycle(slot: Slot, opening: Opening): void {
+    opening.running--
+    if (opening.running === 0 && opening.onIdle !== null) {
+      this.#forget(opening)
+      opening.onIdle()
+    }
     const next = this.#waiting.shift()
     if (next === undefined) this.#free.push(slot)
     else slot.start(next)
   }
 
   complain(io: BdevIo, errno: number): void {
+    if (errno === ESHUTDOWN) {
+      // The control thread has a word for it, once for all I/Os.
+      this.#state.isShutOut = true
+      return
+    }
     const { nowUs } = this.reactor
     if (nowUs - this.#lastLogUs < LOG_PAUSE_US) return
     this.#lastLogUs = nowUs
@@ -163,11 +211,21 @@ export class RbdChannel implements DriverChannel {
     return token
   }
 
+  #forget(opening: Opening): void {
+    this.#openings.splice(this.#openings.indexOf(opening), 1)
+  }
+
   #takeEvents(): void {
+    const openings = this.#openings
+    // The last one first: those before it leave the list when their last I/O has ended.
+    for (let i = openings.length - 1; i >= 0; i--) this.#takeEventsOf(openings[i]!)
+  }
+
+  #takeEventsOf(opening: Opening): void {
     const { library, image, reactor } = this
     const view = this.#scratchView
     for (;;) {
-      const count = library.pollEvents(image.image, this.#scratch + EVENTS_AT, EVENTS_MAX)
+      const count = library.pollEvents(opening.image, this.#scratch + EVENTS_AT, EVENTS_MAX)
       assert(count >= 0, `rbd_poll_io_events answers, instead of ${errnoName(-count)}`)
       for (let i = 0; i < count; i++) {
         const at = EVENTS_AT + i * 8
@@ -183,7 +241,8 @@ export class RbdChannel implements DriverChannel {
           write(image.inboxes[owner]!.doorbell, this.#scratch + ONE_AT, 8)
         }
       }
-      if (count < EVENTS_MAX) return
+      // A handle under which nothing is running may be closed any moment.
+      if (count < EVENTS_MAX || !this.#openings.includes(opening)) return
     }
   }
 
@@ -201,6 +260,7 @@ class Slot {
   #iovecs = 0
   #iovecCapacity = 0
   #io: BdevIo | null = null
+  #opening: Opening | null = null
   #isSyncing = false
   #bounce = 0
   #bounceSize = 0
@@ -212,6 +272,7 @@ class Slot {
 
   start(io: BdevIo): void {
     this.#io = io
+    this.#opening = this.#channel.begin()
     this.#isSyncing = false
     if (this.#isAtomic(io)) this.#submit(io)
     else this.#end(Status.ATOMIC_WRITE_UNIT_EXCEEDED)
@@ -228,13 +289,13 @@ class Slot {
   }
 
   #submit(io: BdevIo): void {
-    const { library, image, info } = this.#channel
+    const { library, info } = this.#channel
     const completion = this.#channel.createCompletion(this.#argument)
     if (completion < 0) {
       this.#fail(io, -completion)
       return
     }
-    const result = this.#call(io, image.image, io.firstBlock * info.blockSize, completion)
+    const result = this.#call(io, this.#opening!.image, io.firstBlock * info.blockSize, completion)
     if (result >= 0) return
     library.releaseCompletion(completion)
     this.#fail(io, -result)
@@ -337,8 +398,10 @@ class Slot {
       this.#channel.reactor.buffers.release(this.#bounce, this.#bounceSize)
       this.#bounce = 0
     }
+    const opening = this.#opening!
     this.#io = null
+    this.#opening = null
     io.complete(status)
-    this.#channel.recycle(this)
+    this.#channel.recycle(this, opening)
   }
 }

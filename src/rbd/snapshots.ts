@@ -2,7 +2,8 @@
 import { RpcError, SysError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import { librbd } from '../sys/librbd.ts'
-import { type OpenedImage, pathOf, type RbdImages } from './images.ts'
+import type { RbdImage } from './image.ts'
+import type { RbdImages } from './images.ts'
 
 const log = logger('rbd')
 
@@ -68,54 +69,69 @@ export class RbdSnapshots {
       protect: library.protectSnapshot,
       unprotect: library.unprotectSnapshot,
     }
-    check(opened, action, snapshot, await calls[action](opened.image, snapshot))
+    check(opened, action, snapshot, await opened.use(image => calls[action](image, snapshot)))
   }
 
   /** The oldest first. */
   async list(name: string): Promise<Snapshot[]> {
-    const { image } = this.#images.opened(name)
-    const library = librbd()
-    const found = await library.listSnapshots(image)
-    if (typeof found === 'number') throw new SysError('rbd_snap_list', -found, `of ${name}`)
-    const snapshots: Snapshot[] = []
-    for (const { id, name: snapshot, sizeBytes } of found) {
-      const isProtected = (await library.isProtected(image, snapshot)) === 1
-      const created = new Date((await library.snapshotTime(image, id)) * 1000)
-      snapshots.push({ id, name: snapshot, sizeBytes, isProtected, created })
-    }
-    return snapshots
+    return this.#images.opened(name).use(image => listSnapshots(name, image))
   }
 
   /** Makes the image what it was then, which takes the longer the more it holds. Nobody may have it in use. */
   async rollBack(name: string, snapshot: string): Promise<void> {
     await this.#images.whileUnused(name, `rolling back to ${snapshot}`, opened =>
       logged(`${name} is rolled back to ${snapshot}`, async () =>
-        check(opened, 'roll back to', snapshot, await librbd().rollBack(opened.image, snapshot)),
+        check(
+          opened,
+          'roll back to',
+          snapshot,
+          await opened.use(image => librbd().rollBack(image, snapshot)),
+        ),
       ),
     )
   }
 
-  async clone(name: string, { snapshot, image, pool }: CloneOptions): Promise<void> {
+  async clone(name: string, options: CloneOptions): Promise<void> {
     const opened = this.#images.opened(name)
-    const library = librbd()
-    const { cluster, options } = opened
-    const target = pool === undefined ? opened.pool : await library.openPool(cluster.handle, pool, '')
-    if (target < 0) throw new RpcError('ENOENT', `the pool ${pool} does not exist: see "ceph osd pool ls"`)
-    try {
-      const result = await library.clone(opened.pool, options.image, snapshot, target, image)
-      check(opened, 'clone', snapshot, result)
-    } finally {
-      if (target !== opened.pool) library.closePool(target)
-    }
+    const result = await opened.use((_, parentPool) => clone(opened, parentPool, options))
+    check(opened, 'clone', options.snapshot, result)
   }
 
   /** Copies to a clone what it still has from its parent, while it is in use: that may take long. */
   async flatten(name: string): Promise<void> {
     const opened = this.#images.opened(name)
     await logged(`${name} is flattened`, async () =>
-      check(opened, 'flatten', undefined, await librbd().flatten(opened.image)),
+      check(opened, 'flatten', undefined, await opened.use(image => librbd().flatten(image))),
     )
-    this.#images.flattened(opened.info.name)
+    opened.flattened()
+  }
+}
+
+async function listSnapshots(name: string, image: number): Promise<Snapshot[]> {
+  const library = librbd()
+  const found = await library.listSnapshots(image)
+  if (typeof found === 'number') throw new SysError('rbd_snap_list', -found, `of ${name}`)
+  const snapshots: Snapshot[] = []
+  for (const { id, name: snapshot, sizeBytes } of found) {
+    const isProtected = (await library.isProtected(image, snapshot)) === 1
+    const created = new Date((await library.snapshotTime(image, id)) * 1000)
+    snapshots.push({ id, name: snapshot, sizeBytes, isProtected, created })
+  }
+  return snapshots
+}
+
+async function clone(
+  { cluster, options }: RbdImage,
+  parentPool: number,
+  { snapshot, image, pool }: CloneOptions,
+): Promise<number> {
+  const library = librbd()
+  const target = pool === undefined ? parentPool : await library.openPool(cluster.handle, pool, '')
+  if (target < 0) throw new RpcError('ENOENT', `the pool ${pool} does not exist: see "ceph osd pool ls"`)
+  try {
+    return await library.clone(parentPool, options.image, snapshot, target, image)
+  } finally {
+    if (target !== parentPool) library.closePool(target)
   }
 }
 
@@ -128,14 +144,13 @@ async function logged(what: string, work: () => Promise<void>): Promise<void> {
 }
 
 function check(
-  { options }: OpenedImage,
+  { path }: RbdImage,
   action: SnapshotAction | 'roll back to' | 'clone' | 'flatten',
   snapshot: string | undefined,
   result: number,
 ): void {
   if (result >= 0) return
   const { code } = new SysError('librbd', -result)
-  const path = pathOf(options)
   const what = snapshot === undefined ? path : `the snapshot ${path}@${snapshot}`
   if (code === 'EROFS') {
     throw new RpcError(

@@ -27,6 +27,9 @@ export function blocking(call: ReturnType<LibraryHandle['func']>): Blocking {
   }
 }
 
+/** A thread waits in such a call. */
+export const isWaiting = (): boolean => blockingCount > 0
+
 export const PAGE_SIZE = 16384
 
 /** Out parameters: a page each, as calls on other threads may overlap. */

@@ -151,3 +151,6 @@ export const syscall = (
 
 /** `size` bytes of memory at `address` as an `ArrayBuffer` that does not own them. Costs about 1 µs: do it once. */
 export const viewMemory = (address: number, size: number): ArrayBuffer => koffi.view(address, size)
+
+/** Ends the process at once, whatever its threads are doing, and without what libraries do at exit. */
+export const exitNow: (code: number) => void = libc.func('void _exit(int)')

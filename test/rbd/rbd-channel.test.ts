@@ -4,7 +4,7 @@ import { Channel } from '../../src/bdev/channel.ts'
 import { IoType } from '../../src/bdev/io.ts'
 import { Prng } from '../../src/core/prng.ts'
 import { CompletionInbox } from '../../src/rbd/completion-inbox.ts'
-import { type OpenImage, SLOTS } from '../../src/rbd/messages.ts'
+import { ImageState, type OpenImage, SLOTS } from '../../src/rbd/messages.ts'
 import { RbdChannel } from '../../src/rbd/rbd-channel.ts'
 import { Status } from '../../src/spec/nvme-status.ts'
 import { close, eventfd } from '../../src/sys/libc.ts'
@@ -27,7 +27,7 @@ let info: BdevInfo
 beforeEach(() => {
   reactors = new LocalReactorGroup({ count: REACTORS, ring: true })
   const inboxes = reactors.reactors.map(() => ({ ring: CompletionInbox.allocate(), doorbell: eventfd() }))
-  device = { image: 1, eventfd: eventfd(), inboxes, stripeUnit: STRIPE_UNIT }
+  device = { state: ImageState.allocate(1), eventfd: eventfd(), inboxes, stripeUnit: STRIPE_UNIT }
   image = new FakeImage(device, BLOCK_SIZE * BLOCK_COUNT, SEED)
   info = {
     name: 'r0',
@@ -214,6 +214,40 @@ describe('RbdChannel', () => {
     expect(await finish(across, within)).toEqual([Status.ATOMIC_WRITE_UNIT_EXCEEDED, Status.SUCCESS])
     expect(image.calls).toEqual(['compareAndWrite'])
     for (const pending of [across, within]) pending.free()
+    channel.close()
+  })
+
+  it('goes over to another handle, and says when nothing is outstanding under the old one', async () => {
+    const channel = open()
+    const other = open(1)
+    const before = [0, 1, 2].map(
+      i => new PendingIo(i === 2 ? other : channel, { type: IoType.READ, firstBlock: i, blockCount: 1 }),
+    )
+    let isOver = false
+    const over = Promise.all([channel.tell({ image: 2 }), other.tell({ image: 2 })]).then(() => {
+      isOver = true
+    })
+    const after = new PendingIo(channel, { type: IoType.READ, firstBlock: 3, blockCount: 1 })
+    expect(image.handles).toEqual([1, 1, 1, 2])
+    await new Promise(setImmediate)
+    expect(isOver).toBe(false)
+    expect(new Set(await finish(...before, after))).toEqual(new Set([Status.SUCCESS]))
+    await over
+    image.closed = 1
+    const last = new PendingIo(other, { type: IoType.READ, firstBlock: 0, blockCount: 1 })
+    expect(await finish(last)).toEqual([Status.SUCCESS])
+    for (const each of [...before, after, last]) each.free()
+    for (const each of [channel, other]) each.close()
+  })
+
+  it('marks an image whose client is shut out, and fails as a lost path does', async () => {
+    const channel = open()
+    image.fail = 'readv'
+    image.errno = 108
+    const read = new PendingIo(channel, { type: IoType.READ, firstBlock: 0, blockCount: 1 })
+    expect(await finish(read)).toEqual([Status.INTERNAL_PATH_ERROR])
+    expect(new ImageState(device.state).isShutOut).toBe(true)
+    read.free()
     channel.close()
   })
 

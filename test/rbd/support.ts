@@ -22,6 +22,11 @@ export class FakeImage implements ImageIo {
   /** Calls of these names are refused at once, or end with an error. */
   refuse = ''
   fail = ''
+  errno = EIO
+  /** Of each call. */
+  readonly handles: number[] = []
+  /** A handle that nobody may use any more. */
+  closed = 0
   readonly #eventfd: number
   readonly #prng: Prng
   readonly #one = mapAnonymous(4096)
@@ -80,7 +85,8 @@ export class FakeImage implements ImageIo {
     return this.#completions.get(completion)!.argument
   }
 
-  pollEvents(_image: number, address: number, count: number): number {
+  pollEvents(image: number, address: number, count: number): number {
+    if (image === this.closed) throw new Error(`the handle ${image} is closed`)
     const taken = this.#ended.splice(0, Math.min(count, this.#prng.below(count) + 1))
     const view = viewAt(address, count * 8)
     for (const [i, handle] of taken.entries()) {
@@ -91,9 +97,9 @@ export class FakeImage implements ImageIo {
     return taken.length
   }
 
-  readv(_image: number, iovecs: number, count: number, offset: number, completion: number): number {
+  readv(image: number, iovecs: number, count: number, offset: number, completion: number): number {
     // As librbd does, the list is looked at when the data is there.
-    return this.#start('readv', completion, () => {
+    return this.#start('readv', image, completion, () => {
       let at = offset
       for (const piece of pieces(iovecs, count)) {
         piece.set(this.data.subarray(at, at + piece.length))
@@ -103,34 +109,34 @@ export class FakeImage implements ImageIo {
     })
   }
 
-  writev(_image: number, iovecs: number, count: number, offset: number, completion: number): number {
-    return this.#start('writev', completion, () => {
+  writev(image: number, iovecs: number, count: number, offset: number, completion: number): number {
+    return this.#start('writev', image, completion, () => {
       Buffer.concat(pieces(iovecs, count)).copy(this.data, offset)
       return 0
     })
   }
 
-  flush(_image: number, completion: number): number {
-    return this.#start('flush', completion, () => 0)
+  flush(image: number, completion: number): number {
+    return this.#start('flush', image, completion, () => 0)
   }
 
-  discard(_image: number, offset: number, length: number, completion: number): number {
-    return this.#start('discard', completion, () => this.#zero(offset, length))
+  discard(image: number, offset: number, length: number, completion: number): number {
+    return this.#start('discard', image, completion, () => this.#zero(offset, length))
   }
 
-  writeZeroes(_image: number, offset: number, length: number, completion: number): number {
-    return this.#start('writeZeroes', completion, () => this.#zero(offset, length))
+  writeZeroes(image: number, offset: number, length: number, completion: number): number {
+    return this.#start('writeZeroes', image, completion, () => this.#zero(offset, length))
   }
 
   compareAndWrite(
-    _image: number,
+    image: number,
     offset: number,
     length: number,
     expected: number,
     data: number,
     completion: number,
   ): number {
-    return this.#start('compareAndWrite', completion, () => {
+    return this.#start('compareAndWrite', image, completion, () => {
       const old = this.data.subarray(offset, offset + length)
       if (!old.equals(bytesAt(expected, length))) return -EILSEQ
       old.set(bytesAt(data, length))
@@ -143,11 +149,12 @@ export class FakeImage implements ImageIo {
     return 0
   }
 
-  #start(name: string, completion: number, end: () => number): number {
+  #start(name: string, image: number, completion: number, end: () => number): number {
     if (name === this.refuse) return -EIO
     this.calls.push(name)
+    this.handles.push(image)
     this.#running.push(() => {
-      this.#completions.get(completion)!.result = name === this.fail ? -EIO : end()
+      this.#completions.get(completion)!.result = name === this.fail ? -this.errno : end()
       this.#ended.push(completion)
       this.#ring()
     })

@@ -4,7 +4,7 @@ import { CREATE_ERRORS } from '../../bdev/method.ts'
 import { RpcError } from '../../core/errors.ts'
 import { method } from '../../rpc/method.ts'
 import { done, uint32, uint64, uuid } from '../../rpc/params.ts'
-import type { ClusterOptions } from '../clusters.ts'
+import type { ClusterOptions } from '../cluster.ts'
 import { parseRbdName } from '../rbd-name.ts'
 import { CEPH_ERRORS, cephOptions, deviceName, type RbdContext } from './params.ts'
 

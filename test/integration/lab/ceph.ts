@@ -31,6 +31,8 @@ export interface CephOptions {
   readonly cephx?: boolean
   /** Of an OSD's sparse file, in bytes. Default 8 GiB. */
   readonly osdSize?: number
+  /** Where it is reached, an address of this machine. Default 127.0.0.1. */
+  readonly address?: string
 }
 
 /** After which time a cluster counts as hung. */
@@ -62,12 +64,12 @@ export class Ceph {
   readonly #osds = new Map<number, Child>()
 
   private constructor(port: number, options: CephOptions) {
-    this.monitorAddress = `[v1:127.0.0.1:${port}]`
-    this.#options = { osds: 1, cephx: false, osdSize: 8 * 2 ** 30, ...options }
+    this.#options = { osds: 1, cephx: false, osdSize: 8 * 2 ** 30, address: '127.0.0.1', ...options }
+    this.monitorAddress = `[v1:${this.#options.address}:${port}]`
   }
 
   static async create(options: CephOptions): Promise<Ceph> {
-    return new Ceph(await freePort(), options)
+    return new Ceph(await freePort(options.address), options)
   }
 
   async start(): Promise<void> {
@@ -148,8 +150,8 @@ mon host = ${this.monitorAddress}
 auth cluster required = ${auth}
 auth service required = ${auth}
 auth client required = ${auth}
-public addr = 127.0.0.1
-cluster addr = 127.0.0.1
+public addr = ${this.#options.address}
+cluster addr = ${this.#options.address}
 ms bind msgr2 = false
 osd pool default size = 1
 osd pool default min size = 1
@@ -233,9 +235,9 @@ async function execute(program: Program, ...args: readonly string[]): Promise<st
 }
 
 /** A port that was free a moment ago: a monitor cannot choose its own. */
-async function freePort(): Promise<number> {
+async function freePort(address = '127.0.0.1'): Promise<number> {
   const server = createServer()
-  await new Promise<void>(resolve => server.listen(0, '127.0.0.1', resolve))
+  await new Promise<void>(resolve => server.listen(0, address, resolve))
   const { port } = server.address() as { port: number }
   await new Promise(resolve => server.close(resolve))
   return port

@@ -1,0 +1,158 @@
+/** A connection to a Ceph cluster: one client of it, until Ceph shuts that out and another takes its place. */
+import { type RpcCode, RpcError, SysError } from '../core/errors.ts'
+import { type Librbd, librbd } from '../sys/librbd.ts'
+
+/** How a cluster is reached. What is absent comes from Ceph's own defaults. */
+export interface ClusterOptions {
+  /** Without `client.`; `admin` by default. */
+  readonly user: string | undefined
+  /** Beside the file, and stronger. */
+  readonly options: Readonly<Record<string, string>>
+  /** A ceph.conf. */
+  readonly file: string | undefined
+  /**
+   * Without a file: whether Ceph looks for one ($CEPH_CONF, /etc/ceph/ceph.conf, ~/.ceph/ceph.conf, ./ceph.conf). That
+   * there is none is no error.
+   */
+  readonly searches: boolean
+  readonly keyFile: string | undefined
+}
+
+export class Cluster {
+  readonly fsid: string
+  /** Images that are open, and whoever else has something open under its handle. */
+  users = 0
+  /**
+   * A gateway group decides when another client takes this one's place: its members know each other by their clients, and
+   * nothing may be written by one that they do not know.
+   */
+  isManaged = false
+  /** For messages. */
+  readonly #what: string
+  readonly #options: ClusterOptions
+  #handle: number
+  /** Clients that were shut out, while images are still open under them. */
+  readonly #retired: number[] = []
+  #turn: Promise<unknown> = Promise.resolve()
+
+  private constructor(what: string, options: ClusterOptions, handle: number) {
+    this.#what = what
+    this.#options = options
+    this.#handle = handle
+    this.fsid = librbd().radosFsid(handle)
+  }
+
+  /** `what`: for messages. Throws `RpcError` with what Ceph says. */
+  static async connect(what: string, options: ClusterOptions): Promise<Cluster> {
+    return new Cluster(what, options, await connect(what, options))
+  }
+
+  /** librados's. */
+  get handle(): number {
+    return this.#handle
+  }
+
+  /** Does something while nobody else does something that a change of the client would disturb. */
+  alone<T>(work: () => Promise<T>): Promise<T> {
+    const turn = this.#turn.then(work)
+    this.#turn = turn.catch(() => {})
+    return turn
+  }
+
+  /** Counts a user, who is to use `handle` only after that: a change of the client is not in progress then. */
+  acquire(): Promise<Cluster> {
+    return this.alone(async () => {
+      this.users++
+      return this
+    })
+  }
+
+  /**
+   * Connects as another client and has `move` open under it what was open under this one. Throws what `connect` and `move`
+   * throw; what was moved before stays with the new client, and `move` is to be tried again.
+   */
+  async changeClient(move: (count: () => void) => Promise<void>): Promise<void> {
+    const previous = this.#handle
+    this.#handle = await connect(this.#what, this.#options)
+    let moved = 0
+    try {
+      await move(() => moved++)
+    } catch (error) {
+      if (moved > 0) this.#retired.push(previous)
+      else {
+        await librbd().radosShutdown(this.#handle)
+        this.#handle = previous
+      }
+      throw error
+    }
+    for (const handle of [...this.#retired.splice(0), previous]) await librbd().radosShutdown(handle)
+  }
+
+  /** Nothing is open any more. */
+  async leave(): Promise<void> {
+    for (const handle of [...this.#retired.splice(0), this.#handle]) await librbd().radosShutdown(handle)
+  }
+}
+
+async function connect(what: string, options: ClusterOptions): Promise<number> {
+  const library = librbd()
+  const handle = library.radosCreate(options.user ?? 'admin')
+  if (handle < 0) throw new SysError('rados_create', -handle)
+  try {
+    configure(library, what, handle, options)
+    const result = await library.radosConnect(handle)
+    if (result < 0) throw connectError(what, options, new SysError('rados_connect', -result))
+    return handle
+  } catch (error) {
+    await library.radosShutdown(handle)
+    throw error
+  }
+}
+
+function configure(library: Librbd, what: string, handle: number, given: ClusterOptions): void {
+  const { options, file, searches, keyFile } = given
+  if (file !== undefined || searches) {
+    const result = library.radosReadFile(handle, file ?? null)
+    if (result < 0 && file !== undefined) {
+      throw new RpcError(
+        'EINVAL',
+        `${what} cannot read ${file}: ${new SysError('rados_conf_read_file', -result).code}; ` +
+          'check that the file exists, that the daemon may read it, and that it is a ceph.conf',
+      )
+    }
+  }
+  const all = keyFile === undefined ? options : { ...options, keyring: keyFile }
+  for (const [option, value] of Object.entries(all)) {
+    if (library.radosSet(handle, option, value) >= 0) continue
+    throw new RpcError(
+      'EINVAL',
+      `${what}: Ceph refuses the option ${option} = ${value}: see the names in "ceph config ls"`,
+    )
+  }
+}
+
+const CONNECT_CODES: ReadonlyMap<string, RpcCode> = new Map([
+  ['ENOENT', 'ENOENT'],
+  ['ETIMEDOUT', 'ETIMEDOUT'],
+  ['EACCES', 'EACCES'],
+  ['EPERM', 'EACCES'],
+])
+
+function connectError(what: string, { user = 'admin', file }: ClusterOptions, cause: SysError): RpcError {
+  const where = file ?? 'the default ceph.conf'
+  const badKey =
+    `the key of client.${user} is not the cluster's, or the keyring has none for that user: ` +
+    `compare with "ceph auth get client.${user}"`
+  const remedies: Record<string, string> = {
+    ENOENT: `there is no keyring with a key for client.${user}, or no monitor in ${where}: give keyring and mon_host, or a config_file that has them`,
+    EACCES: badKey,
+    EPERM: badKey,
+    ETIMEDOUT: `no monitor of ${where} answers: check mon_host and the network, "ceph -s" there`,
+    EINVAL: `${where} names no monitor that can be reached: give mon_host`,
+  }
+  const remedy = remedies[cause.code] ?? 'see the log of the monitors'
+  const code = CONNECT_CODES.get(cause.code) ?? 'EINVAL'
+  return new RpcError(code, `${what} cannot be reached as client.${user}: ${cause.code}; ${remedy}`, {
+    cause,
+  })
+}

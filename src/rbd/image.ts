@@ -1,0 +1,265 @@
+/** One image that is open as a device, on the control thread: its handles, and what is done with it besides I/O. */
+import type { BdevInfo } from '../bdev/bdev.ts'
+import { IoType } from '../bdev/io.ts'
+import { deriveUuid } from '../bdev/uuid.ts'
+import { RpcError, SysError } from '../core/errors.ts'
+import type { MethodCall } from '../rpc/config.ts'
+import { close, eventfd } from '../sys/libc.ts'
+import { librbd } from '../sys/librbd.ts'
+import type { Cluster, ClusterOptions } from './cluster.ts'
+import { CompletionInbox } from './completion-inbox.ts'
+import { factsOf, type ImageFacts } from './image-facts.ts'
+import { ImageState, type OpenImage } from './messages.ts'
+
+export interface ImageOptions {
+  readonly name: string
+  readonly pool: string
+  readonly namespace: string
+  readonly image: string
+  /** Read only, as it was then. */
+  readonly snapshot: string | undefined
+  readonly blockSize: number
+  readonly uuid: string | undefined
+  readonly readOnly: boolean
+  /** A registered cluster's name, or how to reach one. */
+  readonly cluster: string | ClusterOptions
+  /** The call that made it, for the configuration. */
+  readonly call: MethodCall
+}
+
+/** librbd's handles. */
+interface Handles {
+  readonly pool: number
+  readonly image: number
+}
+
+export class RbdImage {
+  readonly options: ImageOptions
+  readonly cluster: Cluster
+  readonly info: BdevInfo
+  readonly state: ImageState
+  /** A refusal to shrink was logged. */
+  warned = false
+  #handles: Handles
+  /** Calls that use the handles, which must not be closed under them. */
+  readonly #operations = new Set<Promise<unknown>>()
+
+  private constructor(options: ImageOptions, cluster: Cluster, info: BdevInfo, handles: Handles) {
+    this.options = options
+    this.cluster = cluster
+    this.info = info
+    this.state = new ImageState((info.device as OpenImage).state)
+    this.#handles = handles
+  }
+
+  /** Throws `RpcError`: ENOENT, EACCES, EROFS, EINVAL. */
+  static async open(options: ImageOptions, cluster: Cluster, reactorCount: number): Promise<RbdImage> {
+    const handles = await openHandles(options, cluster)
+    const device = makeDevice(handles.image, reactorCount)
+    try {
+      const stripeUnit = await librbd().stripeUnit(handles.image)
+      const info = await describeBdev(options, cluster, handles, { ...device, stripeUnit })
+      notify(options, handles.image, device.eventfd)
+      return new RbdImage(options, cluster, info, handles)
+    } catch (error) {
+      closeDescriptors(device)
+      await closeHandles(handles)
+      throw error
+    }
+  }
+
+  get path(): string {
+    return pathOf(this.options)
+  }
+
+  get image(): number {
+    return this.#handles.image
+  }
+
+  get pool(): number {
+    return this.#handles.pool
+  }
+
+  /** Does something with the handles, which are not closed before it is done. */
+  async use<T>(work: (image: number, pool: number) => Promise<T>): Promise<T> {
+    const operation = work(this.#handles.image, this.#handles.pool)
+    this.#operations.add(operation)
+    try {
+      return await operation
+    } finally {
+      this.#operations.delete(operation)
+    }
+  }
+
+  /**
+   * Opens the image under its cluster's new connection, while I/O goes on. `tell` has the channels change over, and
+   * resolves when they have. Throws as `open`; nothing has changed then.
+   */
+  async openAgain(tell: (image: number) => Promise<void>): Promise<void> {
+    const handles = await openHandles(this.options, this.cluster)
+    const old = this.#handles
+    try {
+      notify(this.options, handles.image, (this.info.device as OpenImage).eventfd)
+    } catch (error) {
+      await closeHandles(handles)
+      throw error
+    }
+    this.#handles = handles
+    this.state.image = handles.image
+    await tell(handles.image)
+    // Not before: what was outstanding under the old client has failed by now.
+    this.state.isShutOut = false
+    await Promise.allSettled(this.#operations)
+    await closeHandles(old)
+  }
+
+  /** Nothing uses the device any more. Throws `SysError` when Ceph has something to say; it is closed all the same. */
+  async close(): Promise<void> {
+    await Promise.allSettled(this.#operations)
+    const result = await closeHandles(this.#handles)
+    closeDescriptors(this.info.device as OpenImage)
+    if (result < 0) throw new SysError('rbd_close', -result, `of ${this.path}`)
+  }
+
+  /** It is no clone any more. */
+  flattened(): void {
+    delete (this.info.driverSpecific['rbd'] as Record<string, unknown>)['parent']
+  }
+
+  /** What was derived once stays, whatever the cluster says later. */
+  config(): MethodCall {
+    const { method, params } = this.options.call
+    return { method, params: { ...params, name: this.info.name, uuid: this.info.uuid } }
+  }
+}
+
+async function openHandles(options: ImageOptions, cluster: Cluster): Promise<Handles> {
+  const library = librbd()
+  const { name, image: imageName, snapshot = null } = options
+  const pool = await library.openPool(cluster.handle, options.pool, options.namespace)
+  if (pool < 0) throw openError(`${name}: the pool ${options.pool}`, -pool)
+  const image = await library.openImage(pool, imageName, snapshot, options.readOnly || snapshot !== null)
+  if (image >= 0) return { pool, image }
+  library.closePool(pool)
+  throw openError(`${name}: the image ${pathOf(options)}`, -image)
+}
+
+async function closeHandles({ image, pool }: Handles): Promise<number> {
+  const result = await librbd().closeImage(image)
+  librbd().closePool(pool)
+  return result
+}
+
+function notify(options: ImageOptions, image: number, descriptor: number): void {
+  const result = librbd().setNotification(image, descriptor)
+  if (result < 0) throw new SysError('rbd_set_image_notification', -result, `of ${pathOf(options)}`)
+}
+
+function makeDevice(image: number, reactorCount: number): Omit<OpenImage, 'stripeUnit'> {
+  const inboxes = Array.from({ length: reactorCount }, () => ({
+    ring: CompletionInbox.allocate(),
+    doorbell: eventfd(),
+  }))
+  return { state: ImageState.allocate(image), eventfd: eventfd(), inboxes }
+}
+
+function closeDescriptors(device: Pick<OpenImage, 'eventfd' | 'inboxes'>): void {
+  close(device.eventfd)
+  for (const { doorbell } of device.inboxes) close(doorbell)
+}
+
+async function describeBdev(
+  options: ImageOptions,
+  cluster: Cluster,
+  { pool, image }: Handles,
+  device: OpenImage,
+): Promise<BdevInfo> {
+  const library = librbd()
+  const { name, blockSize, snapshot } = options
+  const sizeBytes = await library.imageSize(image)
+  if (sizeBytes < blockSize) {
+    throw new RpcError('EINVAL', `${name} has ${sizeBytes} bytes, less than a block of ${blockSize}`)
+  }
+  const facts = await factsOf(cluster, image)
+  const identity = [
+    cluster.fsid,
+    String(library.poolId(pool)),
+    options.namespace,
+    library.imageId(image),
+    snapshot ?? '',
+  ]
+  return {
+    name,
+    aliases: [],
+    driver: 'rbd',
+    product: 'Ceph Rbd Disk',
+    // Gateways on one image agree without being told.
+    uuid: options.uuid ?? deriveUuid('rbd', ...identity),
+    blockSize,
+    physicalBlockSize: Math.max(blockSize, 4096),
+    blockCount: Math.floor(sizeBytes / blockSize),
+    supports: new Set([
+      IoType.READ,
+      IoType.WRITE,
+      IoType.FLUSH,
+      IoType.UNMAP,
+      IoType.WRITE_ZEROES,
+      IoType.COMPARE_AND_WRITE,
+    ]),
+    writeCache: facts.isCached,
+    readOnly: options.readOnly || snapshot !== undefined,
+    bases: [],
+    device,
+    driverSpecific: { rbd: describe(options, facts) },
+  }
+}
+
+export function pathOf({
+  pool,
+  namespace,
+  image,
+  snapshot,
+}: Pick<ImageOptions, 'pool' | 'namespace' | 'image' | 'snapshot'>): string {
+  const path = namespace === '' ? `${pool}/${image}` : `${pool}/${namespace}/${image}`
+  return snapshot === undefined ? path : `${path}@${snapshot}`
+}
+
+function describe(options: ImageOptions, facts: ImageFacts): Record<string, unknown> {
+  const { pool, namespace, image, snapshot, cluster } = options
+  const { features, objectSize, dataPool, parent } = facts
+  return {
+    pool_name: pool,
+    ...(namespace === '' ? {} : { namespace }),
+    rbd_name: image,
+    ...(snapshot === undefined ? {} : { snapshot }),
+    ...(typeof cluster === 'string' ? { cluster_name: cluster } : describeCluster(cluster)),
+    features,
+    object_size: objectSize,
+    ...(dataPool === undefined ? {} : { data_pool: dataPool }),
+    ...(parent === undefined ? {} : { parent }),
+  }
+}
+
+/** Everybody who may list devices may see it, so it has no key. */
+function describeCluster({ user, file, options }: ClusterOptions): Record<string, unknown> {
+  const { key: _, ...config } = options
+  return {
+    ...(user === undefined ? {} : { user_id: user }),
+    ...(file === undefined ? {} : { config_file: file }),
+    ...(Object.keys(config).length === 0 ? {} : { config }),
+  }
+}
+
+function openError(what: string, errno: number): RpcError {
+  const { code } = new SysError('rbd_open', errno)
+  if (code === 'ENOENT')
+    return new RpcError('ENOENT', `${what} does not exist: see "rbd ls" and "ceph osd pool ls"`)
+  if (code === 'EROFS') return new RpcError('EROFS', `${what} cannot be written to: use read_only`)
+  if (code === 'EPERM' || code === 'EACCES') {
+    return new RpcError(
+      'EACCES',
+      `${what} may not be opened by this user: "ceph auth caps" with osd 'profile rbd' allows it`,
+    )
+  }
+  return new RpcError('EINVAL', `${what} cannot be opened: ${code}`)
+}

@@ -1,0 +1,193 @@
+/** What befalls a Ceph cluster, under a verified workload: I/O waits or fails as Ceph says, and goes on by itself. */
+import { renameSync } from 'node:fs'
+import { afterAll, beforeAll, expect, it } from 'vitest'
+import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
+import { type Daemon, startDaemon } from './lab/daemon.ts'
+import { describeWith } from './lab/describe-with.ts'
+import { eventually } from './lab/linux-host.ts'
+
+interface Workload {
+  readonly id: number
+  readonly errors: number
+  readonly miscompares: number
+  readonly writes: number
+  readonly in_flight: number
+}
+
+/** With three OSDs, of which each has every block. */
+await describeWith(CEPH_PROGRAMS, 'a Ceph cluster in trouble', () => {
+  let ceph: Ceph
+  let daemon: Daemon
+  let keyring: string
+
+  const rpc = <T>(method: string, params: object): Promise<T> => daemon.rpc<T>(method, params)
+  const lines = (text: string): number => daemon.output.split('\n').filter(line => line.includes(text)).length
+  const workload = async (id: number): Promise<Workload> =>
+    (await rpc<Workload[]>('workload_get', { id }))[0]!
+
+  async function load(name: string): Promise<number> {
+    return rpc<number>('workload_start', { bdev_name: name, verify: true, read_percent: 50, queue_depth: 8 })
+  }
+  async function progress(id: number): Promise<void> {
+    const { writes } = await workload(id)
+    await eventually(async () => (await workload(id)).writes).toBeGreaterThan(writes + 50)
+  }
+  /** Nothing ends any more, though there is something to do. */
+  async function standstill(id: number): Promise<void> {
+    let last = -1
+    await eventually(async () => {
+      const { writes, in_flight } = await workload(id)
+      const isSame = writes === last && in_flight === 8
+      last = writes
+      await new Promise(resolve => setTimeout(resolve, 500))
+      return isSame
+    }).toBe(true)
+  }
+  const stop = (id: number): Promise<Workload> => rpc<Workload>('workload_stop', { id })
+  async function open(image: string, pool = 'volumes'): Promise<void> {
+    await ceph.run('rbd', 'create', '-p', pool, '--size', '64', image)
+    await rpc('bdev_rbd_create', {
+      name: image,
+      pool_name: pool,
+      rbd_name: image,
+      block_size: 4096,
+      cluster_name: 'c',
+    })
+  }
+
+  beforeAll(async () => {
+    ceph = await startCeph({ osds: 3, cephx: true })
+    await ceph.run('ceph', 'osd', 'pool', 'set', 'volumes', 'size', '3')
+    await ceph.run('ceph', 'osd', 'pool', 'set', 'volumes', 'min_size', '2')
+    keyring = await ceph.addUser('gateway')
+    daemon = await startDaemon({ args: ['--reactors', '2'] })
+    await rpc('bdev_rbd_register_cluster', {
+      name: 'c',
+      user_id: 'gateway',
+      config_file: ceph.conf,
+      config_param: { keyring },
+    })
+    await open('disk')
+  })
+  afterAll(async () => {
+    await daemon?.stop()
+    await ceph?.stop()
+  })
+
+  it('goes on without one OSD, waits without two, and goes on when they are back', async () => {
+    const id = await load('disk')
+    await progress(id)
+    await ceph.killOsd(2)
+    await progress(id)
+    await ceph.killOsd(1)
+    await standstill(id)
+    // The daemon has time for everything else.
+    await rpc('bdev_null_create', { name: 'n0', num_blocks: 8, block_size: 512 })
+    await Promise.all([ceph.startOsd(1), ceph.startOsd(2)])
+    await progress(id)
+    expect(await stop(id)).toMatchObject({ errors: 0, miscompares: 0 })
+  })
+
+  it('goes on without its monitor, and when that is back', async () => {
+    const id = await load('disk')
+    await progress(id)
+    await ceph.killMonitor()
+    await progress(id)
+    await ceph.startMonitor()
+    await progress(id)
+    expect(await stop(id)).toMatchObject({ errors: 0, miscompares: 0 })
+  })
+
+  it('shuts the daemon out: I/O fails, and the daemon comes back as another client', async () => {
+    const id = await load('disk')
+    await progress(id)
+    const { watchers } = JSON.parse(await ceph.run('rbd', 'status', 'volumes/disk', '--format', 'json')) as {
+      watchers: { address: string }[]
+    }
+    await ceph.run('ceph', 'osd', 'blocklist', 'add', watchers[0]!.address)
+    await eventually(async () => (await workload(id)).errors).toBeGreaterThan(0)
+    await eventually(() => lines('Ceph has shut this daemon out')).toBe(1)
+    await eventually(() => lines('disk: open again, as another client of Ceph')).toBe(1)
+    expect(await stop(id)).toMatchObject({ miscompares: 0 })
+
+    const again = await load('disk')
+    await progress(again)
+    expect(await stop(again)).toMatchObject({ errors: 0, miscompares: 0 })
+    expect(lines('I/O of')).toBe(0)
+  })
+
+  it('comes back only when it may: its key was taken from it meanwhile', async () => {
+    const id = await load('disk')
+    const { watchers } = JSON.parse(await ceph.run('rbd', 'status', 'volumes/disk', '--format', 'json')) as {
+      watchers: { address: string }[]
+    }
+    renameSync(keyring, `${keyring}.away`)
+    await ceph.run('ceph', 'osd', 'blocklist', 'add', watchers[0]!.address)
+    await eventually(() => lines('there is no keyring with a key for client.gateway')).toBe(1)
+    renameSync(`${keyring}.away`, keyring)
+    await eventually(() => lines('disk: open again')).toBe(2)
+    expect(lines('there is no keyring')).toBe(1)
+    expect(await stop(id)).toMatchObject({ miscompares: 0 })
+  })
+
+  it('has no room left: writes wait, as Ceph has it, and go on when there is', async () => {
+    const id = await load('disk')
+    await progress(id)
+    // What an empty OSD has on its small disk is more than that.
+    for (const limit of ['nearfull', 'backfillfull', 'full']) {
+      await ceph.run('ceph', 'osd', `set-${limit}-ratio`, '0.01')
+    }
+    await standstill(id)
+    for (const [limit, ratio] of [
+      ['full', '0.95'],
+      ['backfillfull', '0.9'],
+      ['nearfull', '0.85'],
+    ] as const) {
+      await ceph.run('ceph', 'osd', `set-${limit}-ratio`, ratio)
+    }
+    await progress(id)
+    expect(await stop(id)).toMatchObject({ errors: 0, miscompares: 0 })
+  })
+
+  it('loses an image while it is shut out: the device goes, the others stay', async () => {
+    await open('doomed')
+    const { watchers } = JSON.parse(
+      await ceph.run('rbd', 'status', 'volumes/doomed', '--format', 'json'),
+    ) as { watchers: { address: string }[] }
+    await ceph.run('ceph', 'osd', 'blocklist', 'add', watchers[0]!.address)
+    await ceph.run('rbd', 'rm', '--no-progress', 'volumes/doomed')
+    const id = await load('disk')
+    await eventually(() => lines('volumes/doomed does not exist')).toBe(1)
+    await eventually(() => lines('open again')).toBe(3)
+    expect(await stop(id)).toMatchObject({ miscompares: 0 })
+    const names = (await rpc<{ name: string }[]>('bdev_get_bdevs', {})).map(({ name }) => name)
+    expect(names).toContain('disk')
+    expect(names).not.toContain('doomed')
+  })
+
+  it('does not hold up the end of the daemon when it is gone', async () => {
+    const other = await startDaemon()
+    await other.rpc('bdev_rbd_register_cluster', {
+      name: 'c',
+      user_id: 'gateway',
+      config_file: ceph.conf,
+      config_param: { keyring },
+    })
+    await ceph.run('rbd', 'create', '-p', 'volumes', '--size', '8', 'last')
+    await other.rpc('bdev_rbd_create', {
+      name: 'last',
+      pool_name: 'volumes',
+      rbd_name: 'last',
+      block_size: 4096,
+      cluster_name: 'c',
+    })
+    const params = { bdev_name: 'last', verify: true, read_percent: 0, queue_depth: 8 }
+    await other.rpc('workload_start', params)
+    for (const id of [0, 1, 2]) await ceph.killOsd(id)
+    await ceph.killMonitor()
+    const exit = await other.kill('SIGTERM')
+    expect(exit, other.output).toEqual({ code: 0, signal: null })
+    await other.discard()
+    await daemon.discard()
+  })
+})
