@@ -29,10 +29,11 @@ import { type Ring, RingFault } from './ring.ts'
  */
 const BATCH_MAX = 16
 /**
- * Nor more work than this, in pages of data and pieces of memory: a device in memory does it at once, and other guests
- * wait. One request may be more.
+ * Work is counted in pages of data and pieces of memory: a device in memory does it at once, and other guests wait. What a
+ * queue takes above its share of a round it owes to the next ones; and it saves up no more than this.
  */
-const BATCH_WORK_MAX = 512
+const ROUND_SHARE = 128
+const SAVED_MAX = 512
 const PAGE = 4096
 /** How much longer the gap between requests looks when the guest has to notify and the thread to wake up. */
 const WAKE_UP_US = 50
@@ -78,6 +79,8 @@ export class Queue implements RequestQueue, Flushable {
   #hasRecovered = false
   #outstanding = 0
   #unpublished = 0
+  /** Work that it may take; less than nothing for what it owes. */
+  #credit = SAVED_MAX
   #isDirty = false
   #onDrained: (() => void)[] = []
 
@@ -231,21 +234,22 @@ export class Queue implements RequestQueue, Flushable {
 
   readonly #look = (): number => {
     let taken = 0
-    let work = 0
+    let credit = Math.min(this.#credit + ROUND_SHARE, SAVED_MAX)
     try {
-      for (; taken < BATCH_MAX && work < BATCH_WORK_MAX && !this.#isHeldBack; taken++) {
+      for (; taken < BATCH_MAX && credit > 0 && !this.#isHeldBack; taken++) {
         const request = this.#ring.take()
         if (request === null) break
         this.#begin(request)
-        work += request.segments.count + (request.readableBytes + request.writableBytes) / PAGE
+        credit -= request.segments.count + (request.readableBytes + request.writableBytes) / PAGE
         this.device.start(request)
       }
     } catch (error) {
       this.#fail(error)
     }
+    this.#credit = credit
     if (this.#coalescing.isCallDue && this.#coalescing.mayCall(this.#reactor.nowUs)) this.#interruptIfWanted()
     if (taken > 0) this.#arrived()
-    else if (!this.#isHeldBack) this.#idle()
+    else if (credit > 0 && !this.#isHeldBack) this.#idle()
     return taken
   }
 

@@ -115,7 +115,7 @@ export class LocalReactorGroup implements ReactorGroup {
 
   /** Polls until no reactor finds anything to do. Only for devices that complete without the kernel or a timer. */
   settle(): void {
-    while (this.poll() > 0);
+    while (this.poll() > 0 || this.reactors.some(reactor => !reactor.isQuiet));
   }
 
   close(): void {

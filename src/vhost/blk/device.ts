@@ -12,6 +12,7 @@ import type { Channel } from '../../bdev/channel.ts'
 import { type BdevIo, IoType } from '../../bdev/io.ts'
 import { assert } from '../../core/assert.ts'
 import { logger } from '../../core/log.ts'
+import type { Flushable, Reactor } from '../../reactor/reactor.ts'
 import { Status } from '../../spec/nvme-status.ts'
 import {
   BlkHeader,
@@ -30,20 +31,26 @@ import { blkStatusOf } from './status.ts'
 
 const log = logger('vhost')
 
-/** In bytes. A guest may ask for all of its disk at once; a bdev in memory would keep the reactor busy for as long. */
+/**
+ * In bytes. A guest may ask for all of its disk at once; a bdev in memory would keep the reactor busy for as long. So larger
+ * requests are done in pieces; of what follows their first ones a disk submits one in a round.
+ */
 const PIECE_SIZE = 4 << 20
 
 /** The context of a request of which no more is to be started. */
 const STOPPED = {}
 
-export class BlkDevice implements VirtioDevice {
+export class BlkDevice implements VirtioDevice, Flushable {
   readonly eventQueue = null
+  readonly #reactor: Reactor
   readonly #bdevs: ChannelContext
   #description: BlkDescription
   #channel: Channel | null
   #blocksPerByte = 0
   /** Submitted to a channel; each has its place here as its I/O's tag. */
   readonly #active: GuestRequest[] = []
+  /** Those whose next piece is to be submitted, in turn. */
+  readonly #large: GuestRequest[] = []
   /** A header or a range that the guest has cut into pieces. */
   readonly #gathered = new DataView(new ArrayBuffer(BlkHeader.size))
   readonly #id = new Uint8Array(ID_SIZE)
@@ -52,6 +59,7 @@ export class BlkDevice implements VirtioDevice {
 
   /** Throws `RpcError` ENODEV when there is no such bdev. */
   constructor(description: BlkDescription, bdevs: ChannelContext) {
+    this.#reactor = bdevs.reactor
     this.#bdevs = bdevs
     this.#description = description
     Buffer.from(this.#id.buffer).write(description.serial)
@@ -97,11 +105,11 @@ export class BlkDevice implements VirtioDevice {
       this.#end(request, blkStatusOf(io.status), 1)
     } else if (io.type === IoType.READ) {
       const size = request.writableBytes - 1
-      if (request.step < size) this.#nextPiece(request, size)
+      if (request.step < size) this.#goOnLater(request)
       else this.#end(request, BlkStatus.OK, size + 1)
     } else if (io.type === IoType.WRITE) {
       const size = request.readableBytes - BlkHeader.size
-      if (request.step < size) this.#nextPiece(request, size)
+      if (request.step < size) this.#goOnLater(request)
       else this.#end(request, BlkStatus.OK, 1)
     } else if (io.type === IoType.FLUSH) {
       this.#end(request, BlkStatus.OK, 1)
@@ -130,9 +138,18 @@ export class BlkDevice implements VirtioDevice {
   /** There is no event queue, hence there are no events. */
   sendEvent(): void {}
 
+  /** A request between two pieces is with no channel: it ends when its turn comes. */
   abort(request: GuestRequest): void {
     request.context = STOPPED
-    request.io.channel!.abort(request.io)
+    request.io.channel?.abort(request.io)
+  }
+
+  /** At the end of a round: the next piece of one large request. */
+  flush(): void {
+    const request = this.#large.shift()!
+    if (this.#large.length > 0) this.#reactor.flushLater(this)
+    const isRead = request.io.type === IoType.READ
+    this.#nextPiece(request, isRead ? request.writableBytes - 1 : request.readableBytes - BlkHeader.size)
   }
 
   close(): void {
@@ -187,6 +204,11 @@ export class BlkDevice implements VirtioDevice {
       this.#slice(request, 0, size)
     }
     this.#submit(request)
+  }
+
+  #goOnLater(request: GuestRequest): void {
+    this.#large.push(request)
+    if (this.#large.length === 1) this.#reactor.flushLater(this)
   }
 
   /** `step`: how much of the data is done. The range of all of it was checked. */

@@ -281,6 +281,23 @@ describe('a virtio-blk disk', () => {
     expect(guest.ask([header(IN)], [512, 1]).data).toEqual(data.subarray(0, 512))
   })
 
+  it('goes on with one large request in a round, however many there are', async () => {
+    const disk = await openHeld()
+    const sent = [0, 1].map(() => guest.send([header(IN)], [9 << 20, 1]))
+    const inTurn = (rounds: number): number[] =>
+      Array.from({ length: rounds }, () => {
+        guest.reactors.poll()
+        return disk.asked.length
+      })
+    for (const io of [...disk.ios]) io.complete(Status.SUCCESS)
+    expect(inTurn(3)).toEqual([3, 4, 4])
+    for (const io of disk.ios.slice(-2)) io.complete(Status.SUCCESS)
+    expect(inTurn(3)).toEqual([5, 6, 6])
+    for (const io of disk.ios.slice(-2)) io.complete(Status.SUCCESS)
+    guest.reactors.settle()
+    expect(sent.map(one => answerOf(one).status)).toEqual([OK, OK])
+  })
+
   it('ends a large request with its first piece that fails', async () => {
     const disk = await openHeld()
     const sent = guest.send([header(IN, 3)], [9 << 20, 1])
