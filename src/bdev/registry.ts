@@ -6,7 +6,7 @@
  *                    outstanding and closes its channel --> the driver's `destroy` --> listeners hear `removed`
  */
 import { assert } from '../core/assert.ts'
-import { RpcError } from '../core/errors.ts'
+import { RpcError, thereAre } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
 import type { Configurable, MethodCall } from '../rpc/config.ts'
@@ -226,10 +226,7 @@ export class BdevRegistry implements Configurable {
   #entry(name: string): Entry {
     const entry = this.#find(name)
     if (entry !== undefined) return entry
-    const names = [...this.#entries.keys()]
-    const others = names.length === 0 ? 'there are none yet' : `there are ${names.slice(0, 10).join(', ')}`
-    const more = names.length > 10 ? ` and ${names.length - 10} more` : ''
-    throw new RpcError('ENODEV', `there is no bdev ${name}: ${others}${more}`)
+    throw new RpcError('ENODEV', `there is no bdev ${name}: ${thereAre(this.#entries.keys())}`)
   }
 
   #refuseTaken(name: string): void {

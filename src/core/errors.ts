@@ -79,3 +79,13 @@ export function errnoName(errno: number): string {
 
 /** The positive errno of a name. */
 export const errnoNumber = (name: keyof typeof constants.errno): number => constants.errno[name]
+
+const NAMES_TOLD_MAX = 10
+
+/** How a message goes on that has said what is not there: with what is, by name, as far as a line has room. */
+export function thereAre(names: Iterable<string>): string {
+  const all = [...names]
+  if (all.length === 0) return 'there are none'
+  const others = all.length > NAMES_TOLD_MAX ? ` and ${all.length - NAMES_TOLD_MAX} more` : ''
+  return `there are ${all.slice(0, NAMES_TOLD_MAX).join(', ')}${others}`
+}

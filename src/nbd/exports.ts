@@ -4,7 +4,7 @@ import type { BdevInfo } from '../bdev/bdev.ts'
 import type { Claim } from '../bdev/claims.ts'
 import type { BdevRegistry } from '../bdev/registry.ts'
 import { assert } from '../core/assert.ts'
-import { RpcError } from '../core/errors.ts'
+import { RpcError, thereAre } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { Acceptor } from '../reactor/acceptor.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
@@ -149,11 +149,8 @@ export class NbdExports implements Configurable {
   #get(name: string): Entry {
     const entry = this.#exports.get(name)
     if (entry !== undefined) return entry
-    const names = [...this.#exports.keys()].slice(0, 10).map(other => `"${other}"`)
-    throw new RpcError(
-      'ENOENT',
-      `there is no NBD export "${name}": ${names.length === 0 ? 'there are none' : `there are ${names.join(', ')}`}`,
-    )
+    const names = [...this.#exports.keys()].map(other => `"${other}"`)
+    throw new RpcError('ENOENT', `there is no NBD export "${name}": ${thereAre(names)}`)
   }
 
   #describe(

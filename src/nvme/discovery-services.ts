@@ -2,7 +2,7 @@
  * Discovery services: each stays connected to a discovery controller and keeps attached what its log names, one
  * controller a subsystem (`name0`, `name1` …) with a path to each of its ports.
  */
-import { RpcError } from '../core/errors.ts'
+import { RpcError, thereAre } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { SocketAddress } from '../reactor/network.ts'
 import type { MethodCall } from '../rpc/config.ts'
@@ -147,8 +147,10 @@ export class DiscoveryServices {
   async stop(name: string): Promise<void> {
     const service = this.#services.get(name)
     if (service === undefined) {
-      const names = [...this.#services.keys()].join(', ') || 'none'
-      throw new RpcError('ENOENT', `there is no discovery service ${name}: there are ${names}`)
+      throw new RpcError(
+        'ENOENT',
+        `there is no discovery service ${name}: ${thereAre(this.#services.keys())}`,
+      )
     }
     this.#services.delete(name)
     await service.stop()

@@ -4,7 +4,7 @@
  */
 import type { BdevInfo } from '../bdev/bdev.ts'
 import type { BdevRegistry } from '../bdev/registry.ts'
-import { RpcError } from '../core/errors.ts'
+import { RpcError, thereAre } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
 import type { SocketAddress } from '../reactor/network.ts'
@@ -97,8 +97,7 @@ export class NvmeControllers {
   get(name: string): NamedController {
     const controller = this.#controllers.get(name)
     if (controller !== undefined) return controller
-    const names = [...this.#controllers.keys()].join(', ') || 'none yet'
-    throw new RpcError('ENODEV', `there is no NVMe controller ${name}: there are ${names}`)
+    throw new RpcError('ENODEV', `there is no NVMe controller ${name}: ${thereAre(this.#controllers.keys())}`)
   }
 
   /** The controller whose device that is; throws `RpcError` ENODEV when it is not one of ours. */

@@ -5,7 +5,7 @@
 import { join } from 'node:path'
 import type { BdevInfo } from '../bdev/bdev.ts'
 import type { BdevRegistry } from '../bdev/registry.ts'
-import { RpcError } from '../core/errors.ts'
+import { RpcError, thereAre } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
 import type { Configurable, MethodCall } from '../rpc/config.ts'
@@ -240,13 +240,8 @@ export class VhostControllers {
   get(name: string): VhostController {
     const entry = this.#entries.get(name)
     if (entry !== undefined) return entry.controller
-    const names = this.list()
-      .slice(0, 10)
-      .map(controller => controller.name)
-    throw new RpcError(
-      'ENODEV',
-      `there is no vhost controller ${name}: ${names.length === 0 ? 'there are none' : `there are ${names.join(', ')}`}`,
-    )
+    const names = this.list().map(controller => controller.name)
+    throw new RpcError('ENODEV', `there is no vhost controller ${name}: ${thereAre(names)}`)
   }
 
   cpumaskOf(controller: VhostController): string {

@@ -1,6 +1,6 @@
 /** Virtio controllers by name, on the control thread. */
 import type { BdevInfo } from '../bdev/bdev.ts'
-import { RpcError } from '../core/errors.ts'
+import { RpcError, thereAre } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import { type ControllerOptions, type ControllerParts, VirtioController } from './controller.ts'
@@ -56,8 +56,10 @@ export class VirtioControllers {
   async detach(name: string): Promise<void> {
     const controller = this.#controllers.get(name)
     if (controller === undefined) {
-      const names = [...this.#controllers.keys()].join(', ') || 'none yet'
-      throw new RpcError('ENODEV', `there is no virtio controller ${name}: there are ${names}`)
+      throw new RpcError(
+        'ENODEV',
+        `there is no virtio controller ${name}: ${thereAre(this.#controllers.keys())}`,
+      )
     }
     await controller.detach()
     this.#controllers.delete(name)

@@ -54,7 +54,7 @@ describe('BdevRegistry', () => {
   })
 
   it('names the devices there are when one is missing', () => {
-    expect(() => bdevs.get('n7')).toThrow('there is no bdev n7: there are none yet')
+    expect(() => bdevs.get('n7')).toThrow('there is no bdev n7: there are none')
   })
 
   it('refuses a second exclusive claim and names both owners', async () => {
