@@ -15,9 +15,12 @@ export class Configuration {
    * saved configuration, so that the next start tries them again, until somebody makes the same call with success.
    */
   readonly #failed = new Map<string, MethodCall[]>()
+  readonly #isKeptElsewhere: (call: MethodCall) => boolean
 
-  constructor(parts: readonly Configurable[]) {
+  /** `isKeptElsewhere`: calls that are in force and not to be saved, since they come back from somewhere else. */
+  constructor(parts: readonly Configurable[], isKeptElsewhere: (call: MethodCall) => boolean = () => false) {
     this.#parts = inOrderOfNeed(parts)
+    this.#isKeptElsewhere = isKeptElsewhere
   }
 
   /** As `framework_get_subsystems` lists them: whoever is needed comes first. */
@@ -38,7 +41,7 @@ export class Configuration {
   /** Everything, as it is to be saved. */
   snapshot(): SavedConfig {
     const subsystems = this.#parts.map((part): SubsystemConfig => {
-      const config = part.config()
+      const config = part.config().filter(call => !this.#isKeptElsewhere(call))
       const made = new Set(config.map(call => JSON.stringify(call)))
       const failed = (this.#failed.get(part.subsystem) ?? []).filter(call => !made.has(JSON.stringify(call)))
       this.#failed.set(part.subsystem, failed)

@@ -4,6 +4,7 @@ import { classifyPlugins, createPluginDisks } from '../bdev/drivers/plugin.ts'
 import { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
+import { Gateway } from '../gateway/gateway.ts'
 import { NbdExports } from '../nbd/exports.ts'
 import { NvmeControllers } from '../nvme/nvme-controllers.ts'
 import { NvmfTarget } from '../nvmf/target.ts'
@@ -44,6 +45,7 @@ export interface AppContext {
   readonly rbd: RbdImages
   readonly virtio: VirtioControllers
   readonly nvmf: NvmfTarget
+  readonly gateway: Gateway
   readonly vhost: VhostControllers
   readonly nbd: NbdExports
   readonly workloads: Workloads
@@ -68,6 +70,7 @@ function buildContext(
   reactors: ReactorThreads,
   bdevs: BdevRegistry,
   vhostSettings: VhostSettings,
+  dispatch: Pick<Dispatcher<AppContext>, 'replay' | 'exclusive'>,
   rest: Pick<AppContext, 'rpc' | 'initialization'>,
 ): AppContext {
   const notifications = new Notifications()
@@ -86,18 +89,28 @@ function buildContext(
     listen: new FrontEnds(reactors, sockets).listen,
   })
   const nbd = new NbdExports({ reactors, acceptor, bdevs })
+  const rbd = new RbdImages(bdevs, reactors)
+  const gateway = new Gateway({
+    ...dispatch,
+    nvmf,
+    rbd,
+    config: () => [...bdevs.config(), ...nvmf.config()],
+  })
   return {
     ...rest,
     reactors,
     bdevs,
     nvme,
-    rbd: new RbdImages(bdevs, reactors),
+    rbd,
     virtio: new VirtioControllers({ bdevs, reactors, sockets }),
     nvmf,
+    gateway,
     vhost,
     nbd,
     workloads: new Workloads(bdevs, reactors),
-    configuration: new Configuration([bdevs, nvmf, ...vhost.configurables, nbd]),
+    configuration: new Configuration([bdevs, nvmf, gateway, ...vhost.configurables, nbd], call =>
+      gateway.keeps(call),
+    ),
     notifications,
   }
 }
@@ -127,8 +140,18 @@ export class Daemon {
     const { stateDirectory } = options
     this.#statePath = stateDirectory === undefined ? undefined : join(resolve(stateDirectory), STATE_FILE)
     const initialization = { start: () => this.#initialize(), wait: () => this.#whenUp() }
-    this.context = buildContext(reactors, bdevs, vhostSettings, { rpc: this.#rpc, initialization })
-    this.#dispatcher = new Dispatcher({ methods, context: this.context, afterMutation: () => this.#save() })
+    const dispatch: Pick<Dispatcher<AppContext>, 'replay' | 'exclusive'> = {
+      replay: (method, params) => this.#dispatcher.replay(method, params),
+      exclusive: work => this.#dispatcher.exclusive(work),
+    }
+    this.context = buildContext(reactors, bdevs, vhostSettings, dispatch, { rpc: this.#rpc, initialization })
+    this.#dispatcher = new Dispatcher({
+      methods,
+      context: this.context,
+      needsTurn: ({ name }) => this.context.gateway.shares(name),
+      aroundMutation: ({ name }, params, run) => this.context.gateway.change(name, params, run),
+      afterMutation: () => this.#save(),
+    })
   }
 
   /**
@@ -183,7 +206,9 @@ export class Daemon {
   /** Takes no more requests, ends connections and devices in order, and then the threads. The saved state stays. */
   async stop(): Promise<void> {
     await this.#server?.close()
-    const { bdevs, nvme, nvmf, rbd, reactors, vhost, virtio } = this.context
+    const { bdevs, gateway, nvme, nvmf, rbd, reactors, vhost, virtio } = this.context
+    // Other members take over what is served here before hosts lose it.
+    await gateway.stop()
     await nvmf.stop()
     // Before their bdevs go: guests would see errors, and not a pause until the daemon is back.
     await vhost.stop()

@@ -1,5 +1,6 @@
 /** Every method of the daemon, one list a layer. A new method is one more name in the list of its own layer. */
 import { bdevMethods } from '../bdev/methods.ts'
+import { gatewayMethods } from '../gateway/methods.ts'
 import { nbdMethods } from '../nbd/methods.ts'
 import { nvmeMethods } from '../nvme/methods.ts'
 import { nvmfMethods } from '../nvmf/methods.ts'
@@ -23,6 +24,7 @@ export const methods = [
   ...nvmfMethods,
   ...nvmeMethods,
   ...rbdMethods,
+  ...gatewayMethods,
   ...virtioMethods,
   ...vhostMethods,
   ...nbdMethods,

@@ -20,6 +20,7 @@ export const NOUNS: Readonly<Record<string, string>> = {
   listener: 'an address where a subsystem is found, and its ANA state',
   host: 'who may connect',
   nvmf: 'everything about the NVMe-oF target',
+  gateway: 'groups of gateways over one Ceph cluster',
   nvme: 'disks of other targets, with multipath',
   rbd: 'images of Ceph clusters: opening, snapshots, clones, their cache explained',
   vhost: 'disks for guests, over vhost-user',

@@ -25,6 +25,17 @@ export interface DispatcherOptions<Context> {
   readonly context: Context
   /** Awaited after a method that declares `saves`, before its answer; when it fails, so does the answer. */
   readonly afterMutation?: (method: AnyMethod<Context>) => Promise<void> | void
+  /** Whether a `concurrent` method has to take its turn all the same, as things are now. */
+  readonly needsTurn?: (method: AnyMethod<Context>) => boolean
+  /**
+   * Runs a method that declares `saves` in its turn: may refuse, change the parameters, or run it again. What
+   * it resolves with is the result.
+   */
+  readonly aroundMutation?: (
+    method: AnyMethod<Context>,
+    params: unknown,
+    run: (params: unknown) => Promise<unknown>,
+  ) => Promise<unknown>
 }
 
 /** The requests of one connection keep their order through this. */
@@ -63,17 +74,26 @@ export class Dispatcher<Context extends { readonly rpc: RpcInfo }> {
   /** Runs one method in its turn, as a client's request would. Throws `RpcError`, or whatever the method threw. */
   async call(name: string, params?: unknown, session: RpcSession = new RpcSession()): Promise<unknown> {
     const method = this.#find(name)
-    if (method.concurrent) {
+    if (method.concurrent && this.#options.needsTurn?.(method) !== true) {
       await session.changes
       const result = await this.#run(method, params)
       if (method.saves) await this.#change(session, () => this.#options.afterMutation?.(method))
       return result
     }
     return this.#change(session, async () => {
-      const result = await this.#run(method, params)
-      if (method.saves) await this.#options.afterMutation?.(method)
+      const { aroundMutation, afterMutation } = this.#options
+      const isWrapped = method.saves && aroundMutation !== undefined
+      const result = isWrapped
+        ? await aroundMutation(method, params, changed => this.#run(method, changed))
+        : await this.#run(method, params)
+      if (method.saves) await afterMutation?.(method)
       return result
     })
+  }
+
+  /** Does something in its turn, while no method changes anything. */
+  exclusive<Result>(work: () => Promise<Result>): Promise<Result> {
+    return this.#change(new RpcSession(), work)
   }
 
   /**

@@ -19,6 +19,8 @@ export interface DaemonOptions {
   readonly env?: Readonly<Record<string, string>>
   /** The script to run in place of qpair's launcher. */
   readonly script?: string
+  /** A program, with arguments, that becomes the daemon: it runs what follows. */
+  readonly within?: readonly string[]
 }
 
 /** Starts a daemon and waits until it answers. The caller must `stop` it. */
@@ -64,9 +66,10 @@ export class Daemon {
 
   /** Starts it, again after `kill`, on the same socket and state, and waits until it answers. */
   async start(): Promise<void> {
-    const { args = [], env = {}, script = QPAIR } = this.#options
+    const { args = [], env = {}, script = QPAIR, within = [] } = this.#options
     const serve = [script, 'serve', '-r', this.socket, '--state', this.state, ...args]
-    this.#child = await Child.start(process.execPath, serve, { ...process.env, ...env })
+    const [program, ...rest] = [...within, process.execPath, ...serve]
+    this.#child = await Child.start(program!, rest, { ...process.env, ...env })
     const deadlineMs = Date.now() + TIMEOUT_MS
     while (!(await this.#answers())) {
       if (this.exit !== undefined) throw this.#failure(`the daemon ended at its start, ${told(this.exit)}`)

@@ -1,0 +1,218 @@
+/** One life of this daemon in a group: its Ceph client, its lease, what it serves. Ends for good when it is shut out. */
+import { randomUUID } from 'node:crypto'
+import { type Clock, systemClock } from '../core/clock.ts'
+import { SysError } from '../core/errors.ts'
+import { logger } from '../core/log.ts'
+import type { TransportAddress } from '../nvmf/address.ts'
+import type { NvmfTarget } from '../nvmf/target.ts'
+import type { Cluster } from '../rbd/cluster.ts'
+import type { RbdImages } from '../rbd/images.ts'
+import type { MethodCall } from '../rpc/config.ts'
+import { AnaState } from '../spec/nvme-log.ts'
+import { librbd } from '../sys/librbd.ts'
+import type { GroupState } from './group-state.ts'
+import { joinGroup } from './join.ts'
+import { Keeper } from './keeper.ts'
+import { memberOf, windowOf } from './lease.ts'
+import { RADOS_NAMESPACE, RadosStore } from './rados-store.ts'
+import { NvmfServing } from './serving.ts'
+import { SharedConfig } from './shared-config.ts'
+
+const log = logger('gateway')
+
+/** An operation on the group's objects that takes longer is given up. */
+const OPERATION_MS = 1000
+/** Also without news in the lease: a member may have died right after it had changed the configuration. */
+const CONFIG_CHECK_MS = 5000
+
+/**
+ * Microseconds of CLOCK_MONOTONIC, as the reactors read it: it goes on while the process is stopped. Timers are Node's.
+ */
+export const machineClock: Clock = {
+  nowUs: () => Number(process.hrtime.bigint()) / 1000,
+  after: (delayMs, fire) => systemClock.after(delayMs, fire),
+}
+
+export interface GroupOptions {
+  readonly group: string
+  readonly pool: string
+  /** A registered cluster: the group's objects and images are there. */
+  readonly cluster: string
+  readonly name: string
+  readonly address: TransportAddress
+  /** As it is shown to others. */
+  readonly addressText: string
+  readonly leaseMs: number | undefined
+}
+
+/** What a membership needs of the daemon. */
+export interface MembershipParts {
+  readonly nvmf: NvmfTarget
+  readonly rbd: RbdImages
+  /** Everything that this daemon has, as calls. */
+  readonly config: () => readonly MethodCall[]
+  readonly replay: (method: string, params?: unknown) => Promise<unknown>
+  /** Does something while no method changes anything. */
+  readonly exclusive: <Result>(work: () => Promise<Result>) => Promise<Result>
+}
+
+export const leaseObject = (group: string): string => `gateway.${group}.lease`
+export const configObject = (group: string): string => `gateway.${group}.config`
+
+export class Membership {
+  readonly config: SharedConfig
+  readonly keeper: Keeper
+  readonly #options: GroupOptions
+  readonly #parts: MembershipParts
+  readonly #cluster: Cluster
+  readonly #pool: number
+  #isCatchingUp = false
+  #checkedUs = 0
+  #isEnded = false
+
+  private constructor(
+    options: GroupOptions,
+    parts: MembershipParts,
+    connection: { readonly cluster: Cluster; readonly pool: number; readonly store: RadosStore },
+    joined: { readonly incarnation: string; readonly state: GroupState },
+    lost: (reason: string, isReplaced: boolean) => void,
+  ) {
+    const { group, cluster, name } = options
+    const { incarnation, state } = joined
+    const { store } = connection
+    this.#options = options
+    this.#parts = parts
+    this.#cluster = connection.cluster
+    this.#pool = connection.pool
+    const { first, last } = windowOf(memberOf(state, incarnation)!.number)
+    this.config = new SharedConfig({
+      store,
+      object: configObject(group),
+      group,
+      own: { cluster, firstCntlid: first, lastCntlid: last },
+      config: parts.config,
+      replay: parts.replay,
+      changed: () => this.#listen(),
+    })
+    this.keeper = new Keeper(
+      {
+        clock: machineClock,
+        store,
+        object: leaseObject(group),
+        incarnation,
+        name,
+        serving: new NvmfServing(parts.nvmf, this.config, machineClock),
+        events: { changed: news => this.#hear(news), lost },
+        random: Math.random,
+      },
+      state,
+    )
+  }
+
+  /**
+   * Becomes a member and serves what it is given. Nothing else may change the daemon meanwhile. Throws `RpcError`, and
+   * what the store throws; nothing is left then.
+   */
+  static async enter(
+    options: GroupOptions,
+    parts: MembershipParts,
+    lost: (reason: string, isReplaced: boolean) => void,
+  ): Promise<Membership> {
+    const { group, name, addressText, leaseMs, pool } = options
+    const cluster = await parts.rbd.clusters.acquire(options.cluster)
+    cluster.isManaged = true
+    let handle = -1
+    try {
+      handle = await librbd().openPool(cluster.handle, pool, RADOS_NAMESPACE)
+      if (handle < 0) throw new SysError('rados_ioctx_create', -handle, `of pool ${pool}`)
+      const store = new RadosStore({
+        cluster: cluster.handle,
+        pool: handle,
+        poolName: pool,
+        timeoutMs: OPERATION_MS,
+      })
+      const incarnation = randomUUID()
+      const newcomer = { name, incarnation, instance: store.instance, address: addressText }
+      const object = leaseObject(group)
+      const state = await joinGroup({ store, clock: machineClock, object, group, newcomer, leaseMs })
+      const connection = { cluster, pool: handle, store }
+      const membership = new Membership(options, parts, connection, { incarnation, state }, lost)
+      await membership.#begin()
+      return membership
+    } catch (error) {
+      if (handle >= 0) librbd().closePool(handle)
+      await leaveCluster(parts, cluster)
+      throw error
+    }
+  }
+
+  /** Something may have news for this member, or of it. */
+  async #begin(): Promise<void> {
+    try {
+      // What is wanted is known before the lease runs: opening many images may take longer than that.
+      await this.config.read()
+      this.keeper.start()
+      await this.config.apply()
+    } catch (error) {
+      this.keeper.abandon()
+      throw error
+    }
+  }
+
+  /** Hands over in order. `isForgotten`: the member does not mean to come back. */
+  async leave(isForgotten: boolean, timeoutMs: number): Promise<void> {
+    await this.keeper.leave(isForgotten, timeoutMs)
+  }
+
+  /** Takes what is shared away from this daemon, and lets go of the cluster. The keeper has ended before. */
+  async end(): Promise<void> {
+    if (this.#isEnded) return
+    this.#isEnded = true
+    await this.config.clear()
+    await this.close()
+  }
+
+  /** Lets go of the cluster only. */
+  async close(): Promise<void> {
+    librbd().closePool(this.#pool)
+    await leaveCluster(this.#parts, this.#cluster)
+  }
+
+  /** Every subsystem is reached by this member's address. */
+  async #listen(): Promise<void> {
+    const { nvmf } = this.#parts
+    const { address } = this.#options
+    for (const { nqn, isDiscovery, listeners } of nvmf.list()) {
+      if (isDiscovery || listeners.size > 0) continue
+      try {
+        await nvmf.addListener(nqn, address, AnaState.INACCESSIBLE)
+      } catch (error) {
+        log.error(`hosts do not reach ${nqn} here: ${(error as Error).message}`)
+      }
+    }
+    await this.keeper.refresh()
+  }
+
+  #hear({ members }: GroupState): void {
+    const { version, unable } = this.config
+    const nowUs = machineClock.nowUs()
+    const isBehind = members.some(member => member.isAlive && member.version > version)
+    const isDue = nowUs - this.#checkedUs > CONFIG_CHECK_MS * 1000 || (isBehind && unable.length === 0)
+    if (this.#isCatchingUp || !(isBehind || isDue)) return
+    this.#isCatchingUp = true
+    this.#checkedUs = nowUs
+    this.#parts
+      .exclusive(async () => {
+        if (!this.#isEnded) await this.config.catchUp()
+      })
+      .catch((error: Error) => log.warning(`the group's configuration is not read: ${error.message}`))
+      .finally(() => {
+        this.#isCatchingUp = false
+      })
+  }
+}
+
+async function leaveCluster({ rbd }: MembershipParts, cluster: Cluster): Promise<void> {
+  cluster.isManaged = false
+  await rbd.clusters.release(cluster)
+}

@@ -1,0 +1,129 @@
+/** The RPC methods of gateway groups. */
+import { z } from 'zod'
+import { method } from '../rpc/method.ts'
+import { done } from '../rpc/params.ts'
+import type { Gateway } from './gateway.ts'
+import { ownedBy } from './lease.ts'
+
+/** What the methods find in the application. */
+export interface GatewayContext {
+  readonly gateway: Gateway
+}
+
+const word = z.string().regex(/^[\w.-]{1,64}$/, 'up to 64 letters, digits, dots, dashes and underscores')
+
+const MemberRow = z.object({
+  name: z.string(),
+  number: z.int(),
+  /** `alive`, `leaving`, or `gone`. */
+  state: z.enum(['alive', 'leaving', 'gone']),
+  is_self: z.boolean(),
+  address: z.string(),
+  silent_ms: z.int().describe('How long nothing was heard of it'),
+  config_version: z.int(),
+  ana_groups: z.array(z.object({ nqn: z.string(), anagrpid: z.int() })),
+  unable: z.array(z.string()),
+})
+
+const GroupDescription = z.object({
+  group: z.string(),
+  pool: z.string(),
+  cluster_name: z.string(),
+  name: z.string(),
+  /** `serving`: it has a lease. `waiting`: it has none. `rejoining`: it is no member at the moment. */
+  state: z.enum(['serving', 'waiting', 'rejoining']),
+  problem: z.string(),
+  lease_ms: z.int(),
+  lease_left_ms: z.int(),
+  config_version: z.int(),
+  members: z.array(MemberRow),
+})
+
+function describe(gateway: Gateway): z.input<typeof GroupDescription> {
+  const { group, pool, cluster, name } = gateway.options
+  const { membership, trouble } = gateway
+  const common = { group, pool, cluster_name: cluster, name, problem: trouble }
+  if (membership === null) {
+    return { ...common, state: 'rejoining', lease_ms: 0, lease_left_ms: 0, config_version: 0, members: [] }
+  }
+  const { keeper, config } = membership
+  const { state, leaseLeftMs } = keeper
+  return {
+    ...common,
+    state: leaseLeftMs > 0 ? 'serving' : 'waiting',
+    lease_ms: state.leaseMs,
+    lease_left_ms: Math.round(leaseLeftMs),
+    config_version: config.version,
+    members: state.members.map(member => ({
+      name: member.name,
+      number: member.number,
+      state: member.isLeaving ? 'leaving' : member.isAlive ? 'alive' : 'gone',
+      is_self: member === keeper.me,
+      address: member.address,
+      silent_ms: Math.round(keeper.silentMs(member.incarnation)),
+      config_version: member.version,
+      ana_groups: ownedBy(state, member.number).map(toAnaGroup),
+      unable: [...member.unable],
+    })),
+  }
+}
+
+function toAnaGroup(key: string): { nqn: string; anagrpid: number } {
+  const [nqn, anagrpid] = key.split(' ')
+  return { nqn: nqn!, anagrpid: Number(anagrpid) }
+}
+
+export const gatewayMethods = [
+  method({
+    name: 'gateway_join',
+    summary: 'Makes this daemon a member of a group of gateways that serve the same images.',
+    params: z.object({
+      group: word.describe('The group; made when there is none of that name'),
+      pool: z.string().min(1).describe('The pool that has what the members agree on'),
+      cluster_name: z.string().min(1).describe('The registered cluster of the pool and of the images'),
+      address: z.string().describe('Where hosts reach this member: 192.168.1.10:4420'),
+      name: word.optional().describe("Of this member; the machine's name when absent"),
+      lease_ms: z
+        .int()
+        .min(1000)
+        .max(600_000)
+        .optional()
+        .describe('Of a new group: how long a member that is not heard of may still serve (default 5000)'),
+    }),
+    result: done,
+    errors: {
+      EEXIST: 'this daemon is in a group already',
+      EBUSY: 'it has subsystems or images of its own',
+      ENOENT: 'no cluster has that name',
+      EINVAL: 'the group has another lease, or its objects are not readable',
+      ENOSPC: 'the group is full',
+      EAGAIN: 'Ceph does not answer, or refuses',
+    },
+    saves: true,
+    run: async (params, { gateway }: GatewayContext) => {
+      await gateway.join(params)
+      return true as const
+    },
+  }),
+  method({
+    name: 'gateway_leave',
+    summary: 'Hands over what this daemon serves, and takes the configuration of the group away from it.',
+    params: z.object({}),
+    result: done,
+    errors: { ENOENT: 'this daemon is in no group' },
+    saves: true,
+    run: async (_, { gateway }: GatewayContext) => {
+      await gateway.leave()
+      return true as const
+    },
+  }),
+  method({
+    name: 'gateway_show',
+    summary: 'Tells of the group: members, their leases, and which ANA groups each of them serves.',
+    params: z.object({}),
+    result: GroupDescription,
+    errors: { ENOENT: 'this daemon is in no group' },
+    concurrent: true,
+    run: (_, { gateway }: GatewayContext) => describe(gateway),
+  }),
+]

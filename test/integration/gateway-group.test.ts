@@ -1,0 +1,347 @@
+/**
+ * Two gateways of a group over a real Ceph cluster, and our own host on both of them, which verifies every block while
+ * they are killed, frozen and cut off:
+ *
+ *   workload ── host: Nvme0n1 … ─┬─ a, on an island ─┬─ Ceph
+ *                                └─ b ───────────────┘
+ */
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
+import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
+import { type Daemon, startDaemon } from './lab/daemon.ts'
+import { describeWith } from './lab/describe-with.ts'
+import { Island } from './lab/island.ts'
+import { eventually } from './lab/linux-host.ts'
+
+const NQN = 'nqn.2016-06.io.example:group'
+const IMAGES = ['one', 'two', 'three', 'four']
+const LEASE_MS = 2000
+const PORT = { a: 4420, b: 4421 }
+
+interface Group {
+  readonly state: string
+  readonly problem: string
+  readonly config_version: number
+  readonly members: {
+    readonly name: string
+    readonly state: string
+    readonly is_self: boolean
+    readonly ana_groups: { readonly anagrpid: number }[]
+  }[]
+}
+
+interface Subsystem {
+  readonly nqn: string
+  readonly min_cntlid: number
+  readonly max_cntlid: number
+  readonly listen_addresses: object[]
+  readonly hosts: object[]
+  readonly allow_any_host: boolean
+  readonly namespaces: { readonly nsid: number; readonly uuid: string }[]
+}
+
+interface Report {
+  readonly id: number
+  readonly reads: number
+  readonly writes: number
+  readonly errors: number
+  readonly miscompares: number
+  readonly read_backs: number
+  readonly first_errors: string[]
+  readonly longest_pause_us: number
+}
+
+const isRoot = process.getuid?.() === 0
+const PROGRAMS = [...CEPH_PROGRAMS, 'ip'] as const
+
+await describeWith(PROGRAMS, 'a gateway group', () => {
+  describe.skipIf(!isRoot)('over Ceph (needs root, for a network namespace)', () => {
+    let island: Island
+    let ceph: Ceph
+    let host: Daemon
+    const daemons: Record<string, Daemon> = {}
+    const addresses: Record<string, string> = {}
+
+    const show = (name: string): Promise<Group> => daemons[name]!.rpc<Group>('gateway_show')
+    const subsystem = async (name: string): Promise<Subsystem | undefined> =>
+      (await daemons[name]!.rpc<Subsystem[]>('nvmf_get_subsystems')).find(({ nqn }) => nqn === NQN)
+    /** How many ANA groups each living member serves, as one of them knows it. */
+    const shares = async (name: string): Promise<Record<string, number>> =>
+      Object.fromEntries(
+        (await show(name)).members
+          .filter(({ state }) => state !== 'gone')
+          .map(member => [member.name, member.ana_groups.length]),
+      )
+    const clients = async (): Promise<number> =>
+      (await ceph.run('ceph', 'osd', 'blocklist', 'ls')).split('\n').filter(line => line !== '').length
+
+    async function gateway(name: 'a' | 'b'): Promise<void> {
+      const daemon = await startDaemon(name === 'a' ? { within: island.within } : {})
+      daemons[name] = daemon
+      addresses[name] = name === 'a' ? island.address : '127.0.0.1'
+      await daemon.rpc('nvmf_create_transport', { trtype: 'TCP', kas: 1, min_kato: 1000 })
+      await daemon.rpc('bdev_rbd_register_cluster', { name: 'c', config_file: ceph.conf })
+      await daemon.rpc('gateway_join', {
+        group: 'g',
+        pool: 'volumes',
+        cluster_name: 'c',
+        address: `${addresses[name]}:${PORT[name]}`,
+        name,
+        ...(name === 'a' ? { lease_ms: LEASE_MS } : {}),
+      })
+    }
+
+    async function attach(): Promise<void> {
+      host = await startDaemon()
+      await host.rpc('bdev_nvme_set_options', { keep_alive_timeout_ms: 1000, bdev_retry_count: -1 })
+      for (const name of ['a', 'b'] as const) {
+        await host.rpc('bdev_nvme_attach_controller', {
+          name: 'Nvme0',
+          trtype: 'TCP',
+          traddr: addresses[name],
+          trsvcid: String(PORT[name]),
+          subnqn: NQN,
+          multipath: 'multipath',
+          ctrlr_loss_timeout_sec: -1,
+          reconnect_delay_sec: 1,
+        })
+      }
+    }
+
+    beforeAll(async () => {
+      island = await Island.create()
+      ceph = await startCeph({ address: island.far })
+      for (const image of IMAGES) await ceph.run('rbd', 'create', '-p', 'volumes', '--size', '16', image)
+      await gateway('a')
+      await gateway('b')
+    })
+    afterAll(async () => {
+      await host?.stop()
+      for (const daemon of Object.values(daemons)) await daemon.stop()
+      await ceph?.stop()
+      await island?.remove()
+    })
+    beforeEach(() =>
+      eventually(async () => (await show('a')).members.map(({ name, state }) => `${name} ${state}`)).toEqual([
+        'a alive',
+        'b alive',
+      ]),
+    )
+
+    it('has what is changed on one appear on the other, each with its own window and address', async () => {
+      const { a, b } = daemons
+      await a!.rpc('nvmf_create_subsystem', { nqn: NQN, allow_any_host: true })
+      for (const [index, image] of IMAGES.entries()) {
+        const on = index % 2 === 0 ? a! : b!
+        await on.rpc('bdev_rbd_create', {
+          name: image,
+          pool_name: 'volumes',
+          rbd_name: image,
+          block_size: 4096,
+          cluster_name: 'c',
+        })
+        await on.rpc('nvmf_subsystem_add_ns', { nqn: NQN, namespace: { bdev_name: image } })
+      }
+      await eventually(async () => (await subsystem('a'))?.namespaces.length).toBe(4)
+      await eventually(async () => (await subsystem('b'))?.namespaces.length).toBe(4)
+      const [onA, onB] = [(await subsystem('a'))!, (await subsystem('b'))!]
+      expect(onB.namespaces).toEqual(onA.namespaces)
+      expect([onA.min_cntlid, onA.max_cntlid, onB.min_cntlid, onB.max_cntlid]).toEqual([1, 2040, 2041, 4080])
+      expect(onA.listen_addresses).toMatchObject([{ traddr: island.address, trsvcid: String(PORT.a) }])
+      expect(onB.listen_addresses).toMatchObject([{ traddr: '127.0.0.1', trsvcid: String(PORT.b) }])
+      await eventually(() => shares('a')).toEqual({ a: 2, b: 2 })
+    })
+
+    it('follows changes back and forth', async () => {
+      const { a, b } = daemons
+      await b!.rpc('nvmf_subsystem_allow_any_host', { nqn: NQN, allow_any_host: false })
+      await b!.rpc('nvmf_subsystem_add_host', { nqn: NQN, host: 'nqn.2014-08.org.example:h' })
+      await eventually(async () => (await subsystem('a'))!.hosts).toEqual([
+        { nqn: 'nqn.2014-08.org.example:h' },
+      ])
+      expect((await subsystem('a'))!.allow_any_host).toBe(false)
+      await a!.rpc('nvmf_subsystem_remove_host', { nqn: NQN, host: 'nqn.2014-08.org.example:h' })
+      await a!.rpc('nvmf_subsystem_allow_any_host', { nqn: NQN, allow_any_host: true })
+      await eventually(async () => (await subsystem('b'))!.allow_any_host).toBe(true)
+      expect((await subsystem('b'))!.hosts).toEqual([])
+    })
+
+    it('refuses what the group decides, with the reason', async () => {
+      const { a } = daemons
+      await a!.rpc('bdev_null_create', { name: 'n', num_blocks: 8, block_size: 4096 })
+      const refused = (method: string, params: object): Promise<unknown> => a!.rpc(method, params)
+      await expect(
+        refused('nvmf_subsystem_add_ns', { nqn: NQN, namespace: { bdev_name: 'n' } }),
+      ).rejects.toThrow(/n is not an RBD image of the cluster c/)
+      await expect(
+        refused('nvmf_create_subsystem', { nqn: `${NQN}2`, min_cntlid: 1, max_cntlid: 5 }),
+      ).rejects.toThrow(/gives each member controller identifiers/)
+      const listen_address = { trtype: 'TCP', traddr: island.address, trsvcid: '4425' }
+      await expect(refused('nvmf_subsystem_add_listener', { nqn: NQN, listen_address })).rejects.toThrow(
+        /the gateway group g decides about listeners/,
+      )
+      await expect(
+        refused('gateway_join', { group: 'h', pool: 'p', cluster_name: 'c', address: 'x' }),
+      ).rejects.toThrow(/in the gateway group g already, as a/)
+    })
+
+    describe('under verified load', () => {
+      let loads: number[]
+
+      const reports = (): Promise<Report[]> => host.rpc<Report[]>('workload_get')
+      const completed = async (): Promise<number[]> =>
+        (await reports()).map(({ reads, writes }) => reads + writes)
+
+      /** Every device gets on, without an error. */
+      async function getsOn(): Promise<void> {
+        const before = await completed()
+        await eventually(async () => {
+          const now = await completed()
+          return now.every((count, index) => count > before[index]! + 50)
+        }).toBe(true)
+      }
+
+      async function spread(): Promise<void> {
+        for (const name of ['a', 'b']) await eventually(() => shares(name)).toEqual({ a: 2, b: 2 })
+      }
+
+      beforeAll(async () => {
+        await attach()
+      })
+      beforeEach(async () => {
+        await spread()
+        loads = []
+        for (const [index] of IMAGES.entries()) {
+          loads.push(
+            await host.rpc<number>('workload_start', {
+              bdev_name: `Nvme0n${index + 1}`,
+              verify: true,
+              read_percent: 50,
+              queue_depth: 4,
+              seed: index + 1,
+            }),
+          )
+        }
+        await getsOn()
+      })
+
+      /** Ends the loads, which read back everything: no error and no wrong byte. Returns the longest pause, in ms. */
+      async function check(): Promise<number> {
+        await getsOn()
+        let longestUs = 0
+        for (const id of loads) {
+          const report = await host.rpc<Report>('workload_stop', { id })
+          expect(report.first_errors).toEqual([])
+          expect(report).toMatchObject({ errors: 0, miscompares: 0 })
+          expect(report.read_backs).toBeGreaterThan(0)
+          longestUs = Math.max(longestUs, report.longest_pause_us)
+        }
+        return Math.round(longestUs / 1000)
+      }
+
+      const tell = (what: string, pauseMs: number): void =>
+        console.log(`${what}: the longest pause of an I/O was ${pauseMs} ms, with a lease of ${LEASE_MS} ms`)
+
+      it('takes over from a member that is killed, and hands back when it returns', async () => {
+        await daemons['a']!.kill('SIGKILL')
+        await eventually(() => shares('b')).toEqual({ b: 4 })
+        await getsOn()
+        await daemons['a']!.start()
+        await spread()
+        tell('killed', await check())
+      })
+
+      it('hands over in order when a member ends, and shuts nobody out', async () => {
+        const before = await clients()
+        await daemons['a']!.restart('SIGTERM')
+        await spread()
+        expect(await clients()).toBe(before)
+        tell('ended', await check())
+      })
+
+      it('does without a member that is frozen, and nothing of it lands when it thaws', async () => {
+        daemons['a']!.signal('SIGSTOP')
+        await eventually(() => shares('b')).toEqual({ b: 4 })
+        await getsOn()
+        daemons['a']!.signal('SIGCONT')
+        await getsOn()
+        await spread()
+        tell('frozen', await check())
+      })
+
+      it('takes no notice of a member that is frozen for less than its lease', async () => {
+        const before = await clients()
+        daemons['a']!.signal('SIGSTOP')
+        await new Promise(resolve => setTimeout(resolve, LEASE_MS / 4))
+        daemons['a']!.signal('SIGCONT')
+        await getsOn()
+        expect(await clients()).toBe(before)
+        tell('frozen for a moment', await check())
+      })
+
+      it('does without a member that is cut off from Ceph', async () => {
+        await island.cut(island.far)
+        await eventually(async () => (await show('a')).state).toBe('waiting')
+        await expect(
+          daemons['a']!.rpc('nvmf_subsystem_add_host', { nqn: NQN, host: 'nqn.2014-08.org.example:h' }),
+        ).rejects.toThrow(/has no lease in gateway group g at the moment/)
+        await eventually(() => shares('b')).toEqual({ b: 4 })
+        await getsOn()
+        await island.heal(island.far)
+        await spread()
+        tell('cut off from Ceph', await check())
+      })
+
+      it('does without a member that its hosts do not reach, and shuts nobody out', async () => {
+        const before = await clients()
+        await island.cut(island.near)
+        await eventually(() => shares('a')).toEqual({ a: 0, b: 4 })
+        await getsOn()
+        await island.heal(island.near)
+        await spread()
+        expect(await clients()).toBe(before)
+        tell('cut off from hosts', await check())
+      })
+
+      it('does without a member that is cut off from everybody', async () => {
+        await island.cut(island.near)
+        await island.cut(island.far)
+        await eventually(() => shares('b')).toEqual({ b: 4 })
+        await getsOn()
+        await island.heal(island.far)
+        await island.heal(island.near)
+        await spread()
+        tell('cut off from both', await check())
+      })
+
+      it('goes on when all members were killed, with the configuration that Ceph has', async () => {
+        for (const name of ['a', 'b']) await daemons[name]!.kill('SIGKILL')
+        for (const name of ['a', 'b']) await daemons[name]!.start()
+        expect((await subsystem('a'))!.namespaces).toHaveLength(4)
+        await spread()
+        tell('all killed', await check())
+      })
+    })
+
+    it('catches up with what was changed while it was away', async () => {
+      const { a, b } = daemons
+      await a!.kill('SIGTERM')
+      await b!.rpc('nvmf_subsystem_remove_ns', { nqn: NQN, nsid: 4 })
+      await b!.rpc('bdev_rbd_delete', { name: 'four' })
+      await a!.start()
+      await eventually(async () => (await subsystem('a'))!.namespaces.length).toBe(3)
+      expect((await a!.rpc<{ name: string }[]>('bdev_get_bdevs')).map(({ name }) => name)).not.toContain(
+        'four',
+      )
+    })
+
+    it('leaves nothing behind on a member that leaves', async () => {
+      const { a, b } = daemons
+      await b!.rpc('gateway_leave')
+      expect(await subsystem('b')).toBeUndefined()
+      await eventually(() => shares('a')).toEqual({ a: 3 })
+      await expect(show('b')).rejects.toThrow(/is in no gateway group/)
+      expect((await subsystem('a'))!.namespaces).toHaveLength(3)
+      void a
+    })
+  })
+})
