@@ -188,8 +188,9 @@ export class Guest {
     const uri = `unix:${join(destination.#home, 'migration')}`
     await destination.qmp.execute('migrate-incoming', { uri })
     destination.#agent.adopt(this.#agent)
-    // A guest that is busy writing to its memory never gets under QEMU's own limits.
-    await this.qmp.execute('migrate-set-parameters', { 'max-bandwidth': 2 ** 32, 'downtime-limit': 3000 })
+    // Slow enough that the guest works on meanwhile; and one that is busy writing to its memory must get to an end.
+    const limits = { 'max-bandwidth': 64 << 20, 'downtime-limit': 2000 }
+    await this.qmp.execute('migrate-set-parameters', limits)
     await this.qmp.execute('migrate', { uri })
     const status = async (): Promise<string> => {
       const answer = await this.qmp.execute<MigrationStatus>('query-migrate')
@@ -267,7 +268,10 @@ function machineArgs(
 ): string[] {
   const { memoryMiB = 512, spareMemoryMiB = 0, cpus = 2, nics = 1, modules = [] } = options
   const { sharedMemory = false, extraArgs = [] } = options
+  // Without init_on_alloc the kernel does not write to each page before a device does, which would hide what the device
+  // fails to log during a migration.
   const commandLine = [
+    'init_on_alloc=0',
     'console=ttyS0 panic=-1 oops=panic mitigations=off no_timer_check tsc=reliable cryptomgr.notests',
     `LAB_UUID=${randomUUID()} LAB_MODULES=${modules.join(',')}`,
   ]
