@@ -67,7 +67,12 @@ export class Libvirt {
   /** Resolves with what virsh prints. */
   async virsh(...args: readonly string[]): Promise<string> {
     const [program, ...words] = this.#asUser(findProgram('virsh')!, '-c', 'qemu:///session', ...args)
-    return (await promisify(execFile)(program!, words, { env: this.#environment })).stdout
+    return (
+      await promisify(execFile)(program!, words, {
+        env: this.#environment,
+        timeout: TIMEOUT_MS,
+      })
+    ).stdout
   }
 
   /**
@@ -106,10 +111,19 @@ export class Libvirt {
   }
 
   async stop(): Promise<void> {
-    if (this.#domain !== undefined) await this.virsh('destroy', this.#domain).catch(() => {})
+    if (this.#domain !== undefined) await this.virsh('destroy', this.#domain).catch(() => this.#killGuest())
     this.#agent?.close(new Error('the guest was stopped'))
     await this.#daemon?.end('SIGTERM')
     rmSync(this.#home, { recursive: true, force: true })
+  }
+
+  /** For a guest that libvirt cannot end: it waits for QEMU, and QEMU for its disk. */
+  #killGuest(): void {
+    try {
+      process.kill(Number(readFileSync(join(this.#home, 'libvirt/qemu/run/lab.pid'), 'utf8')), 'SIGKILL')
+    } catch {
+      // It did not come so far as to run.
+    }
   }
 
   get #environment(): NodeJS.ProcessEnv {
