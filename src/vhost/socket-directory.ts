@@ -1,9 +1,11 @@
 /** Where the sockets of vhost controllers are made. */
 import { constants } from 'node:fs'
 import { access, mkdir } from 'node:fs/promises'
-import { RpcError } from '../core/errors.ts'
+import { join } from 'node:path'
+import { type RpcCode, RpcError } from '../core/errors.ts'
 
-const CODES = ['EACCES', 'ENOTDIR', 'ENOSPC', 'EROFS'] as const
+/** `sun_path` of a Unix socket has 108 bytes, the last of them a zero. */
+const PATH_BYTES_MAX = 107
 
 /** Makes the directory if it is not there; who may enter it is as the process makes files. Throws `RpcError`. */
 export async function makeSocketDirectory(directory: string): Promise<void> {
@@ -13,12 +15,33 @@ export async function makeSocketDirectory(directory: string): Promise<void> {
   } catch (cause) {
     const { code, message } = cause as NodeJS.ErrnoException
     // Of a file that is there, mkdir says only that something is.
-    const why = code === 'EEXIST' ? 'it is a file' : message
+    const isFile = code === 'EEXIST'
+    const why = isFile ? 'it is a file' : message
     throw new RpcError(
-      CODES.find(known => known === code) ?? 'ENOTDIR',
+      isFile ? 'ENOTDIR' : (code as RpcCode),
       `no sockets of vhost controllers can be made in ${directory} (-S): ${why}. ` +
         'Give a directory that this user may write to',
       { cause },
     )
   }
+}
+
+/** The socket of a controller. Throws `RpcError` EINVAL for a name that cannot be one of a socket there. */
+export function socketPathOf(directory: string, name: string): string {
+  if (name === '' || name === '.' || name === '..' || /[/\0]/.test(name)) {
+    throw new RpcError(
+      'EINVAL',
+      `a controller cannot be named ${JSON.stringify(name)}: its socket is a file of that name in ${directory} (-S)`,
+    )
+  }
+  const path = join(directory, name)
+  const size = Buffer.byteLength(path)
+  if (size > PATH_BYTES_MAX) {
+    throw new RpcError(
+      'EINVAL',
+      `the socket ${path} has a path of ${size} bytes, and a Unix socket's has at most ${PATH_BYTES_MAX}: ` +
+        'choose a shorter name, or a shorter directory (-S)',
+    )
+  }
+  return path
 }

@@ -43,7 +43,7 @@ async function serve({ vhost }: Services, kind: DeviceKind, packedRing: boolean)
     await vhost.createBlk({ ...options, bdev: 'base', readOnly: false, packedRing })
   } else {
     await vhost.createScsi({ ...options, delay: false })
-    await vhost.addTarget(CONTROLLER, 0, 'base')
+    await vhost.targets.add(CONTROLLER, 0, 'base')
   }
 }
 

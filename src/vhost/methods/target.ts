@@ -22,7 +22,7 @@ const addTarget = method({
   saves: true,
   cli: { positional: ['ctrlr', 'scsi_target_num', 'bdev_name'], commands: ['vhost add-target'] },
   run: ({ ctrlr: name, scsi_target_num, bdev_name }, { vhost }: VhostContext) =>
-    vhost.addTarget(name, scsi_target_num, bdev_name),
+    vhost.targets.add(name, scsi_target_num, bdev_name),
 })
 
 const removeTarget = method({
@@ -37,7 +37,7 @@ const removeTarget = method({
   saves: true,
   cli: { positional: ['ctrlr', 'scsi_target_num'], commands: ['vhost remove-target'] },
   async run({ ctrlr: name, scsi_target_num }, { vhost }: VhostContext) {
-    await vhost.removeTarget(name, scsi_target_num)
+    await vhost.targets.remove(name, scsi_target_num)
     return true as const
   },
 })
