@@ -144,7 +144,9 @@ export class Keeper {
       this.#tellEmpty = resolve
     })
     this.hurry()
-    await Promise.race([isEmpty, new Promise<void>(resolve => void clock.after(timeoutMs, resolve))])
+    // Without a lease nothing is served that could be handed over, and nobody to hear of it can be reached.
+    const patienceMs = this.leaseLeftMs > 0 ? timeoutMs : 0
+    await Promise.race([isEmpty, new Promise<void>(resolve => void clock.after(patienceMs, resolve))])
     this.#end()
     // A turn that was under way has written by now, or will find itself retired.
     if (this.#ownedKeys().length === 0) await this.#retire(isForgotten)

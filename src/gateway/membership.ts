@@ -194,10 +194,10 @@ export class Membership {
   }
 
   #hear({ members }: GroupState): void {
-    const { version, unable } = this.config
+    const { version } = this.config
     const nowUs = machineClock.nowUs()
     const isBehind = members.some(member => member.isAlive && member.version > version)
-    const isDue = nowUs - this.#checkedUs > CONFIG_CHECK_MS * 1000 || (isBehind && unable.length === 0)
+    const isDue = nowUs - this.#checkedUs > CONFIG_CHECK_MS * 1000
     if (this.#isCatchingUp || !(isBehind || isDue)) return
     this.#isCatchingUp = true
     this.#checkedUs = nowUs

@@ -27,6 +27,8 @@ export class RadosStore implements GroupStore {
   readonly instance: string
   readonly #options: RadosStoreOptions
   readonly #rados: Librados = librados()
+  #settling: Promise<void> = Promise.resolve()
+  #nextSettling: Promise<void> | undefined
 
   constructor(options: RadosStoreOptions) {
     this.#options = options
@@ -36,7 +38,7 @@ export class RadosStore implements GroupStore {
 
   async read(object: string): Promise<StoredText | undefined> {
     const { pool, timeoutMs } = this.#options
-    const found = await this.#rados.readObject(pool, object, timeoutMs)
+    const found = await this.#rados.readObject({ pool, name: object }, timeoutMs)
     if (found === ENOENT) return undefined
     if (typeof found === 'number') throw this.#failure(`reading ${object}`, found)
     return { text: Buffer.from(found.bytes).toString('utf8'), version: found.version }
@@ -44,7 +46,8 @@ export class RadosStore implements GroupStore {
 
   async write(object: string, text: string, expected: number | undefined): Promise<boolean> {
     const { pool, timeoutMs } = this.#options
-    const result = await this.#rados.writeObject(pool, object, Buffer.from(text), expected, timeoutMs)
+    const place = { pool, name: object }
+    const result = await this.#rados.writeObject(place, Buffer.from(text), expected, timeoutMs)
     if (result === CONFLICT) return false
     if (result < 0) throw this.#failure(`writing ${object}`, result)
     return true
@@ -60,7 +63,18 @@ export class RadosStore implements GroupStore {
     await this.settle()
   }
 
-  async settle(): Promise<void> {
+  /** Those who come while another waits share the next turn: what it asks for is newer than their calls. */
+  settle(): Promise<void> {
+    this.#nextSettling ??= this.#settling.then(() => {
+      this.#nextSettling = undefined
+      const settling = this.#settle()
+      this.#settling = settling.catch(() => {})
+      return settling
+    })
+    return this.#nextSettling
+  }
+
+  async #settle(): Promise<void> {
     const result = await this.#rados.awaitNewestMap(this.#options.cluster)
     if (result < 0) throw this.#failure('asking the monitors for the newest map', result)
   }

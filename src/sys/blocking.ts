@@ -27,8 +27,29 @@ export function blocking(call: ReturnType<LibraryHandle['func']>): Blocking {
   }
 }
 
+let urgentCount = 0
+let lastUrgent: Promise<unknown> = Promise.resolve()
+
+/**
+ * A call that must not wait for those: it has the thread that they leave, one such call after the other. For what others
+ * wait for, such as shutting a client out that holds them up.
+ */
+export function urgent(call: ReturnType<LibraryHandle['func']>): Blocking {
+  const start = promisify(call.async) as Blocking
+  return async (...args) => {
+    urgentCount++
+    const turn = lastUrgent.then(() => start(...args))
+    lastUrgent = turn.catch(() => {})
+    try {
+      return await turn
+    } finally {
+      urgentCount--
+    }
+  }
+}
+
 /** A thread waits in such a call. */
-export const isWaiting = (): boolean => blockingCount > 0
+export const isWaiting = (): boolean => blockingCount + urgentCount > 0
 
 export const PAGE_SIZE = 16384
 

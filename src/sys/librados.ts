@@ -1,22 +1,25 @@
 /**
- * Objects of a Ceph pool, and what fences a client: the part of librados that agreement between gateways is built on.
+ * Objects of a Ceph pool, and what shuts a client out: the part of librados that agreement between gateways is built on.
  * Handles come from `librbd()`: cluster and pool are addresses. Results are 0 or more, or -errno.
  *
  * Operations on objects neither block nor call back: librados works on its own threads, and whether an operation has
  * ended is looked at every few milliseconds. So one that never ends costs no thread, and can be given up.
  */
-import { promisify } from 'node:util'
 import koffi, { type LibraryHandle } from 'koffi'
 import { errnoNumber } from '../core/errors.ts'
-import { bytesAt, mapAnonymous, unmap, viewAt } from './memory.ts'
+import { PAGE_SIZE, stringAt, u64At, urgent } from './blocking.ts'
+import { bytesAt, mapAnonymous, unmap } from './memory.ts'
 
-const PAGE = 4096
 const POLL_MS = 1
 const POLL_MS_MAX = 8
 const READ_SIZE = 1 << 16
+const CREATE_EXCLUSIVE = 1
 
+const TIMED_OUT = -errnoNumber('ETIMEDOUT')
 /** Of an object that another client has written since the version that was expected. */
 export const CONFLICT = -errnoNumber('EBUSY')
+/** How Ceph says so: a newer or older version, made or removed meanwhile. */
+const CONFLICTS = (['ERANGE', 'EOVERFLOW', 'EEXIST', 'ENOENT'] as const).map(name => -errnoNumber(name))
 
 export interface ObjectData {
   readonly bytes: Uint8Array
@@ -24,22 +27,27 @@ export interface ObjectData {
   readonly version: number
 }
 
+/** An object's place. */
+export interface ObjectName {
+  readonly pool: number
+  readonly name: string
+}
+
 export interface Librados {
-  /** What names this connection in Ceph's list of clients that are shut out. */
+  /** What names this connection in Ceph's list of clients that are shut out; empty when it is not connected. */
   clientAddresses(cluster: number): string
   /** Shuts a client out: when this resolves with 0, a newer map of the cluster says so. */
   blocklist(cluster: number, address: string, seconds: number): Promise<number>
   /** Resolves when this connection has the newest map, and so knows everybody who was shut out before the call. */
   awaitNewestMap(cluster: number): Promise<number>
-  /** Rejects never: -errno, ETIMEDOUT when it was given up. */
-  readObject(pool: number, name: string, timeoutMs: number): Promise<ObjectData | number>
+  /** -errno when it cannot be read; -ETIMEDOUT when it was given up. */
+  readObject(object: ObjectName, timeoutMs: number): Promise<ObjectData | number>
   /**
    * Replaces an object that still has the version `expected`, or makes one that is not there yet (undefined). `CONFLICT`
-   * when another was first. After ETIMEDOUT it may have been written all the same.
+   * when another was first. After -ETIMEDOUT it may have been written all the same.
    */
   writeObject(
-    pool: number,
-    name: string,
+    object: ObjectName,
     bytes: Uint8Array,
     expected: number | undefined,
     timeoutMs: number,
@@ -55,28 +63,24 @@ export function librados(): Librados {
 }
 
 function load(rados: LibraryHandle): Librados {
-  return { ...clientCalls(rados), ...objectCalls(rados) }
+  const perform = performer(rados)
+  return { ...clientCalls(rados), ...readCalls(rados, perform), ...writeCalls(rados, perform) }
 }
 
 function clientCalls(rados: LibraryHandle) {
-  const page = mapAnonymous(PAGE)
-  const pointer = viewAt(page, 8)
+  const page = mapAnonymous(PAGE_SIZE)
   const getAddresses = rados.func('int rados_getaddrs(uintptr_t, uintptr_t)')
   const release = rados.func('void rados_buffer_free(uintptr_t)')
-  // Fills the rest with zeroes.
-  const copyText = koffi.load('libc.so.6').func('uintptr_t strncpy(uintptr_t, uintptr_t, size_t)')
-  // These have no asynchronous form: each takes one of Node's threads while it lasts.
-  const blocklist = promisify(blocklistCall(rados).async) as (...args: unknown[]) => Promise<number>
-  const wait = promisify(rados.func('int rados_wait_for_latest_osdmap(uintptr_t)').async) as (
-    cluster: number,
-  ) => Promise<number>
+  // These have no form that does not block.
+  const blocklist = urgent(blocklistCall(rados))
+  const wait = urgent(rados.func('int rados_wait_for_latest_osdmap(uintptr_t)'))
   return {
     clientAddresses(cluster: number): string {
       if (getAddresses(cluster, page) < 0) return ''
-      const at = pointer.getUint32(0, true) + pointer.getUint32(4, true) * 2 ** 32
-      copyText(page, at, PAGE - 1)
+      const at = u64At(page)
+      const text = stringAt(at)
       release(at)
-      return Buffer.from(bytesAt(page, PAGE)).toString('latin1').replace(/\0.*$/s, '')
+      return text
     },
     blocklist: (cluster: number, address: string, seconds: number) => blocklist(cluster, address, seconds),
     awaitNewestMap: (cluster: number) => wait(cluster),
@@ -93,106 +97,101 @@ function blocklistCall(rados: LibraryHandle) {
   }
 }
 
-function objectCalls(rados: LibraryHandle) {
-  const createCompletion = rados.func(
-    'int rados_aio_create_completion(uintptr_t, uintptr_t, uintptr_t, uintptr_t)',
-  )
+interface Performed {
+  readonly result: number
+  /** Of the object; 0 when it failed. */
+  readonly version: number
+}
+
+/** Starts an operation, and resolves when it has ended or was given up. */
+type Perform = (pool: number, timeoutMs: number, start: (completion: number) => number) => Promise<Performed>
+
+function performer(rados: LibraryHandle): Perform {
+  const create = rados.func('int rados_aio_create_completion(uintptr_t, uintptr_t, uintptr_t, uintptr_t)')
   const isComplete = rados.func('int rados_aio_is_complete(uintptr_t)')
   const resultOf = rados.func('int rados_aio_get_return_value(uintptr_t)')
   const versionOf = rados.func('uint64_t rados_aio_get_version(uintptr_t)')
   const release = rados.func('void rados_aio_release(uintptr_t)')
   const cancel = rados.func('int rados_aio_cancel(uintptr_t, uintptr_t)')
-  const read = rados.func('int rados_aio_read(uintptr_t, str, uintptr_t, uintptr_t, size_t, uint64_t)')
-  const createWrite = rados.func('uintptr_t rados_create_write_op()')
-  const releaseWrite = rados.func('void rados_release_write_op(uintptr_t)')
-  const assertVersion = rados.func('void rados_write_op_assert_version(uintptr_t, uint64_t)')
-  const createObject = rados.func('void rados_write_op_create(uintptr_t, int, uintptr_t)')
-  const writeFull = rados.func('void rados_write_op_write_full(uintptr_t, uintptr_t, size_t)')
-  const operate = rados.func(
-    'int rados_aio_write_op_operate(uintptr_t, uintptr_t, uintptr_t, str, uintptr_t, int)',
-  )
-  const page = mapAnonymous(PAGE)
-  const pointer = viewAt(page, 8)
-
-  /** Starts an operation, waits until it has ended or was given up, and returns its result and its object's version. */
-  async function perform(
-    pool: number,
-    timeoutMs: number,
-    start: (completion: number) => number,
-  ): Promise<{ result: number; version: number }> {
-    createCompletion(0, 0, 0, page)
-    const completion = pointer.getUint32(0, true) + pointer.getUint32(4, true) * 2 ** 32
+  const page = mapAnonymous(PAGE_SIZE)
+  return async (pool, timeoutMs, start) => {
+    create(0, 0, 0, page)
+    const completion = u64At(page)
     const started = start(completion)
     try {
       if (started < 0) return { result: started, version: 0 }
       const deadline = performance.now() + timeoutMs
       let isGivenUp = false
-      for (
-        let pauseMs = POLL_MS;
-        isComplete(completion) === 0;
-        pauseMs = Math.min(POLL_MS_MAX, pauseMs + 1)
-      ) {
+      let pauseMs = POLL_MS
+      while (isComplete(completion) === 0) {
         await new Promise(resolve => setTimeout(resolve, pauseMs))
+        pauseMs = Math.min(POLL_MS_MAX, pauseMs + 1)
         if (isGivenUp || performance.now() < deadline) continue
         // It ends at once then; until it has, librados may still touch its buffers.
         isGivenUp = true
         cancel(pool, completion)
       }
       const result = resultOf(completion)
-      if (isGivenUp && result < 0) return { result: -errnoNumber('ETIMEDOUT'), version: 0 }
+      if (result < 0) return { result: isGivenUp ? TIMED_OUT : result, version: 0 }
       return { result, version: Number(versionOf(completion)) }
     } finally {
       release(completion)
     }
   }
+}
 
-  async function readInto(pool: number, name: string, timeoutMs: number, size: number) {
+function readCalls(rados: LibraryHandle, perform: Perform): Pick<Librados, 'readObject'> {
+  const read = rados.func('int rados_aio_read(uintptr_t, str, uintptr_t, uintptr_t, size_t, uint64_t)')
+
+  async function readUpTo({ pool, name }: ObjectName, timeoutMs: number, size: number) {
     const address = mapAnonymous(size)
     try {
       const { result, version } = await perform(pool, timeoutMs, completion =>
         read(pool, name, completion, address, size, 0),
       )
-      if (result < 0) return result
-      return { bytes: Uint8Array.from(bytesAt(address, result)), version }
+      return result < 0 ? result : { bytes: Uint8Array.from(bytesAt(address, result)), version }
     } finally {
       unmap(address, size)
     }
   }
 
   return {
-    async readObject(pool: number, name: string, timeoutMs: number): Promise<ObjectData | number> {
+    async readObject(object, timeoutMs) {
       for (let size = READ_SIZE; ; size *= 8) {
-        const data = await readInto(pool, name, timeoutMs, size)
+        const data = await readUpTo(object, timeoutMs, size)
         if (typeof data === 'number' || data.bytes.length < size) return data
       }
     },
-    async writeObject(
-      pool: number,
-      name: string,
-      bytes: Uint8Array,
-      expected: number | undefined,
-      timeoutMs: number,
-    ): Promise<number> {
-      const size = Math.ceil(Math.max(1, bytes.length) / PAGE) * PAGE
+  }
+}
+
+function writeCalls(rados: LibraryHandle, perform: Perform): Pick<Librados, 'writeObject'> {
+  const begin = rados.func('uintptr_t rados_create_write_op()')
+  const release = rados.func('void rados_release_write_op(uintptr_t)')
+  const assertVersion = rados.func('void rados_write_op_assert_version(uintptr_t, uint64_t)')
+  const create = rados.func('void rados_write_op_create(uintptr_t, int, uintptr_t)')
+  const writeFull = rados.func('void rados_write_op_write_full(uintptr_t, uintptr_t, size_t)')
+  const operate = rados.func(
+    'int rados_aio_write_op_operate(uintptr_t, uintptr_t, uintptr_t, str, uintptr_t, int)',
+  )
+  return {
+    async writeObject({ pool, name }, bytes, expected, timeoutMs) {
+      const size = Math.max(1, bytes.length)
       const address = mapAnonymous(size)
       bytesAt(address, bytes.length).set(bytes)
-      const operation = createWrite()
-      if (expected === undefined) createObject(operation, 1, 0)
+      const operation = begin()
+      if (expected === undefined) create(operation, CREATE_EXCLUSIVE, 0)
       else assertVersion(operation, expected)
       writeFull(operation, address, bytes.length)
       try {
         const { result } = await perform(pool, timeoutMs, completion =>
           operate(operation, pool, completion, name, 0, 0),
         )
-        return isConflict(result) ? CONFLICT : result
+        return CONFLICTS.includes(result) ? CONFLICT : result
       } finally {
-        releaseWrite(operation)
+        release(operation)
         unmap(address, size)
       }
     },
   }
 }
-
-/** Another version, or made or removed meanwhile. */
-const CONFLICTS = (['ERANGE', 'EOVERFLOW', 'EEXIST', 'ENOENT'] as const).map(name => -errnoNumber(name))
-const isConflict = (result: number): boolean => CONFLICTS.includes(result)

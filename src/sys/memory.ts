@@ -36,7 +36,8 @@ function windowOf(address: number): Uint8Array<ArrayBuffer> {
  */
 export function bytesAt(address: number, size: number): Uint8Array<ArrayBuffer> {
   const offset = address % GIB
-  if (offset + size > GIB) return new Uint8Array(viewMemory(address, size))
+  // No view begins at address 0, and the C library's heap may lie in the GiB there.
+  if (offset + size > GIB || address < GIB) return new Uint8Array(viewMemory(address, size))
   return windowOf(address).subarray(offset, offset + size)
 }
 

@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { Arena, BufferPool } from '../../src/sys/memory.ts'
+import { mmap } from '../../src/sys/libc.ts'
+import { Arena, BufferPool, bytesAt, unmap } from '../../src/sys/memory.ts'
 
 const ARENA_SIZE = 16 << 20
 
@@ -75,4 +76,13 @@ describe('the buffer pool', () => {
     drain(4096)
     expect(arena.allocate(65536)).toBeGreaterThan(0)
   })
+})
+
+it('shows memory in the first GiB of addresses, where heaps of the C library may lie', () => {
+  const [readWrite, privateAnonymous] = [3, 0x22]
+  const address = mmap(0x2000_0000, 4096, readWrite, privateAnonymous, -1, 0)
+  expect(address).toBeLessThan(2 ** 30)
+  bytesAt(address + 8, 2).set([1, 2])
+  expect([...bytesAt(address + 7, 4)]).toEqual([0, 1, 2, 0])
+  unmap(address, 4096)
 })
