@@ -5,14 +5,15 @@
  * are skipped under holds the one command to type.
  */
 import { execFile } from 'node:child_process'
-import { accessSync, constants } from 'node:fs'
+import { accessSync, constants, existsSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
 import { promisify } from 'node:util'
 
 const run = promisify(execFile)
 
-/** Every program the tests may ask for, with its Debian 12 package. */
+/** Every program and module the tests may ask for, with its Debian 12 package. */
 const PACKAGE_OF = {
+  'block-rbd.so': 'qemu-block-extra',
   blkdiscard: 'util-linux',
   blockdev: 'util-linux',
   busybox: 'busybox-static',
@@ -56,6 +57,7 @@ const PACKAGE_OF = {
   sg_unmap: 'sg3-utils',
   sg_vpd: 'sg3-utils',
   sg_write_same: 'sg3-utils',
+  stdbuf: 'coreutils',
   tc: 'iproute2',
   umount: 'mount',
   virsh: 'libvirt-clients',
@@ -114,8 +116,18 @@ const DIRECTORIES = [
   '/bin',
 ]
 
-/** Where a program is, or undefined when it is not installed. */
+/** Where QEMU looks for its modules. */
+const MODULE_DIRECTORIES = [
+  '/usr/lib/x86_64-linux-gnu/qemu',
+  '/usr/lib/aarch64-linux-gnu/qemu',
+  '/usr/lib64/qemu-kvm',
+]
+
+/** Where a program is, or a module of QEMU's (`.so`), or undefined when it is not installed. */
 export function findProgram(program: string): string | undefined {
+  if (program.endsWith('.so')) {
+    return MODULE_DIRECTORIES.map(directory => join(directory, program)).find(existsSync)
+  }
   return DIRECTORIES.map(directory => join(directory, program)).find(isExecutable)
 }
 
