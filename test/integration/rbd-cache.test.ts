@@ -182,8 +182,7 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io', 'block-rbd.so', 'stdbuf'], 'the
           .map(([name, value]) => `:${name}=${value.replaceAll(/[:;]/g, '\\$&')}`)
           .join('')
         const name = `rbd:volumes/${image}${inFile === undefined ? options : `:conf=${path}`}`
-        const child = await qemuIo(name, mode, 'read 0 4k')
-        await untilPrinted(child, /read 4096\/4096/)
+        const child = await qemuIo(name, mode)
         const answer = await explain('qemu-2.4', name, { cache_mode: mode })
         expect(await inForce(socket, child)).toEqual(valuesOf(answer))
         expect(answer.dangerous).toBe(false)

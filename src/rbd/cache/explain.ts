@@ -1,5 +1,5 @@
 /** The answer to "which cache is in force here, why, and what can be lost". */
-import type { ClusterOptions } from '../clusters.ts'
+import type { ClusterOptions } from '../cluster.ts'
 import { CACHE_OPTIONS } from './options.ts'
 import {
   type CacheMode,

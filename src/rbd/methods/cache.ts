@@ -6,8 +6,9 @@ import { answerOf, answerText, cacheAnswer } from '../cache/answer.ts'
 import { explain, type Question } from '../cache/explain.ts'
 import { CACHE_MODES, RULES } from '../cache/rules.ts'
 import { readLive } from '../cache/sources.ts'
-import type { ClusterOptions } from '../clusters.ts'
-import { pathOf, type RbdImages } from '../images.ts'
+import type { ClusterOptions } from '../cluster.ts'
+import { pathOf } from '../image.ts'
+import type { RbdImages } from '../images.ts'
 import { parseRbdName } from '../rbd-name.ts'
 import type { RbdContext } from './params.ts'
 
@@ -70,7 +71,8 @@ async function subjectOf(rbd: RbdImages, name: string, user: string | undefined)
 }
 
 async function openSubject(rbd: RbdImages, name: string, user: string | undefined): Promise<Subject> {
-  const { info, options, image } = rbd.opened(name)
+  const opened = rbd.opened(name)
+  const { info, options } = opened
   const cluster = typeof options.cluster === 'string' ? rbd.clusters.get(options.cluster) : options.cluster
   const { user: own = 'admin' } = cluster
   if (user !== undefined && user !== own) {
@@ -80,5 +82,5 @@ async function openSubject(rbd: RbdImages, name: string, user: string | undefine
     )
   }
   const path = pathOf(options)
-  return { path, bdev: info.name, cluster, live: await readLive(image, path) }
+  return { path, bdev: info.name, cluster, live: await opened.use(image => readLive(image, path)) }
 }

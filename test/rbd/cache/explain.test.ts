@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
 import { type Explanation, explain, type Question, type Ruling } from '../../../src/rbd/cache/explain.ts'
 import { CACHE_MODES, type CacheMode, RULES, type Rule } from '../../../src/rbd/cache/rules.ts'
-import type { ClusterOptions } from '../../../src/rbd/clusters.ts'
+import type { ClusterOptions } from '../../../src/rbd/cluster.ts'
 
 const directory = mkdtempSync(join(tmpdir(), 'qpair-cache-'))
 afterAll(() => rmSync(directory, { recursive: true }))
