@@ -260,10 +260,12 @@ export class Daemon {
           `${this.#statePath} has the configuration; ${configFile} (-c) counts only for a new --state`,
         )
       }
-      const { nvme, virtio } = this.context
+      const { gateway, nvme, virtio } = this.context
+      gateway.isRestoring = true
       nvme.isRestoring = true
       virtio.isRestoring = true
       await this.#inPhases(saved, (calls, replay) => configuration.restore(calls, replay))
+      gateway.isRestoring = false
       nvme.isRestoring = false
       virtio.isRestoring = false
     } else if (configFile !== undefined) {

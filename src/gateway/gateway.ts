@@ -40,6 +40,8 @@ export interface JoinParams {
 export class Gateway implements Configurable {
   readonly subsystem = 'gateway'
   readonly dependsOn: readonly string[] = ['bdev', 'nvmf']
+  /** While the saved configuration is replayed: a group that cannot be joined yet is joined as soon as it can be. */
+  isRestoring = false
   readonly #parts: MembershipParts
   #options: GroupOptions | null = null
   /** Null while alone, and between two lives. */
@@ -79,9 +81,16 @@ export class Gateway implements Configurable {
     try {
       this.#membership = await this.#enter(options)
     } catch (error) {
+      const refusal = asRefusal(options, error as Error)
+      if (this.isRestoring) {
+        this.#trouble = refusal.message
+        log.error(`${refusal.message}. It is tried again until it can be`)
+        void this.#rejoin(options)
+        return
+      }
       this.#options = null
       this.#parts.nvmf.lease[0] = Number.POSITIVE_INFINITY
-      throw asRefusal(options, error as Error)
+      throw refusal
     }
     log.notice(`member ${options.name} of gateway group ${options.group}`)
   }

@@ -41,6 +41,14 @@ function saved(...subsystems: [string, MethodCall[]][]): SavedConfig {
 }
 
 describe('the saved configuration', () => {
+  it('leaves out what is kept elsewhere', () => {
+    const part = new Part('nvmf')
+    part.calls = [bdevCall, nvmfCall]
+    const configuration = new Configuration([part], ({ method }) => method === 'nvmf_x')
+    expect(configuration.snapshot()).toEqual(saved(['nvmf', [bdevCall]]))
+    expect(configuration.configOf('nvmf')).toEqual([bdevCall, nvmfCall])
+  })
+
   it('lists each part after those it depends on, whatever order they are given in', () => {
     const configuration = new Configuration([new Part('nvmf', 'bdev'), new Part('bdev')])
     expect(configuration.subsystems).toEqual([

@@ -1,4 +1,5 @@
 import { describe, expect, it, onTestFinished } from 'vitest'
+import { RpcError } from '../../src/core/errors.ts'
 import { logSettings } from '../../src/core/log.ts'
 import { Dispatcher, RpcSession } from '../../src/rpc/dispatcher.ts'
 import { openShelf, type Shelf, shelfMethods } from './support.ts'
@@ -245,6 +246,46 @@ describe('Dispatcher', () => {
         { id: 3, method: 'shelf_get' },
       ]
       expect(await ask(shelf, batch)).toMatchObject([{ result: true }, { result: true }, { result: ['a'] }])
+    })
+
+    it('lets somebody stand around changes, who may change parameters, refuse, or run them again', async () => {
+      const { context } = openShelf()
+      const dispatcher = new Dispatcher({
+        methods: shelfMethods,
+        context,
+        aroundMutation: async (method, params, run) => {
+          const { name } = params as { name: string }
+          if (name === 'refused') throw new RpcError('EAGAIN', `${method.name} has to wait`)
+          await run({ name: `${name}1` })
+          return run({ name: `${name}2` })
+        },
+      })
+      await dispatcher.call('shelf_put', { name: 'a' })
+      await expect(dispatcher.call('shelf_put', { name: 'refused' })).rejects.toThrow('shelf_put has to wait')
+      expect(await dispatcher.call('shelf_get')).toEqual(['a1', 'a2'])
+    })
+
+    it('does other things in their turn, and keeps methods that could run beside them waiting if need be', async () => {
+      const { context } = openShelf()
+      const dispatcher = new Dispatcher({
+        methods: shelfMethods,
+        context,
+        needsTurn: ({ name }) => name === 'shelf_get',
+      })
+      let end = (): void => {}
+      const work = dispatcher.exclusive(
+        () =>
+          new Promise<void>(resolve => {
+            end = resolve
+          }),
+      )
+      const put = dispatcher.call('shelf_put', { name: 'a' })
+      const get = dispatcher.call('shelf_get')
+      await new Promise(setImmediate)
+      expect(context.shelf.size).toBe(0)
+      end()
+      await Promise.all([work, put])
+      expect(await get).toEqual(['a'])
     })
 
     it('goes on after a change that failed', async () => {
