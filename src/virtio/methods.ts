@@ -36,7 +36,7 @@ const bdevVirtioAttachController = method({
   result: z.array(z.string()),
   errors: {
     EEXIST: 'a virtio controller or a bdev has that name',
-    EINVAL: 'the back end has too few queues, or its disk cannot be used',
+    EINVAL: 'the back end serves the other kind of device or has too few queues, or its disk cannot be used',
     EIO: 'nobody listens at the socket, or it breaks the protocol',
     ENOTSUP: 'another transport is asked for, or the back end lacks a feature',
   },
