@@ -24,6 +24,7 @@ export function renderPage(results: Results): string {
       row.p99Us.toFixed(0),
       row.p999Us === null ? '' : row.p999Us.toFixed(0),
       row.collectionsPerMillion === null ? '' : row.collectionsPerMillion.toFixed(2),
+      typeof row.cpuUsPerIo === 'number' ? row.cpuUsPerIo.toFixed(0) : '',
       row.subject === 'qpair' ? '' : row.firstToThis.toFixed(2),
     ]
     return `| ${cells.join(' | ')} |`
@@ -36,8 +37,8 @@ Run on ${date}: ${machine}. Each figure is the median of ${rows[0]?.rounds ?? 0}
 one work taken in turn (A B A B) in the same minutes. The machine is shared and its speed changes, so **compare rows of
 one work with each other, and ratios rather than figures**; do not compare works, or runs on different days.
 
-| work | subject | IOPS | p99 µs | p99.9 µs | collections per million I/O | qpair is so many times this |
-|---|---|---:|---:|---:|---:|---:|
+| work | subject | IOPS | p99 µs | p99.9 µs | collections per million I/O | processor µs per I/O | qpair is so many times this |
+|---|---|---:|---:|---:|---:|---:|---:|
 ${table.join('\n')}
 
 - **NVMe/TCP.** One reactor on one processor serves a memory namespace over loopback; the load is qpair's own NVMe/TCP
@@ -55,6 +56,9 @@ ${table.join('\n')}
   run; everything of it runs on the one processor that our reactor has. *Remote* is a namespace of another daemon on a
   third processor over two NVMe/TCP paths; beside it the same device under a load inside the daemon. *Both sides sleep*: no
   queue is polled, and each side is woken by an eventfd.
+- **RBD.** One monitor and one OSD on a sparse file, on the same processors as everything else; images of their own, fully
+  written, and no cache. Ours is the daemon's workload on its device, the other is fio, which calls librbd directly. The processor time is
+  that of the whole process, of which most is librbd's.
 - **Collections** are those of all threads of the daemon (\`--trace-gc\`).
 
 ## Failover

@@ -6,6 +6,8 @@ export interface Sample {
   readonly p999Us?: number
   /** Garbage collections for each million I/Os, where the subject is a JavaScript program. */
   readonly collectionsPerMillion?: number
+  /** Processor time of the subject's process with all its threads. */
+  readonly cpuUsPerIo?: number
 }
 
 export interface Subject {
@@ -21,6 +23,7 @@ export interface Row {
   readonly p99Us: number
   readonly p999Us: number | null
   readonly collectionsPerMillion: number | null
+  readonly cpuUsPerIo?: number | null
   readonly rounds: number
   /** Of the first subject's IOPS to this one's, round by round: the median. 1 for the first itself. */
   readonly firstToThis: number
@@ -52,6 +55,7 @@ export async function compare(work: string, subjects: readonly Subject[], rounds
       p99Us: median(own.map(({ p99Us }) => p99Us)),
       p999Us: optional(({ p999Us }) => p999Us),
       collectionsPerMillion: optional(({ collectionsPerMillion }) => collectionsPerMillion),
+      cpuUsPerIo: optional(({ cpuUsPerIo }) => cpuUsPerIo),
       rounds,
       firstToThis: median(own.map(({ iops }, round) => first[round]!.iops / iops)),
     }
@@ -62,8 +66,9 @@ export async function compare(work: string, subjects: readonly Subject[], rounds
 
 function print(row: Row): void {
   const ratio = row.firstToThis === 1 ? '' : `  first is ${row.firstToThis.toFixed(2)} x this`
+  const cpu = typeof row.cpuUsPerIo === 'number' ? `  CPU ${row.cpuUsPerIo.toFixed(0)} us an I/O` : ''
   console.log(
     `${row.work.padEnd(44)} ${row.subject.padEnd(24)} ${Math.round(row.iops).toLocaleString('en').padStart(10)} IOPS` +
-      `  p99 ${row.p99Us.toFixed(0).padStart(6)} us${ratio}`,
+      `  p99 ${row.p99Us.toFixed(0).padStart(6)} us${cpu}${ratio}`,
   )
 }

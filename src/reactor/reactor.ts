@@ -58,8 +58,8 @@ export class Reactor {
   /** How many things tell of news in memory alone (virtqueues without notifications): while there are any, it never sleeps. */
   polled = 0
   /**
-   * How many operations may be with the ring's worker threads. Kernels since 6.2 keep those on the reactor's processor, so
-   * while there are any, a round that finds nothing leaves it to them.
+   * How many operations may be with the ring's worker threads, which kernels since 6.2 keep on the reactor's processor, or
+   * with threads of a library (librbd): while there are any, a round that finds nothing leaves the processor to them.
    */
   offloaded = 0
   /** The clock's microseconds at the start of this round: good enough for statistics, and free. */
