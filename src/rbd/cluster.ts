@@ -1,6 +1,7 @@
 /** A connection to a Ceph cluster: one client of it, until Ceph shuts that out and another takes its place. */
 import { type RpcCode, RpcError, SysError } from '../core/errors.ts'
 import { type Librbd, librbd } from '../sys/librbd.ts'
+import { readConf } from './cache/sources.ts'
 
 /** How a cluster is reached. What is absent comes from Ceph's own defaults. */
 export interface ClusterOptions {
@@ -112,12 +113,14 @@ async function connect(what: string, options: ClusterOptions): Promise<number> {
 function configure(library: Librbd, what: string, handle: number, given: ClusterOptions): void {
   const { options, file, searches, keyFile } = given
   if (file !== undefined || searches) {
+    const { isFatal, problems } = readConf(given)
+    if (isFatal) throw new RpcError('EINVAL', `${what} cannot use its ceph.conf: ${problems[0]}`)
     const result = library.radosReadFile(handle, file ?? null)
     if (result < 0 && file !== undefined) {
       throw new RpcError(
         'EINVAL',
-        `${what} cannot read ${file}: ${new SysError('rados_conf_read_file', -result).code}; ` +
-          'check that the file exists, that the daemon may read it, and that it is a ceph.conf',
+        `${what} cannot use ${file}: ${new SysError('rados_conf_read_file', -result).code}; ` +
+          (problems[0] ?? 'check that it is a ceph.conf'),
       )
     }
   }

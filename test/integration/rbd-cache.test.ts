@@ -241,6 +241,16 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io', 'block-rbd.so', 'stdbuf'], 'the
     }
   })
 
+  it.each([
+    ['a line that would end it', 'x = ü', /row\d+\.conf:\d+ has a character that is not ASCII/],
+    ['a line that is none', 'rbd cache', /row\d+\.conf:\d+ is neither/],
+  ])('lives with a ceph.conf that has %s, and says which', async (_what, line, message) => {
+    const config_file = makeConf(line).path
+    const register = target.daemon.rpc('bdev_rbd_register_cluster', { name: 'bad', config_file })
+    await expect(register).rejects.toThrow(message)
+    expect(await target.daemon.rpc('bdev_get_bdevs')).toEqual([])
+  })
+
   describe('when the daemon is killed', () => {
     const PAGE = 4096
 

@@ -20,6 +20,8 @@ export interface ReadConf {
   readonly path: string | undefined
   readonly searched: readonly string[]
   readonly values: SomeValues
+  /** Reading it would end this process, for the reason that `problems` has. */
+  readonly isFatal: boolean
   /** What a reader of the file may take for a setting and Ceph does not, or why it refuses the file. */
   readonly problems: readonly string[]
 }
@@ -92,6 +94,7 @@ export function readConf(
     path: undefined,
     searched,
     values: {},
+    isFatal: false,
     problems: misplaced
       ? [`${documented} is not read, though Ceph's documentation has it: name it ceph.conf`]
       : [],
@@ -116,14 +119,16 @@ function readText(path: string, isNamed: boolean): string | undefined {
   }
 }
 
-function valuesOf(path: string, conf: ConfFile, user: string): Pick<ReadConf, 'values' | 'problems'> {
+type Contents = Pick<ReadConf, 'values' | 'isFatal' | 'problems'>
+
+function valuesOf(path: string, conf: ConfFile, user: string): Contents {
   const { problem } = conf
   if (problem !== undefined) {
-    const consequence =
-      problem.reason === FATAL_REASON
-        ? 'librados ends the whole process when it reads that'
-        : 'so librados refuses the whole file and nothing in it counts'
-    return { values: {}, problems: [`${path}:${problem.line} ${problem.reason}: ${consequence}`] }
+    const isFatal = problem.reason === FATAL_REASON
+    const consequence = isFatal
+      ? 'librados ends the whole process when it reads that'
+      : 'librados refuses the whole file and nothing in it counts'
+    return { values: {}, isFatal, problems: [`${path}:${problem.line} ${problem.reason}: ${consequence}`] }
   }
   const sections = [`client.${user}`, 'client', 'global']
   const values: { [option in CacheOption]?: Value } = {}
@@ -145,7 +150,7 @@ function valuesOf(path: string, conf: ConfFile, user: string): Pick<ReadConf, 'v
       )
     }
   }
-  return { values, problems }
+  return { values, isFatal: false, problems }
 }
 
 /** What options say that were given beside the file, and which of them Ceph refuses. */

@@ -50,6 +50,21 @@ describe('the search for a ceph.conf', () => {
     expect(conf.problems).toEqual([expect.stringMatching(/\.ceph\/config is not read/)])
   })
 
+  it('knows a file that would end the daemon from one that is refused', () => {
+    const path = join(home, 'a')
+    writeFileSync(path, '[client]\nname = Zoë\n')
+    const fatal = readConf({ user: undefined, file: path, searches: false })
+    expect(fatal).toMatchObject({ isFatal: true, values: {} })
+    expect(fatal.problems).toEqual([
+      expect.stringMatching(/a:2 has a character that is not ASCII.* whole process/),
+    ])
+    writeFileSync(path, '[client]\nrbd cache = false')
+    expect(readConf({ user: undefined, file: path, searches: false })).toMatchObject({
+      isFatal: false,
+      values: {},
+    })
+  })
+
   it("takes the user's own section first", () => {
     const path = join(home, 'a')
     writeFileSync(path, '[client]\nrbd cache = 0\n[client.cinder]\nrbd cache = 1\n')
