@@ -10,37 +10,32 @@
  */
 import { IoType, type Segments } from '../bdev/io.ts'
 import { assert } from '../core/assert.ts'
-import { ProtocolError } from '../core/errors.ts'
 import type { Flushable, Reactor } from '../reactor/reactor.ts'
-import { Signal } from '../reactor/signal.ts'
 import { Status } from '../spec/nvme-status.ts'
 import { Area, BufferPool, viewAt } from '../sys/memory.ts'
 import { Again } from './codec.ts'
-import type { DriverRing } from './driver-ring.ts'
+import { DrivenRing, type RingUser } from './driven-ring.ts'
 import type { Execution } from './execution.ts'
-import { createRing, TABLE_ENTRIES } from './memory-layout.ts'
+import { TABLE_ENTRIES } from './memory-layout.ts'
 import { type GiveUp, type HaltAnswer, type OpenQueue, type PrepareQueue, Topic } from './messages.ts'
 import type { News } from './news.ts'
 import { encodeExecution, readAnswer } from './scsi-codec.ts'
 import { SLOT_BYTES, Slot, SlotState } from './slot.ts'
 import type { Transfer } from './transfer.ts'
-import { UsedWatch } from './used-watch.ts'
 
 /** When a device says that it is busy. */
 const BUSY_DELAY_MS = 10
 /** A request that the device asks to have again is sent so often; then its I/O fails. */
 const RETRIES_MAX = 100
 
-export class DeviceQueue implements Flushable {
+export class DeviceQueue implements Flushable, RingUser {
   readonly reactor: Reactor
   readonly #open: OpenQueue
   readonly #buffers: BufferPool
   readonly #slots: readonly Slot[]
   readonly #free: Slot[]
-  readonly #watch: UsedWatch
-  readonly #kick: Signal
+  readonly #driven: DrivenRing
   readonly #news: News
-  #ring: DriverRing | null = null
   #isUp = false
   #isDirty = false
   /** Slots in state READY, in their order. */
@@ -65,35 +60,31 @@ export class DeviceQueue implements Flushable {
       (_, index) => new Slot(index, open.slots + index * SLOT_BYTES, view, TABLE_ENTRIES),
     )
     this.#free = [...this.#slots].reverse()
-    this.#kick = new Signal(reactor.ring, open.ring.kick, one)
+    this.#driven = new DrivenRing(reactor, open.ring, one, this)
     this.#news = news
-    this.#watch = new UsedWatch(reactor, open.ring.call, () => this.#takeUsed())
   }
 
   /** Makes the ring what the next back end is to find. Returns the base for SET_VRING_BASE. */
-  prepare({ features, resumes }: PrepareQueue): number {
+  prepare(message: PrepareQueue): number {
     assert(!this.#isUp, 'a queue is prepared while its connection is down')
-    if (!resumes || this.#ring === null) {
-      this.#ring = createRing(this.#open.ring, features)
-      this.#sendAgain()
-    }
-    return this.#ring.base()
+    if (this.#driven.prepare(message)) this.#sendAgain()
+    return this.#driven.ring!.base()
   }
 
   run(): void {
     this.#isUp = true
     if (this.#outstanding > 0) {
-      this.#watch.start(this.#ring!)
+      this.#driven.watch()
       // The back end looks at the ring anew, whatever it was told by the last one.
-      this.#kick.send()
+      this.#driven.kick()
     }
     this.#feed()
   }
 
   halt(): HaltAnswer {
     this.#isUp = false
-    this.#watch.stop()
-    if (this.#ring !== null) this.#takeUsed()
+    this.#driven.unwatch()
+    if (this.#driven.ring !== null) this.#driven.take()
     for (const slot of this.#slots) {
       if (slot.transfer?.isAborted === true) this.#giveUpSlots(slot.transfer)
       if (slot.execution === null) continue
@@ -103,13 +94,13 @@ export class DeviceQueue implements Flushable {
       if (slot.state !== SlotState.IN_RING) this.#forget(slot)
     }
     for (const { failed } of this.#executions.splice(0)) failed(this.#lost())
-    return { mayResume: this.#ring !== null && !this.#hasStrays }
+    return { mayResume: this.#driven.ring !== null && !this.#hasStrays }
   }
 
   /** Nothing may be outstanding but what was given up. */
   async close(): Promise<void> {
     assert(this.#firstWaiting === null, 'the devices of a queue go before the queue')
-    await Promise.all([this.#watch.close(), this.#kick.close()])
+    await this.#driven.close()
   }
 
   submit(transfer: Transfer): void {
@@ -151,32 +142,11 @@ export class DeviceQueue implements Flushable {
   /** At the end of a round: shows the device what was added. */
   flush(): void {
     this.#isDirty = false
-    if (this.#ring!.publish() && this.#isUp) this.#kick.send()
+    if (this.#driven.ring!.publish() && this.#isUp) this.#driven.kick()
   }
 
-  /** Takes in what the device has used. Returns how much. */
-  #takeUsed(): number {
-    const ring = this.#ring!
-    let count = 0
-    try {
-      for (let token = ring.next(); token >= 0; token = ring.next()) {
-        count++
-        this.#used(this.#slots[token]!)
-      }
-    } catch (error) {
-      if (!(error instanceof ProtocolError)) throw error
-      // Nothing that is in this ring can be relied on any more.
-      this.#hasStrays = true
-      this.#watch.stop()
-      this.giveUp(`its ring ${this.#open.ring.index} is broken: ${error.message}`)
-      return count
-    }
-    if (count > 0) this.#feed()
-    if (this.#outstanding === 0) this.#watch.stop()
-    return count
-  }
-
-  #used(slot: Slot): void {
+  used(token: number): void {
+    const slot = this.#slots[token]!
     this.#outstanding--
     const { transfer, execution } = slot
     if (transfer === null) {
@@ -189,6 +159,16 @@ export class DeviceQueue implements Flushable {
     else if (slot.retries === RETRIES_MAX) this.#ended(slot, transfer, Status.COMMAND_INTERRUPTED)
     else if (transfer.isAborted) this.#ended(slot, transfer, Status.ABORTED_BY_REQUEST)
     else this.#again(slot, status)
+  }
+
+  taken(count: number): void {
+    if (count > 0) this.#feed()
+    if (this.#outstanding === 0) this.#driven.unwatch()
+  }
+
+  broken(why: string): void {
+    this.#hasStrays = true
+    this.giveUp(why)
   }
 
   #ended(slot: Slot, transfer: Transfer, status: number): void {
@@ -262,10 +242,9 @@ export class DeviceQueue implements Flushable {
   }
 
   #add(slot: Slot): boolean {
-    const ring = this.#ring!
-    if (!ring.add(slot.segments, slot.readableCount, slot.index)) return false
+    if (!this.#driven.ring!.add(slot.segments, slot.readableCount, slot.index)) return false
     slot.state = SlotState.IN_RING
-    if (this.#outstanding++ === 0 && this.#isUp) this.#watch.start(ring)
+    if (this.#outstanding++ === 0 && this.#isUp) this.#driven.watch()
     if (!this.#isDirty) {
       this.#isDirty = true
       this.reactor.flushLater(this)

@@ -1,84 +1,72 @@
 /** The event queue of a virtio SCSI device (Virtual I/O Device specification 1.2, section 5.6.6.3), on one reactor. */
 import { Segments } from '../bdev/io.ts'
-import { ProtocolError } from '../core/errors.ts'
 import type { Reactor } from '../reactor/reactor.ts'
-import { Signal } from '../reactor/signal.ts'
 import { EVENTS_MISSED, ScsiEvent, ScsiEventType } from '../spec/virtio-scsi.ts'
 import { bytesAt, viewAt } from '../sys/memory.ts'
-import type { DriverRing } from './driver-ring.ts'
-import { createRing, EVENT_BUFFERS } from './memory-layout.ts'
-import { type EventArea, type OpenQueue, type PrepareQueue, Topic } from './messages.ts'
+import { DrivenRing, type RingUser } from './driven-ring.ts'
+import { EVENT_BUFFERS } from './memory-layout.ts'
+import { type EventArea, type GiveUp, type OpenQueue, type PrepareQueue, Topic } from './messages.ts'
 import type { News } from './news.ts'
-import { UsedWatch } from './used-watch.ts'
 
-export class EventQueue {
+export class EventQueue implements RingUser {
   readonly #reactor: Reactor
   readonly #open: OpenQueue
   readonly #area: EventArea
-  readonly #kick: Signal
   readonly #news: News
-  readonly #watch: UsedWatch
+  readonly #driven: DrivenRing
   readonly #view: DataView
   readonly #segments = new Segments(1)
-  #ring: DriverRing | null = null
 
   constructor(reactor: Reactor, open: OpenQueue, area: EventArea, one: number, news: News) {
     this.#reactor = reactor
     this.#open = open
     this.#area = area
-    this.#kick = new Signal(reactor.ring, area.ring.kick, one)
     this.#news = news
     this.#view = viewAt(area.buffers, EVENT_BUFFERS * ScsiEvent.size)
-    this.#watch = new UsedWatch(reactor, area.ring.call, () => this.#takeUsed())
+    this.#driven = new DrivenRing(reactor, area.ring, one, this)
   }
 
-  prepare({ features, resumes }: PrepareQueue): number {
-    if (!resumes || this.#ring === null) {
-      this.#ring = createRing(this.#area.ring, features)
+  prepare(message: PrepareQueue): number {
+    const isNew = this.#driven.prepare(message)
+    const ring = this.#driven.ring!
+    if (isNew) {
       for (let i = 0; i < EVENT_BUFFERS; i++) this.#add(i)
-      this.#ring.publish()
+      ring.publish()
     }
-    return this.#ring.base()
+    return ring.base()
   }
 
   run(): void {
-    this.#watch.start(this.#ring!)
-    this.#kick.send()
+    this.#driven.watch()
+    this.#driven.kick()
   }
 
   halt(): void {
-    this.#watch.stop()
-    if (this.#ring !== null) this.#takeUsed()
+    this.#driven.unwatch()
+    if (this.#driven.ring !== null) this.#driven.take()
   }
 
-  async close(): Promise<void> {
-    await Promise.all([this.#watch.close(), this.#kick.close()])
+  close(): Promise<void> {
+    return this.#driven.close()
   }
 
-  #takeUsed(): number {
-    const ring = this.#ring!
-    let count = 0
-    try {
-      for (let index = ring.next(); index >= 0; index = ring.next()) {
-        count++
-        this.#tell(index * ScsiEvent.size)
-        this.#add(index)
-      }
-    } catch (error) {
-      if (!(error instanceof ProtocolError)) throw error
-      this.#watch.stop()
-      this.#reactor.control.post(Topic.GIVE_UP, {
-        controller: this.#open.controller,
-        why: `its event ring is broken: ${error.message}`,
-      })
-    }
-    if (count > 0 && ring.publish()) this.#kick.send()
-    return count
+  used(index: number): void {
+    this.#tell(index * ScsiEvent.size)
+    this.#add(index)
+  }
+
+  taken(count: number): void {
+    if (count > 0 && this.#driven.ring!.publish()) this.#driven.kick()
+  }
+
+  broken(why: string): void {
+    const message: GiveUp = { controller: this.#open.controller, why }
+    this.#reactor.control.post(Topic.GIVE_UP, message)
   }
 
   #add(index: number): void {
     this.#segments.set(this.#area.buffers + index * ScsiEvent.size, ScsiEvent.size)
-    this.#ring!.add(this.#segments, 0, index)
+    this.#driven.ring!.add(this.#segments, 0, index)
   }
 
   #tell(at: number): void {
