@@ -5,8 +5,8 @@
  *   device writes   response (12 bytes) | sense | data in
  *
  * cut into descriptors at any place. Header and CDB are copied before they are looked at. A command that needs the bdev
- * goes from step to step, with one I/O between them; one that waits for the control thread has none. However it ends, it
- * ends in one of the functions that answer, once.
+ * goes from step to step, with one I/O between them; one that waits for its next step, or for the control thread, has none.
+ * However it ends, it ends in one of the functions that answer, once.
  */
 import type { BdevInfo } from '../../bdev/bdev.ts'
 import type { BdevIo, IoType } from '../../bdev/io.ts'
@@ -38,6 +38,8 @@ export interface CommandHost {
   /** Where data in is put together before it goes to the guest: never kept from one command to the next. */
   readonly scratch: DataView
   readonly scratchAddress: number
+  /** Calls the command's `goOn` in a later round: a command of many steps must not have one to itself. */
+  goOnLater(command: ScsiCommand): void
   /** The unit has forgotten the command; it may be used again. */
   ended(command: ScsiCommand): void
 }
@@ -88,6 +90,8 @@ export class ScsiCommand {
 
   #step: Step = good
   #hasIo = false
+  /** For its turn: the device has it in its list, so that it must not end before. */
+  #isWaiting = false
   /** What it is answered with if it is not too late to stop. */
   #stopWith: number = RUNS
 
@@ -169,10 +173,7 @@ export class ScsiCommand {
 
   /** Submits the I/O; `step` goes on when it has succeeded. */
   submit(step: Step): Handled {
-    if (this.#stopWith !== RUNS) {
-      this.request.io.status = Status.ABORTED_BY_REQUEST
-      return this.respond(this.#stopWith)
-    }
+    if (this.#stopWith !== RUNS) return this.#respondStopped()
     this.#step = step
     this.#hasIo = true
     this.unit.channel.submit(this.request.io)
@@ -182,19 +183,26 @@ export class ScsiCommand {
   ioDone(): void {
     this.#hasIo = false
     const { status } = this.request.io
-    if (status === Status.SUCCESS) this.#step(this)
+    if (status === Status.SUCCESS) this.#goOnInTurn()
     else if (this.#stopWith !== RUNS) this.respond(this.#stopWith)
     else this.fail(status)
   }
 
+  /** Its turn has come. */
+  goOn(): void {
+    this.#isWaiting = false
+    if (this.#stopWith === RUNS) this.#step(this)
+    else this.#respondStopped()
+  }
+
   /**
-   * Ends it early if that is still possible: with the response, where the bdev gives up the I/O. Returns false for a
-   * command without I/O, which waits for the control thread.
+   * Ends it early if that is still possible: with the response, where the bdev gives up the I/O, or when its turn comes.
+   * Returns false for a command that waits for the control thread.
    */
   stop(response: number): boolean {
     this.#stopWith = response
     if (this.#hasIo) this.unit.channel.abort(this.request.io)
-    return this.#hasIo
+    return this.#hasIo || this.#isWaiting
   }
 
   /** GOOD, with `transferred` bytes of the data in or out. */
@@ -258,6 +266,22 @@ export class ScsiCommand {
     const { scratch } = this.host
     new Uint8Array(scratch.buffer, scratch.byteOffset, size).fill(0)
     return scratch
+  }
+
+  /** The last step only answers. */
+  #goOnInTurn(): void {
+    if (this.#step === good) {
+      good(this)
+      return
+    }
+    this.#isWaiting = true
+    this.host.goOnLater(this)
+  }
+
+  /** The bdev did not end it, so that the queue hears of it from here. */
+  #respondStopped(): Handled {
+    this.request.io.status = Status.ABORTED_BY_REQUEST
+    return this.respond(this.#stopWith)
   }
 
   #slice(offset: number, size: number): void {

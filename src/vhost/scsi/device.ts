@@ -6,7 +6,7 @@
 import type { ChannelContext } from '../../bdev/bdev.ts'
 import { assert } from '../../core/assert.ts'
 import { logger } from '../../core/log.ts'
-import type { Reactor } from '../../reactor/reactor.ts'
+import type { Flushable, Reactor } from '../../reactor/reactor.ts'
 import { Status } from '../../spec/nvme-status.ts'
 import { REPORT_LUNS_UNIT } from '../../spec/scsi.ts'
 import {
@@ -35,7 +35,7 @@ const HEADER_SIZE = ScsiRequestHeader.size
 /** In the second 32 bits of a LUN address from byte 0: the target, and the single-level LUN. */
 const BYTE = 0xff
 
-export class ScsiDevice implements VirtioDevice, CommandHost, TaskOwner {
+export class ScsiDevice implements VirtioDevice, CommandHost, TaskOwner, Flushable {
   readonly eventQueue = ScsiQueue.EVENT
   readonly reactor: Reactor
   readonly scratch: DataView
@@ -48,6 +48,8 @@ export class ScsiDevice implements VirtioDevice, CommandHost, TaskOwner {
   /** They have left `#units`, and their last commands are still on their way. */
   readonly #leaving = new Set<LogicalUnit>()
   readonly #free: ScsiCommand[] = []
+  /** Those whose next step is to be done, in turn: one in a round, so that large commands do not keep a reactor busy. */
+  readonly #waiting: ScsiCommand[] = []
   /** The event queue, when it had no buffer for an event. */
   #missedAt: RequestQueue | null = null
 
@@ -97,6 +99,18 @@ export class ScsiDevice implements VirtioDevice, CommandHost, TaskOwner {
 
   ioDone(request: GuestRequest): void {
     ;(request.context as ScsiCommand).ioDone()
+  }
+
+  goOnLater(command: ScsiCommand): void {
+    this.#waiting.push(command)
+    if (this.#waiting.length === 1) this.reactor.flushLater(this)
+  }
+
+  /** At the end of a round: the next step of one command. */
+  flush(): void {
+    const command = this.#waiting.shift()!
+    if (this.#waiting.length > 0) this.reactor.flushLater(this)
+    command.goOn()
   }
 
   ended(command: ScsiCommand): void {

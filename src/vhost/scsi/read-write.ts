@@ -9,7 +9,10 @@ import { BYTCHK_SHIFT, Cdb6, CdbFlag, CompareAndWriteCdb } from '../../spec/scsi
 import { ScsiResponse } from '../../spec/virtio-scsi.ts'
 import { good, HANDLED, type Handled, type ScsiCommand, type Step } from './command.ts'
 
-/** In bytes. A guest may ask for all of its disk at once; a bdev in memory would keep the reactor busy for as long. */
+/**
+ * In bytes. A guest may ask for all of its disk at once; a bdev in memory would keep the reactor busy for as long. So larger
+ * commands are done in pieces; of what follows their first ones a device submits one in a round.
+ */
 const PIECE_SIZE = 4 << 20
 /** What is read at a time to check the medium. */
 const CHECK_SIZE = 1 << 18

@@ -3,7 +3,7 @@ import { IoType } from '../../bdev/io.ts'
 import { Status } from '../../spec/nvme-status.ts'
 import { Asc, CdbFlag, SenseKey, UnmapCdb, UnmapDescriptor, UnmapHeader } from '../../spec/scsi.ts'
 import { ScsiResponse } from '../../spec/virtio-scsi.ts'
-import { HANDLED, type Handled, type ScsiCommand, type Step } from './command.ts'
+import { good, HANDLED, type Handled, type ScsiCommand, type Step } from './command.ts'
 import { blocksIn, UNMAP_DESCRIPTORS_MAX, UNMAP_SIZE_MAX, ZERO_PIECE_SIZE } from './limits.ts'
 
 const LIST_SIZE_MAX = UnmapHeader.size + UNMAP_DESCRIPTORS_MAX * UnmapDescriptor.size
@@ -69,5 +69,6 @@ const nextRange: Step = command => {
   command.aim(IoType.UNMAP, command.nextBlock, blocks, false).segments.count = 0
   command.nextBlock += blocks
   command.blocksLeft -= blocks
-  return command.submit(nextRange)
+  const isLast = command.blocksLeft === 0 && command.parameterAt === command.parameterEnd
+  return command.submit(isLast ? good : nextRange)
 }

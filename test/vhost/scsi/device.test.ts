@@ -12,6 +12,8 @@ beforeEach(async () => {
 })
 afterEach(() => host.close())
 
+/** READ of 8 MiB: two pieces. */
+const LARGE = '88 00 0000000000000000 00004000 00 00'
 const WRITE = '2a 00 00000000 00 0001 00'
 const write = (id: number, reactor = 0): Sent => guest.send(WRITE, { out: filled(512, 1), id, reactor })
 /** Lets go of everything that was asked to be aborted, as a bdev may or may not. */
@@ -29,6 +31,7 @@ const UNIT_RESET = 5
 const QUERY_TASK = 6
 const QUERY_TASK_SET = 7
 const COMPLETE = 0
+const ABORTED = 2
 const SUCCEEDED = 10
 
 describe('task management', () => {
@@ -67,6 +70,39 @@ describe('task management', () => {
     await host.reactors.run(managed)
     expect(guest.answerOf(sent)).toMatchObject({ response: 2 })
     expect(host.held.seen).toEqual(['read 0+8192'])
+  })
+
+  it('ends a task that waits for its turn when that comes, and not twice', async () => {
+    const sent = [1, 2, 3].map(id => guest.send(LARGE, { in: 8 << 20, id }))
+    for (const io of [...host.held.held]) host.held.end(Status.SUCCESS, io)
+    host.reactors.poll()
+    expect(host.held.seen.length).toBe(4)
+    let count: number | undefined
+    guest.devices[0]!.select({
+      nexus: null,
+      initiator: null,
+      bdev: 'h0',
+      id: [2, 0],
+      stopWith: ABORTED,
+    }).then(stopped => {
+      count = stopped
+    })
+    guest.devices[0]!.abort(sent[2]!.request)
+    await new Promise(setImmediate)
+    expect([count, sent[1]!.isDone]).toEqual([undefined, false])
+    host.reactors.poll()
+    await new Promise(setImmediate)
+    expect(count).toBe(1)
+    expect(guest.answerOf(sent[1]!)).toMatchObject({ response: ABORTED, residual: 8 << 20 })
+    // What a command was must mean nothing to the request that uses it next.
+    const next = write(4)
+    host.reactors.settle()
+    expect(guest.answerOf(sent[2]!)).toMatchObject({ response: ABORTED })
+    expect(sent[2]!.request.io.status).toBe(Status.ABORTED_BY_REQUEST)
+    expect([next.isDone, host.held.seen.length]).toEqual([false, 5])
+    for (const io of [...host.held.held]) host.held.end(Status.SUCCESS, io)
+    host.reactors.settle()
+    expect([sent[0]!, next].map(one => guest.answerOf(one).response)).toEqual([0, 0])
   })
 
   it.each([

@@ -16,6 +16,18 @@ const HELD = { lun: lunOf(1) }
 const pattern = (size: number): Uint8Array =>
   Uint8Array.from({ length: size }, (_, i) => (i * 7 + (i >> 9)) & 0xff)
 
+/** The parameter list of UNMAP: lengths, then 16 bytes for each range. */
+function unmapOf(...ranges: readonly (readonly [lba: number, blocks: number])[]): Uint8Array {
+  const view = new DataView(new ArrayBuffer(8 + 16 * ranges.length))
+  view.setUint16(0, 6 + 16 * ranges.length)
+  view.setUint16(2, 16 * ranges.length)
+  for (const [i, [lba, blocks]] of ranges.entries()) {
+    view.setBigUint64(8 + 16 * i, BigInt(lba))
+    view.setUint32(16 + 16 * i, blocks)
+  }
+  return new Uint8Array(view.buffer)
+}
+
 describe('READ and WRITE', () => {
   it.each([
     ['6', '0a 000003 02 00', '08 000003 02 00'],
@@ -121,6 +133,30 @@ describe('READ and WRITE', () => {
     host.reactors.settle()
     expect(guest.answerOf(failing)).toMatchObject({ status: 2, sense: '3/1100', residual: size })
     expect(host.held.held).toEqual([])
+  })
+
+  it.each([
+    ['READ', '88 00 0000000000000000 00006000 00 00', { in: 12 << 20 }],
+    ['VERIFY', '2f 00 00000000 00 0600 00', {}],
+    ['WRITE SAME', '41 08 00000000 00 1800 00', { out: filled(512, 1) }],
+    ['UNMAP', '42 00 00000000 00 0038 00', { out: unmapOf([0, 1], [2, 1], [4, 1]) }],
+  ])('goes on with one %s in a round, however many there are', (_name, cdb, options) => {
+    const sent = [0, 1].map(id => guest.send(cdb, { ...options, ...HELD, id }))
+    const endAll = (): void => {
+      for (const io of [...host.held.held]) host.held.end(Status.SUCCESS, io)
+    }
+    const inTurn = (): number[] =>
+      Array.from({ length: 3 }, () => {
+        host.reactors.poll()
+        return host.held.seen.length
+      })
+    endAll()
+    expect(inTurn()).toEqual([3, 4, 4])
+    endAll()
+    expect(inTurn()).toEqual([5, 6, 6])
+    endAll()
+    host.reactors.settle()
+    expect(sent.map(one => guest.answerOf(one).status)).toEqual([0, 0])
   })
 
   it.each([
