@@ -38,7 +38,7 @@ export interface CommandHost {
   /** Where data in is put together before it goes to the guest: never kept from one command to the next. */
   readonly scratch: DataView
   readonly scratchAddress: number
-  /** Calls the command's `goOn` in a later round: a command of many steps must not have one to itself. */
+  /** Calls the command's `goOn` when its turn comes: one of many steps must not keep the reactor from others. */
   goOnLater(command: ScsiCommand): void
   /** The unit has forgotten the command; it may be used again. */
   ended(command: ScsiCommand): void
