@@ -4,7 +4,7 @@ import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, it } from 'vitest'
 import { methods } from '../src/app/methods.ts'
-import { type Declared, findCommand, findMethod, nounsOf } from '../src/cli/commands.ts'
+import { type Declared, findMethod, findTyped, nounsOf } from '../src/cli/commands.ts'
 import { CONFIG_COMMANDS } from '../src/cli/config-commands.ts'
 import { OWN_COMMANDS } from '../src/cli/help.ts'
 import { commandLine } from '../src/cli/options.ts'
@@ -103,9 +103,8 @@ function fault(line: string): string | undefined {
   }
   const own = OWN_COMMANDS.some(([usage]) => usage.split(' ')[0] === first) || CONFIG_COMMANDS.has(first)
   if (own) return undefined
-  const single = findCommand(methods, [first])
-  const command = findCommand(methods, [first, second]) ?? single
-  if (command !== undefined) return wrongArguments(command.method, words.slice(command === single ? 1 : 2))
+  const { command, behind } = findTyped(methods, first, words.slice(1))
+  if (command !== undefined) return wrongArguments(command.method, behind)
   if (!nounsOf(methods).includes(first)) return `no command ${first}`
   return second === '' || second.startsWith('-') || isPlaceholder(second)
     ? undefined

@@ -7,7 +7,7 @@ import { DEFAULT_SOCKET } from '../rpc/address.ts'
 import { RpcCallError, RpcConnectionError } from '../rpc/client.ts'
 import { didYouMean } from '../rpc/closest.ts'
 import type { Declarations } from '../rpc/method.ts'
-import { type Command, commandsOfNoun, findCommand, nounsOf, singleCommands } from './commands.ts'
+import { type Command, commandsOfNoun, findTyped, nounsOf, singleCommands } from './commands.ts'
 import { COMPLETION_HELP, complete, completionScript } from './completion.ts'
 import { CONFIG_COMMANDS, runConfigCommand } from './config-commands.ts'
 import { commandHelp, nounHelp, OWN_COMMANDS, overview } from './help.ts'
@@ -141,22 +141,6 @@ async function runMethodCommand(
   }
   if (wantsHelp) writeHelp(terminal, commandHelp(command))
   else await runMethod(terminal, invocation, command, behind)
-}
-
-/** Words of a verb are joined by dashes or typed as they are: `rbd snapshot-create` and `rbd snapshot create`. */
-const VERB_WORDS_MAX = 3
-
-/** The command that begins with these words, the longest one, and the words behind it. */
-function findTyped(
-  table: Declarations,
-  noun: string,
-  args: readonly string[],
-): { readonly command: Command | undefined; readonly behind: readonly string[] } {
-  for (let count = Math.min(args.length, VERB_WORDS_MAX); count > 0; count--) {
-    const command = findCommand(table, [noun, args.slice(0, count).join('-')])
-    if (command !== undefined) return { command, behind: args.slice(count) }
-  }
-  return { command: findCommand(table, [noun]), behind: args }
 }
 
 async function runMethod(

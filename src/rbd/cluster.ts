@@ -124,15 +124,24 @@ function configure(library: Librbd, what: string, handle: number, given: Cluster
       )
     }
   }
+  if (library.radosGet(handle, MOUNT_TIMEOUT) === CEPHS_MOUNT_TIMEOUT_S) {
+    library.radosSet(handle, MOUNT_TIMEOUT, MOUNT_TIMEOUT_S)
+  }
   const all = keyFile === undefined ? options : { ...options, keyring: keyFile }
   for (const [option, value] of Object.entries(all)) {
     if (library.radosSet(handle, option, value) >= 0) continue
     throw new RpcError(
       'EINVAL',
-      `${what}: Ceph refuses the option ${option} = ${value}: see the names in "ceph config ls"`,
+      // Without the value, which may be a key under a wrong name.
+      `${what}: Ceph refuses the option ${option}, or its value: see "ceph config help ${option}"`,
     )
   }
 }
+
+/** How long monitors have to answer. Ceph's own time is too long for a daemon that starts with one cluster of several down. */
+const MOUNT_TIMEOUT = 'client_mount_timeout'
+const MOUNT_TIMEOUT_S = '20'
+const CEPHS_MOUNT_TIMEOUT_S = '300'
 
 const CONNECT_CODES: ReadonlyMap<string, RpcCode> = new Map([
   ['ENOENT', 'ENOENT'],

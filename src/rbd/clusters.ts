@@ -7,8 +7,6 @@ import { logger } from '../core/log.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import { Cluster, type ClusterOptions } from './cluster.ts'
 
-export type { Cluster, ClusterOptions } from './cluster.ts'
-
 const log = logger('rbd')
 
 /** A cluster that the operator named. */

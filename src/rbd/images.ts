@@ -11,8 +11,6 @@ import { RbdClusters } from './clusters.ts'
 import { type ImageOptions, RbdImage } from './image.ts'
 import type { OpenedAnewMessage } from './messages.ts'
 
-export { pathOf } from './image.ts'
-
 const log = logger('rbd')
 
 /** How often an image is asked for its size: what `rbd resize` does elsewhere is seen within this time. */

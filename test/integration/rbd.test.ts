@@ -181,6 +181,16 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'RBD images', () => {
     await expect(open('absent', params)).rejects.toThrow(message)
   })
 
+  it('tells of monitors that do not answer, and does other things meanwhile', async () => {
+    const registered = daemon.rpc('bdev_rbd_register_cluster', {
+      name: 'nobody',
+      // The port of "discard", where nobody listens.
+      config_param: { mon_host: '[v1:127.0.0.1:9]', client_mount_timeout: '1' },
+    })
+    await daemon.rpc('bdev_null_create', { name: 'n0', num_blocks: 8, block_size: 512 })
+    await expect(registered).rejects.toThrow(/the cluster nobody cannot be reached.*no monitor/)
+  })
+
   it('does not leave a cluster whose images are open', async () => {
     await expect(daemon.rpc('bdev_rbd_unregister_cluster', { name: 'c' })).rejects.toThrow(
       /has \d+ open images/,
