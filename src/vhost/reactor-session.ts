@@ -39,7 +39,7 @@ export class ReactorSession implements QueueSession {
     this.tuning = open.tuning
     this.#controller = open.controller
     this.#log = log
-    this.device = openDevice(open.device, context)
+    this.device = openDevice(open.device, context, log)
   }
 
   /** Throws `RingFault`. */

@@ -169,6 +169,20 @@ describe('a session', () => {
     expect(lines).toHaveLength(1)
     expect(lines[0]).toMatch(/ERROR vhost: vhost\.0: queue 0 is broken, .*: descriptor 99 heads a chain/)
   })
+
+  it('writes few lines about a guest that comes again and again with a request that is none', async () => {
+    const sessions = 200
+    for (let i = 0; i < sessions; i++) {
+      driver = new SplitDriver(ram, 16)
+      await open('m0')
+      // Nothing that the device may write to, hence no place for its status.
+      driver.offer(driver.chain([[ram.allocate(16), 16]], []))
+      reactors.settle()
+      await call(Topic.CLOSE, SESSION)
+    }
+    expect(lines[0]).toContain('s0: queue 0 has a request of 16 bytes to read and none to write')
+    expect(lines.length).toBeLessThan(sessions * 0.75)
+  })
 })
 
 describe('a queue that is stopped', () => {

@@ -11,7 +11,7 @@ import type { ChannelContext } from '../../bdev/bdev.ts'
 import type { Channel } from '../../bdev/channel.ts'
 import { type BdevIo, IoType } from '../../bdev/io.ts'
 import { assert } from '../../core/assert.ts'
-import { logger } from '../../core/log.ts'
+import type { Logger } from '../../core/log.ts'
 import type { Flushable, Reactor } from '../../reactor/reactor.ts'
 import { Status } from '../../spec/nvme-status.ts'
 import {
@@ -29,8 +29,6 @@ import type { GuestRequest, VirtioDevice } from '../request.ts'
 import { RANGE_SECTORS_MAX, RANGES_MAX } from './limits.ts'
 import { blkStatusOf } from './status.ts'
 
-const log = logger('vhost')
-
 /**
  * In bytes. A guest may ask for all of its disk at once; a bdev in memory would keep the reactor busy for as long. So larger
  * requests are done in pieces; of what follows their first ones a disk submits one in a round.
@@ -44,6 +42,7 @@ export class BlkDevice implements VirtioDevice, Flushable {
   readonly eventQueue = null
   readonly #reactor: Reactor
   readonly #bdevs: ChannelContext
+  readonly #log: Logger
   #description: BlkDescription
   #channel: Channel | null
   #blocksPerByte = 0
@@ -57,10 +56,11 @@ export class BlkDevice implements VirtioDevice, Flushable {
   #hasComplained = false
   #onQuiet: (() => void) | null = null
 
-  /** Throws `RpcError` ENODEV when there is no such bdev. */
-  constructor(description: BlkDescription, bdevs: ChannelContext) {
+  /** Throws `RpcError` ENODEV when there is no such bdev. `log`: for what guests cause. */
+  constructor(description: BlkDescription, bdevs: ChannelContext, log: Logger) {
     this.#reactor = bdevs.reactor
     this.#bdevs = bdevs
+    this.#log = log
     this.#description = description
     Buffer.from(this.#id.buffer).write(description.serial)
     this.#channel = description.bdev === null ? null : bdevs.open(description.bdev)
@@ -357,7 +357,7 @@ export class BlkDevice implements VirtioDevice, Flushable {
   #complain({ queue, readableBytes }: GuestRequest): void {
     if (this.#hasComplained) return
     this.#hasComplained = true
-    log.warning(
+    this.#log.warning(
       `${this.#description.serial}: queue ${queue.index} has a request of ${readableBytes} bytes to read and none to write, ` +
         'where its status would belong: it is answered without one, and further ones are not logged',
     )

@@ -5,7 +5,7 @@
  */
 import type { ChannelContext } from '../../bdev/bdev.ts'
 import { assert } from '../../core/assert.ts'
-import { logger } from '../../core/log.ts'
+import type { Logger } from '../../core/log.ts'
 import type { Flushable, Reactor } from '../../reactor/reactor.ts'
 import { Status } from '../../spec/nvme-status.ts'
 import { REPORT_LUNS_UNIT } from '../../spec/scsi.ts'
@@ -29,8 +29,6 @@ import { ReactorScsi, type TaskOwner } from './reactor-scsi.ts'
 import { startControl } from './task-management.ts'
 import { LogicalUnit } from './unit.ts'
 
-const log = logger('vhost')
-
 const HEADER_SIZE = ScsiRequestHeader.size
 /** In the second 32 bits of a LUN address from byte 0: the target, and the single-level LUN. */
 const BYTE = 0xff
@@ -40,6 +38,7 @@ export class ScsiDevice implements VirtioDevice, CommandHost, TaskOwner, Flushab
   readonly reactor: Reactor
   readonly scratch: DataView
   readonly scratchAddress: number
+  readonly log: Logger
   readonly #bdevs: ChannelContext
   readonly #shared: ReactorScsi
   #description: ScsiDescription
@@ -53,9 +52,11 @@ export class ScsiDevice implements VirtioDevice, CommandHost, TaskOwner, Flushab
   /** The event queue, when it had no buffer for an event. */
   #missedAt: RequestQueue | null = null
 
-  constructor(description: ScsiDescription, bdevs: ChannelContext) {
+  /** `log`: for what guests cause. */
+  constructor(description: ScsiDescription, bdevs: ChannelContext, log: Logger) {
     const { reactor } = bdevs
     this.reactor = reactor
+    this.log = log
     this.#bdevs = bdevs
     this.#description = description
     this.#shared = ReactorScsi.of(reactor)
@@ -173,7 +174,7 @@ export class ScsiDevice implements VirtioDevice, CommandHost, TaskOwner, Flushab
       this.#units[target.number] = new LogicalUnit(target, this.#bdevs.open(target.bdev))
     } catch (error) {
       // The others are of use all the same.
-      log.error(`${this.initiator}: ${target.name} is not there: ${(error as Error).message}`)
+      this.log.error(`${this.initiator}: ${target.name} is not there: ${(error as Error).message}`)
     }
   }
 

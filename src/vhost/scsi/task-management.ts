@@ -2,7 +2,7 @@
  * The control queue: task management functions (SAM-5, section 7) and asynchronous notifications. A guest's tasks may be on
  * any reactor, so the control thread has all of them look; the answer comes when what was stopped has ended.
  */
-import { logger } from '../../core/log.ts'
+import type { Logger } from '../../core/log.ts'
 import type { Reactor } from '../../reactor/reactor.ts'
 import {
   ControlType,
@@ -17,11 +17,10 @@ import type { GuestRequest } from '../request.ts'
 import { type ManageTasks, ScsiTopic } from './messages.ts'
 import type { LogicalUnit } from './unit.ts'
 
-const log = logger('vhost')
-
 /** What the control queue needs of the device. */
 export interface ControlHost {
   readonly reactor: Reactor
+  readonly log: Logger
   readonly initiator: string
   readonly nexus: number
   readonly scratch: DataView
@@ -104,7 +103,7 @@ function ask(host: ControlHost, request: GuestRequest, unit: LogicalUnit, plan: 
       answer(host, request, isFound ? ScsiResponse.FUNCTION_SUCCEEDED : ScsiResponse.OK)
     },
     error => {
-      log.error(`${initiator}: task management for ${unit.bdev}: ${error}`)
+      host.log.error(`${initiator}: task management for ${unit.bdev}: ${error}`)
       answer(host, request, ScsiResponse.FAILURE)
     },
   )

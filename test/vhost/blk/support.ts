@@ -4,6 +4,7 @@ import { drivers } from '../../../src/bdev/drivers/index.ts'
 import { type BdevIo, IO_TYPE_NAMES } from '../../../src/bdev/io.ts'
 import { ReactorBdevs } from '../../../src/bdev/reactor-bdevs.ts'
 import { BdevRegistry } from '../../../src/bdev/registry.ts'
+import { logger } from '../../../src/core/log.ts'
 import { bytesAt, mapAnonymous, unmap } from '../../../src/sys/memory.ts'
 import { BlkDevice } from '../../../src/vhost/blk/device.ts'
 import { GuestMemory } from '../../../src/vhost/guest-memory.ts'
@@ -57,6 +58,7 @@ export class Guest implements RequestQueue {
     this.device = new BlkDevice(
       { kind: 'blk', bdev, readOnly: false, writeThrough: false, serial: bdev, ...description },
       this.#local,
+      logger('vhost'),
     )
     return this.device
   }

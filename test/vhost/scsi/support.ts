@@ -12,6 +12,7 @@ import { drivers } from '../../../src/bdev/drivers/index.ts'
 import { type BdevIo, IO_TYPE_NAMES, IoType } from '../../../src/bdev/io.ts'
 import { ReactorBdevs } from '../../../src/bdev/reactor-bdevs.ts'
 import { BdevRegistry } from '../../../src/bdev/registry.ts'
+import { logger } from '../../../src/core/log.ts'
 import { bytesAt, mapAnonymous, unmap } from '../../../src/sys/memory.ts'
 import type { ScsiBacking, ScsiTarget } from '../../../src/vhost/backing.ts'
 import { GuestMemory } from '../../../src/vhost/guest-memory.ts'
@@ -246,7 +247,7 @@ export class ScsiGuest {
 
   connect(): void {
     const description = structuredClone(this.model.describe(0n, this.state))
-    this.devices = this.host.local.map(bdevs => new ScsiDevice(description, bdevs))
+    this.devices = this.host.local.map(bdevs => new ScsiDevice(description, bdevs, logger('vhost')))
   }
 
   /** What the session does when the model has changed. */
