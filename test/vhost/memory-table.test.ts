@@ -9,6 +9,7 @@ import type { MappedRegion } from '../../src/vhost/messages.ts'
 import { SealPolicy } from '../../src/vhost/seals.ts'
 import { mappingsOf } from '../support/descriptors.ts'
 
+const TIB = 2 ** 40
 const PAGE = 4096
 
 const descriptors: number[] = []
@@ -67,11 +68,14 @@ describe('a memory table', () => {
   })
 
   it('has no more than the tables of others leave of the address space', async () => {
-    descriptors.push(createSharedMemory('qpair-table', 2 ** 44))
+    descriptors.push(createSharedMemory('qpair-table', TIB))
     const others = [0, 1, 2, 3].map(() => tableWith(false))
-    for (const other of others) await other.add(region(0, 2 ** 44), descriptors[0]!, adopt)
+    // In pieces, since V8 scatters its own over the address space: four of 16 TiB do not always fit.
+    for (const other of others) {
+      for (let i = 0; i < 16; i++) await other.add(region(i * TIB, TIB), descriptors[0]!, adopt)
+    }
     await expect(table.add(region(0), descriptors[0]!, adopt)).rejects.toThrow(
-      'has a region of 4096 bytes at guest address 0x0 that is too much: front ends share 4 pieces of together 70368744177664 bytes already',
+      'has a region of 4096 bytes at guest address 0x0 that is too much: front ends share 64 pieces of together 70368744177664 bytes already',
     )
     others.pop()!.close()
     await table.add(region(0), descriptors[0]!, adopt)
