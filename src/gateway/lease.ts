@@ -134,12 +134,22 @@ export function toLetGo(state: GroupState, me: Member, groups: readonly string[]
   )
 }
 
+/** Of the lease: whoever could not look for so long does not know how long others were silent. */
+const BLIND_SHARE = 0.3
+
 /** Notices who is not heard of any more, by this member's own clock. */
 export class Watch {
-  readonly #seen = new Map<string, { readonly beat: number; readonly sinceMs: number }>()
+  readonly #seen = new Map<string, { beat: number; sinceMs: number }>()
+  #lookedMs = Number.NEGATIVE_INFINITY
 
   /** `nowMs`: after the state was read. */
   observe(state: GroupState, nowMs: number): void {
+    const blindMs = nowMs - this.#lookedMs
+    this.#lookedMs = nowMs
+    // Ceph has answered nobody, perhaps, or this member was frozen: the others have their time from here on.
+    if (blindMs > state.leaseMs * BLIND_SHARE) {
+      for (const seen of this.#seen.values()) seen.sinceMs += blindMs
+    }
     for (const { incarnation, beat, isAlive } of state.members) {
       if (!isAlive) this.#seen.delete(incarnation)
       else if (this.#seen.get(incarnation)?.beat !== beat)

@@ -115,6 +115,18 @@ describe('a group of gateways', () => {
     expect(world.faults.join('\n')).toBe('')
   })
 
+  it('stops altogether while Ceph answers nobody, and goes on without shutting anybody out', async () => {
+    const world = await healthy()
+    for (const name of NAMES) current(world, name).isCut = true
+    await world.run(4 * LEASE_MS)
+    expect(NAMES.flatMap(name => served(world, name))).toEqual([])
+    for (const name of NAMES) current(world, name).isCut = false
+    await world.run(3 * LEASE_MS)
+    expect(world.shutOut.size).toBe(0)
+    expect(NAMES.flatMap(name => served(world, name)).sort()).toEqual([...world.keys].sort())
+    expect(world.faults.join('\n')).toBe('')
+  })
+
   it('ends one whose name another has taken', async () => {
     const world = await healthy()
     const old = current(world, 'a')

@@ -34,10 +34,11 @@ export class SimWorld {
   mapEpoch = 1
   /** The newest map that the storage behind each group has seen. */
   readonly seenEpoch = new Map<string, number>()
-  /** Who has opened each group last, and how often it was opened. */
+  /** Who has written to each group last, and how often it has changed hands. */
   readonly openings = new Map<string, { readonly instance: string; readonly count: number }>()
+  /** The newest of these of which a write has landed. */
+  readonly landedOpenings = new Map<string, number>()
   landed = 0
-  takeovers = 0
   #events: Event[] = []
   #sequence = 0
   #version = 0
@@ -51,6 +52,10 @@ export class SimWorld {
     const event: Event = { atMs: this.nowMs + delayMs, sequence: this.#sequence++, of, run }
     this.#events.push(event)
     return event
+  }
+
+  fault(what: string): void {
+    this.faults.push(`${this.nowMs.toFixed(1)}: ${what}`)
   }
 
   /** Runs until that much time has passed. */
@@ -96,6 +101,7 @@ export class SimWorld {
 
 interface Write {
   readonly key: string
+  /** See `SimWorld.openings`. */
   readonly opening: number
 }
 
@@ -115,8 +121,9 @@ export class SimGateway implements Clock, GroupStore, Serving {
   keeper: Keeper | undefined
   epoch = 1
   /** What reactors let through, and until when. */
-  #served = new Map<string, number>()
+  #served: ReadonlySet<string> = new Set()
   #untilUs = 0
+  #wanted: ReadonlySet<string> = new Set()
   readonly #writes = new Set<Write>()
   readonly #rate: number
 
@@ -243,11 +250,12 @@ export class SimGateway implements Clock, GroupStore, Serving {
 
   open(keys: ReadonlySet<string>): Promise<void> {
     const { world } = this
-    const wanted = new Set(keys)
+    this.#wanted = new Set(keys)
     return new Promise(resolve => {
       world.at(world.prng.between(0, 5), this, () => {
-        for (const key of this.#served.keys()) if (!wanted.has(key)) this.#served.delete(key)
-        for (const key of wanted) if (!this.#served.has(key)) this.#opened(key)
+        // A later call has the last word.
+        const wanted = this.#wanted
+        this.#served = wanted
         resolve()
       })
     })
@@ -269,40 +277,36 @@ export class SimGateway implements Clock, GroupStore, Serving {
     return !this.isDead && this.#served.has(key) && this.nowUs() < this.#untilUs
   }
 
-  #opened(key: string): void {
-    const { world } = this
-    if (this.nowUs() >= this.#untilUs) return
-    const last = world.openings.get(key)
-    if (last !== undefined && last.instance !== this.instance) world.takeovers++
-    const count = (last?.count ?? 0) + 1
-    world.openings.set(key, { instance: this.instance, count })
-    this.#served.set(key, count)
-    // The first I/O of the new owner brings its map to the storage.
-    world.seenEpoch.set(key, Math.max(world.seenEpoch.get(key) ?? 0, this.epoch))
-    for (const other of gateways(world)) {
-      if (other !== this && other.serves(key)) {
-        world.faults.push(
-          `${world.nowMs.toFixed(1)}: ${key} is served by ${other.instance} and ${this.instance}`,
-        )
-      }
-    }
-  }
-
   /** Hosts write to everything that is served. */
   #load(): void {
     const { world } = this
     const { prng } = world
     this.after(prng.between(5, 30), () => {
-      for (const key of world.keys)
-        if (this.serves(key)) this.#write({ key, opening: this.#served.get(key)! })
+      for (const key of world.keys) if (this.serves(key)) this.#write(key)
       this.#load()
     })
   }
 
+  /** How often the group has changed hands, this write included. */
+  #take(key: string): number {
+    const { world } = this
+    const last = world.openings.get(key)
+    for (const other of gateways(world)) {
+      if (other !== this && other.serves(key)) {
+        world.fault(`${key} is served by ${other.instance} and ${this.instance}`)
+      }
+    }
+    if (last?.instance === this.instance) return last.count
+    const count = (last?.count ?? 0) + 1
+    world.openings.set(key, { instance: this.instance, count })
+    return count
+  }
+
   /** It lands some time later, even of a gateway that is frozen or dead by then. */
-  #write(write: Write): void {
+  #write(key: string): void {
     const { world } = this
     const { prng } = world
+    const write = { key, opening: this.#take(key) }
     this.#writes.add(write)
     const land = (): void => {
       if (this.isCut) {
@@ -311,17 +315,16 @@ export class SimGateway implements Clock, GroupStore, Serving {
       }
       this.#writes.delete(write)
       // Maps travel by themselves as well.
-      if (prng.oneIn(10)) world.seenEpoch.set(write.key, world.mapEpoch)
-      const seen = Math.max(world.seenEpoch.get(write.key) ?? 0, this.epoch)
+      if (prng.oneIn(10)) world.seenEpoch.set(key, world.mapEpoch)
+      const seen = Math.max(world.seenEpoch.get(key) ?? 0, this.epoch)
       if (world.isRefused(this.instance, seen)) return
-      world.seenEpoch.set(write.key, seen)
+      world.seenEpoch.set(key, seen)
       world.landed++
-      const last = world.openings.get(write.key)!
-      if (last.instance !== this.instance) {
-        world.faults.push(
-          `${world.nowMs.toFixed(1)}: a write of ${this.instance} to ${write.key} lands after ${last.instance} took over`,
-        )
+      const newest = world.landedOpenings.get(key) ?? 0
+      if (write.opening < newest) {
+        world.fault(`a write of ${this.instance} to ${key} lands after one of whoever took over`)
       }
+      world.landedOpenings.set(key, Math.max(newest, write.opening))
     }
     world.at(prng.between(1, prng.oneIn(10) ? 2500 : 40), null, land)
   }

@@ -313,6 +313,20 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
         tell('cut off from both', await check())
       })
 
+      it('stops everywhere while Ceph answers nobody, and goes on without shutting anybody out', async () => {
+        const before = await clients()
+        ceph.signalOsd(0, 'SIGSTOP')
+        for (const name of ['a', 'b']) {
+          await eventually(async () => (await show(name)).state).toBe('waiting')
+        }
+        // Longer than any of them would wait for the other.
+        await new Promise(resolve => setTimeout(resolve, 2 * LEASE_MS))
+        ceph.signalOsd(0, 'SIGCONT')
+        await spread()
+        expect(await clients()).toBe(before)
+        tell('Ceph answers nobody', await check())
+      })
+
       it('goes on when all members were killed, with the configuration that Ceph has', async () => {
         for (const name of ['a', 'b']) await daemons[name]!.kill('SIGKILL')
         for (const name of ['a', 'b']) await daemons[name]!.start()
