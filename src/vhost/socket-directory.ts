@@ -31,7 +31,14 @@ export function socketPathOf(directory: string, name: string): string {
   if (name === '' || name === '.' || name === '..' || /[/\0]/.test(name)) {
     throw new RpcError(
       'EINVAL',
-      `a controller cannot be named ${JSON.stringify(name)}: its socket is a file of that name in ${directory} (-S)`,
+      `a controller cannot be named ${escaped(name)}: its socket is a file of that name in ${directory} (-S)`,
+    )
+  }
+  if (/\p{Cc}/u.test(name)) {
+    throw new RpcError(
+      'EINVAL',
+      `a controller cannot be named ${escaped(name)}: it has control characters, which lines of a log and ` +
+        'libvirt XML cannot hold: choose a name without them',
     )
   }
   const path = join(directory, name)
@@ -45,3 +52,10 @@ export function socketPathOf(directory: string, name: string): string {
   }
   return path
 }
+
+/** JSON leaves DEL and C1 as they are. */
+const escaped = (name: string): string =>
+  JSON.stringify(name).replace(
+    /\p{Cc}/gu,
+    control => `\\u${control.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  )

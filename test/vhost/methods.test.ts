@@ -88,6 +88,24 @@ describe('the methods', () => {
     ['vhost_create_blk_controller', { ctrlr: '', dev_name: 'm0' }, 'EINVAL', 'cannot be named ""'],
     [
       'vhost_create_blk_controller',
+      { ctrlr: 'a\nb', dev_name: 'm0' },
+      'EINVAL',
+      'cannot be named "a\\nb": it has control characters',
+    ],
+    [
+      'vhost_create_scsi_controller',
+      { ctrlr: '\x1b[31m' },
+      'EINVAL',
+      'cannot be named "\\u001b[31m": it has',
+    ],
+    [
+      'vhost_create_scsi_controller',
+      { ctrlr: 'a\x7f\x9bb' },
+      'EINVAL',
+      'cannot be named "a\\u007f\\u009bb": it',
+    ],
+    [
+      'vhost_create_blk_controller',
       { ctrlr: 'é'.repeat(50), dev_name: 'm0' },
       'EINVAL',
       "111 bytes, and a Unix socket's has at most 107",
