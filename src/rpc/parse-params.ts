@@ -26,7 +26,7 @@ export function parseParams(method: Declared, params: unknown): Record<string, u
   }
   const parsed = method.params.safeParse(known, { reportInput: true })
   if (parsed.success) return parsed.data
-  const issues = parsed.error.issues
+  const issues = withoutLooser(parsed.error.issues)
   const more = issues.length > ISSUES_MAX ? `; and ${issues.length - ISSUES_MAX} more` : ''
   const said = issues.slice(0, ISSUES_MAX).map(explain).join('; ')
   throw new RpcError('INVALID_PARAMS', `${method.name}: ${said}${more}`)
@@ -37,6 +37,23 @@ function unknownParam(method: Declared, name: string): RpcError {
   const takes = names.length === 0 ? 'it takes none' : `it takes ${names.join(', ')}`
   const hint = didYouMean(name, names) || `; ${takes}`
   return new RpcError('INVALID_PARAMS', `${method.name}: there is no parameter ${cut(name)}${hint}`)
+}
+
+/** A declaration with several bounds has an issue for each that a value is beyond: the tightest stands for all of them. */
+function withoutLooser(issues: readonly Issue[]): Issue[] {
+  const kept = new Map<unknown, Issue>()
+  for (const issue of issues) {
+    const isBound = issue.code === 'too_big' || issue.code === 'too_small'
+    const key = isBound ? `${issue.code} ${issue.path.map(String).join('.')}` : issue
+    const other = kept.get(key)
+    if (other === undefined || isTighter(issue, other)) kept.set(key, issue)
+  }
+  return [...kept.values()]
+}
+
+function isTighter(a: Issue, b: Issue): boolean {
+  if (a.code === 'too_big' && b.code === 'too_big') return a.maximum < b.maximum
+  return a.code === 'too_small' && b.code === 'too_small' && a.minimum > b.minimum
 }
 
 function explain(issue: Issue): string {

@@ -74,6 +74,13 @@ describe('parseParams', () => {
     [{ name: 5 }, 'disk_create: name must be a string, not 5'],
     [{ name: 'a', num_blocks: 0 }, 'disk_create: num_blocks must be at least 1, not 0'],
     [{ name: 'a', num_blocks: 1001 }, 'disk_create: num_blocks must be at most 1000, not 1001'],
+    // Beyond the bounds of every whole number that JSON holds as well: the tightest is told, once.
+    [{ name: 'a', num_blocks: 1e30 }, 'disk_create: num_blocks must be at most 1000, not 1e+30'],
+    [{ name: 'a', num_blocks: -1e30 }, 'disk_create: num_blocks must be at least 1, not -1e+30'],
+    [
+      { name: 'a', num_blocks: 1e30, port: 1e30 },
+      'disk_create: num_blocks must be at most 1000, not 1e+30; port must be at most 65535, not 1e+30',
+    ],
     [{ name: 'a', num_blocks: '8' }, 'disk_create: num_blocks must be a number, not "8"'],
     [{ name: 'a', num_blocks: 1.5 }, 'disk_create: num_blocks must be a whole number, not 1.5'],
     [{ name: 'a', port: 65536 }, 'disk_create: port must be at most 65535, not 65536'],

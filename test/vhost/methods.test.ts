@@ -193,6 +193,12 @@ describe('the methods', () => {
       '99 of disk0 is less than 100',
     ],
     ['vhost_controller_set_polling', { ctrlr: 'x', quiet_us: 1 }, 'ENODEV', 'no vhost controller x'],
+    [
+      'vhost_controller_set_polling',
+      { ctrlr: 'disk0', quiet_us: 1e30 },
+      'INVALID_PARAMS',
+      'vhost_controller_set_polling: quiet_us must be at most 1000000, not 1e+30',
+    ],
     ['virtio_blk_create_transport', { name: 'vhost_user_blk' }, 'EEXIST', 'there from the start'],
     ['virtio_blk_create_transport', { name: 'vfio_user' }, 'ENOENT', 'there is no transport vfio_user'],
     ['virtio_blk_get_transports', { name: 'vfio_user' }, 'ENODEV', 'there is no transport vfio_user'],
