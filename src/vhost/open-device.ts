@@ -3,7 +3,7 @@ import type { ChannelContext } from '../bdev/bdev.ts'
 import type { Logger } from '../core/log.ts'
 import { BlkDevice } from './blk/device.ts'
 import type { DeviceDescription } from './messages.ts'
-import type { VirtioDevice } from './request.ts'
+import type { VirtioDevice } from './ring/request.ts'
 import { ScsiDevice } from './scsi/device.ts'
 
 type Kind = DeviceDescription['kind']

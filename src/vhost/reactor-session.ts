@@ -2,8 +2,6 @@
 import type { ChannelContext } from '../bdev/bdev.ts'
 import type { Logger } from '../core/log.ts'
 import type { Reactor } from '../reactor/reactor.ts'
-import { DirtyLog } from './dirty-log.ts'
-import { GuestMemory } from './guest-memory.ts'
 import type {
   DeviceDescription,
   MappedRegion,
@@ -16,9 +14,11 @@ import type {
   UpdateQueue,
 } from './messages.ts'
 import { openDevice } from './open-device.ts'
-import { Queue, type QueueSession } from './queue.ts'
-import type { VirtioDevice } from './request.ts'
-import { RequestBudget } from './request-budget.ts'
+import { DirtyLog } from './ring/dirty-log.ts'
+import { GuestMemory } from './ring/guest-memory.ts'
+import { Queue, type QueueSession } from './ring/queue.ts'
+import type { VirtioDevice } from './ring/request.ts'
+import { RequestBudget } from './ring/request-budget.ts'
 
 export class ReactorSession implements QueueSession {
   readonly reactor: Reactor

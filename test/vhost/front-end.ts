@@ -18,10 +18,10 @@ import { createSharedMemory } from '../../src/sys/shared-memory.ts'
 import { connectUnix } from '../../src/sys/socket.ts'
 import { closeAll, receiveMessage, sendMessage } from '../../src/sys/unix-message.ts'
 import type { ControllerSession, SessionOptions } from '../../src/vhost/controller.ts'
-import { FrontEnds } from '../../src/vhost/front-ends.ts'
 import { type SessionStats, Topic } from '../../src/vhost/messages.ts'
 import type { DeviceModel, ModelState } from '../../src/vhost/model.ts'
 import { ReactorVhost } from '../../src/vhost/reactor-vhost.ts'
+import { FrontEnds } from '../../src/vhost/session/front-ends.ts'
 import { LocalReactorGroup } from '../support/reactor.ts'
 
 const NEED_REPLY = 8

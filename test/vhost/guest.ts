@@ -4,11 +4,11 @@
  */
 import { expect } from 'vitest'
 import { bytesAt, mapAnonymous, unmap, viewAt } from '../../src/sys/memory.ts'
-import { GuestMemory } from '../../src/vhost/guest-memory.ts'
 import type { MappedRegion, SharedPart, StartQueue, Tuning } from '../../src/vhost/messages.ts'
-import { Queue, type QueueSession } from '../../src/vhost/queue.ts'
-import type { GuestRequest, RequestQueue, VirtioDevice } from '../../src/vhost/request.ts'
-import { RequestBudget } from '../../src/vhost/request-budget.ts'
+import { GuestMemory } from '../../src/vhost/ring/guest-memory.ts'
+import { Queue, type QueueSession } from '../../src/vhost/ring/queue.ts'
+import type { GuestRequest, RequestQueue, VirtioDevice } from '../../src/vhost/ring/request.ts'
+import { RequestBudget } from '../../src/vhost/ring/request-budget.ts'
 import type { LocalReactorGroup } from '../support/reactor.ts'
 
 /** Far from guest addresses, so that nothing works when the two are mixed up. */

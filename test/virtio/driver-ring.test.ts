@@ -3,8 +3,8 @@ import { Segments } from '../../src/bdev/io.ts'
 import { ProtocolError } from '../../src/core/errors.ts'
 import { Prng } from '../../src/core/prng.ts'
 import { bytesAt } from '../../src/sys/memory.ts'
-import type { GuestRequest } from '../../src/vhost/request.ts'
-import type { Ring } from '../../src/vhost/ring.ts'
+import type { GuestRequest } from '../../src/vhost/ring/request.ts'
+import type { Ring } from '../../src/vhost/ring/ring.ts'
 import { DATA_GUEST, found, RING_GUEST, Virtqueue, type VirtqueueOptions } from '../support/virtqueue.ts'
 
 let queue: Virtqueue

@@ -23,9 +23,9 @@ import {
   RANGE_FLAG_UNMAP,
   SECTOR_SIZE,
 } from '../../spec/virtio-blk.ts'
-import { copySegments } from '../copy-segments.ts'
 import type { BlkDescription, DeviceDescription } from '../messages.ts'
-import type { GuestRequest, VirtioDevice } from '../request.ts'
+import { copySegments } from '../ring/copy-segments.ts'
+import type { GuestRequest, VirtioDevice } from '../ring/request.ts'
 import { RANGE_SECTORS_MAX, RANGES_MAX } from './limits.ts'
 import { blkStatusOf } from './status.ts'
 

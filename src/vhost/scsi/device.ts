@@ -21,7 +21,7 @@ import {
 } from '../../spec/virtio-scsi.ts'
 import { TARGETS_MAX } from '../backing.ts'
 import type { DeviceDescription, ScsiDescription, ScsiTargetDescription, SendEvent } from '../messages.ts'
-import type { GuestRequest, RequestQueue, VirtioDevice } from '../request.ts'
+import type { GuestRequest, RequestQueue, VirtioDevice } from '../ring/request.ts'
 import { type CommandHost, ScsiCommand } from './command.ts'
 import { execute, executeElsewhere } from './commands.ts'
 import type { SelectTasks } from './messages.ts'

@@ -13,7 +13,7 @@ import {
   TaskManagementRequest,
   TaskManagementResponse,
 } from '../../spec/virtio-scsi.ts'
-import type { GuestRequest } from '../request.ts'
+import type { GuestRequest } from '../ring/request.ts'
 import { type ManageTasks, ScsiTopic } from './messages.ts'
 import type { LogicalUnit } from './unit.ts'
 

@@ -5,7 +5,7 @@ import { IoType } from '../../../src/bdev/io.ts'
 import { logSettings } from '../../../src/core/log.ts'
 import { Status } from '../../../src/spec/nvme-status.ts'
 import type { BlkDescription } from '../../../src/vhost/messages.ts'
-import { GuestRequest } from '../../../src/vhost/request.ts'
+import { GuestRequest } from '../../../src/vhost/ring/request.ts'
 import { answerOf, cut, Guest, HeldDisk, header, heldDriver, range, raw, sum, UNTOUCHED } from './support.ts'
 
 // Virtual I/O Device specification 1.2, section 5.2.6.
