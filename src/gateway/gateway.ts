@@ -300,7 +300,7 @@ function asRefusal({ group, pool, cluster }: GroupOptions, error: Error): RpcErr
   const what = `gateway group ${group} cannot be joined in pool ${pool} of cluster ${cluster}`
   return new RpcError(
     'EAGAIN',
-    `${what}: ${error.message}; check that the pool exists, that the user may write to it (osd 'allow rwx pool=${pool}') ` +
+    `${what}: ${error.message}; check that the pool exists, that the user may write to it (osd 'profile rbd pool=${pool}') ` +
       "and shut out clients (mon 'profile rbd'), and that the cluster is healthy",
     { cause: error },
   )
