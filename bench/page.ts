@@ -55,7 +55,9 @@ ${table.join('\n')}
   memory device: a file on tmpfs stands beside ours. Its file I/O is by io_uring or by threads, whichever was faster in this
   run; everything of it runs on the one processor that our reactor has. *Remote* is a namespace of another daemon on a
   third processor over two NVMe/TCP paths; beside it the same device under a load inside the daemon. *Both sides sleep*: no
-  queue is polled, and each side is woken by an eventfd.
+  queue is polled, and each side is woken by an eventfd. Where the limit lies: over memory in copying 4 KiB that no cache
+  holds (about half of the processor), over a file in the kernel's read, over null in the cache lines that travel between
+  the two processors with each request; when these happen to share a cache, QEMU gains more from it than we do.
 - **RBD.** One monitor and one OSD on a sparse file, on the same processors as everything else; images of their own, fully
   written, and no cache. Ours is the daemon's workload on its device, the other is fio, which calls librbd directly. The processor time is
   that of the whole process, of which most is librbd's.
