@@ -3,13 +3,18 @@ import type { BdevInfo } from '../bdev/bdev.ts'
 import { IoType } from '../bdev/io.ts'
 import { deriveUuid } from '../bdev/uuid.ts'
 import { RpcError, SysError } from '../core/errors.ts'
+import { logger } from '../core/log.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import { close, eventfd } from '../sys/libc.ts'
 import { librbd } from '../sys/librbd.ts'
+import { losesUnflushed } from './cache/rules.ts'
+import { readLive } from './cache/sources.ts'
 import type { Cluster, ClusterOptions } from './cluster.ts'
 import { CompletionInbox } from './completion-inbox.ts'
 import { factsOf, type ImageFacts } from './image-facts.ts'
 import { ImageState, type OpenImage } from './messages.ts'
+
+const log = logger('rbd')
 
 export interface ImageOptions {
   readonly name: string
@@ -33,6 +38,12 @@ interface Handles {
   readonly image: number
 }
 
+/** The handles, and what the image had in force when it was opened under them: later changes do not count. */
+interface Opened extends Handles {
+  /** librbd may keep back what it has acknowledged, until a flush. */
+  readonly keepsBack: boolean
+}
+
 export class RbdImage {
   readonly options: ImageOptions
   readonly cluster: Cluster
@@ -40,11 +51,11 @@ export class RbdImage {
   readonly state: ImageState
   /** A refusal to shrink was logged. */
   warned = false
-  #handles: Handles
+  #handles: Opened
   /** Calls that use the handles, which must not be closed under them. */
   readonly #operations = new Set<Promise<unknown>>()
 
-  private constructor(options: ImageOptions, cluster: Cluster, info: BdevInfo, handles: Handles) {
+  private constructor(options: ImageOptions, cluster: Cluster, info: BdevInfo, handles: Opened) {
     this.options = options
     this.cluster = cluster
     this.info = info
@@ -72,14 +83,6 @@ export class RbdImage {
     return pathOf(this.options)
   }
 
-  get image(): number {
-    return this.#handles.image
-  }
-
-  get pool(): number {
-    return this.#handles.pool
-  }
-
   /** Does something with the handles, which are not closed before it is done. */
   async use<T>(work: (image: number, pool: number) => Promise<T>): Promise<T> {
     const operation = work(this.#handles.image, this.#handles.pool)
@@ -92,10 +95,11 @@ export class RbdImage {
   }
 
   /**
-   * Opens the image under its cluster's new connection, while I/O goes on. `tell` has the channels change over, and
-   * resolves when they have. Throws as `open`; nothing has changed then.
+   * Opens the image under its cluster's new connection, while I/O goes on. `tell` has the channels change over to an
+   * opening (see `ImageState`), and resolves when they have. What the old client had kept back is lost: the next flush
+   * fails then. Throws as `open`; nothing has changed then.
    */
-  async openAgain(tell: (image: number) => Promise<void>): Promise<void> {
+  async openAgain(tell: (opening: number) => Promise<void>): Promise<void> {
     const handles = await openHandles(this.options, this.cluster)
     const old = this.#handles
     try {
@@ -105,10 +109,14 @@ export class RbdImage {
       throw error
     }
     this.#handles = handles
-    this.state.image = handles.image
-    await tell(handles.image)
+    await tell(this.state.openAnew(handles.image))
     // Not before: what was outstanding under the old client has failed by now.
-    this.state.isShutOut = false
+    if (this.state.settle(old.keepsBack)) {
+      log.error(
+        `${this.info.name}: what was acknowledged since the last flush may be lost: it was in the RBD cache of the ` +
+          'client that Ceph shut out; the next flush or forced write fails, to tell',
+      )
+    }
     await Promise.allSettled(this.#operations)
     await closeHandles(old)
   }
@@ -133,13 +141,13 @@ export class RbdImage {
   }
 }
 
-async function openHandles(options: ImageOptions, cluster: Cluster): Promise<Handles> {
+async function openHandles(options: ImageOptions, cluster: Cluster): Promise<Opened> {
   const library = librbd()
   const { name, image: imageName, snapshot = null } = options
   const pool = await library.openPool(cluster.handle, options.pool, options.namespace)
   if (pool < 0) throw openError(`${name}: the pool ${options.pool}`, -pool)
   const image = await library.openImage(pool, imageName, snapshot, options.readOnly || snapshot !== null)
-  if (image >= 0) return { pool, image }
+  if (image >= 0) return { pool, image, keepsBack: losesUnflushed(await readLive(image, pathOf(options))) }
   library.closePool(pool)
   throw openError(`${name}: the image ${pathOf(options)}`, -image)
 }

@@ -229,7 +229,7 @@ export class RbdImages {
     await cluster.changeClient(async moved => {
       for (const image of this.#imagesOf(cluster)) {
         try {
-          await image.openAgain(handle => this.#tellOpened(image, handle))
+          await image.openAgain(opening => this.#tellOpened(image, opening))
           moved()
         } catch (error) {
           if (!(error instanceof RpcError) || error.code !== 'ENOENT') throw error
@@ -243,9 +243,9 @@ export class RbdImages {
     return true
   }
 
-  async #tellOpened({ info }: RbdImage, image: number): Promise<void> {
+  async #tellOpened({ info }: RbdImage, opening: number): Promise<void> {
     try {
-      await this.#bdevs.tell(info.name, { image } satisfies OpenedAnewMessage)
+      await this.#bdevs.tell(info.name, { opening } satisfies OpenedAnewMessage)
     } catch (error) {
       // It is being removed, and nothing is outstanding when it is gone.
       if (this.#bdevs.find(info.name) !== undefined) throw error

@@ -23,40 +23,93 @@ export interface ReactorInbox {
 
 /** To the channels of an image: it was opened anew. The answer comes when nothing is outstanding under the old handle. */
 export interface OpenedAnewMessage {
-  readonly image: number
+  /** See `ImageState.opening`. */
+  readonly opening: number
 }
 
-/** What is shared by all threads that use an image, and may change while they do. */
+const HANDLES_SIZE = 16
+const CURRENT = 0
+const SHUT_OUT = 1
+const LOST = 2
+/** Of the first opening; the other's is behind it. */
+const UNFLUSHED = 3
+const WORDS = 5
+
+/**
+ * What is shared by all threads that use an image, and may change while they do. Openings of the image take turns as 0
+ * and 1: while it is opened anew there are two, each with a handle of librbd's and a word for what librbd may have kept
+ * back under it.
+ */
 export class ImageState {
-  readonly #handle: Float64Array
-  readonly #flags: Int32Array
+  readonly #handles: Float64Array
+  readonly #words: Int32Array
 
   constructor(shared: SharedArrayBuffer) {
-    this.#handle = new Float64Array(shared, 0, 1)
-    this.#flags = new Int32Array(shared, 8, 1)
+    this.#handles = new Float64Array(shared, 0, 2)
+    this.#words = new Int32Array(shared, HANDLES_SIZE, WORDS)
   }
 
   static allocate(image: number): SharedArrayBuffer {
-    const shared = new SharedArrayBuffer(16)
-    new ImageState(shared).image = image
+    const shared = new SharedArrayBuffer(HANDLES_SIZE + WORDS * 4)
+    new ImageState(shared).#handles[0] = image
     return shared
   }
 
-  /** librbd's handle. Control thread writes it before it tells the channels; a channel reads it when it is opened. */
-  get image(): number {
-    return this.#handle[0]!
+  /** The one under which I/O is to be started, 0 or 1. The control thread changes it before it tells the channels. */
+  get opening(): number {
+    return Atomics.load(this.#words, CURRENT)
   }
 
-  set image(image: number) {
-    this.#handle[0] = image
+  /** librbd's handle of an opening. */
+  imageOf(opening: number): number {
+    return this.#handles[opening]!
   }
 
-  /** Ceph refuses this client: reactors find out, the control thread opens the image anew. */
+  /** Ceph refuses this client: reactors find out, the control thread opens the image anew. No flush succeeds meanwhile. */
   get isShutOut(): boolean {
-    return Atomics.load(this.#flags, 0) !== 0
+    return Atomics.load(this.#words, SHUT_OUT) !== 0
   }
 
   set isShutOut(value: boolean) {
-    Atomics.store(this.#flags, 0, value ? 1 : 0)
+    Atomics.store(this.#words, SHUT_OUT, value ? 1 : 0)
+  }
+
+  /** A write was acknowledged, or a flush failed: librbd may keep something back. */
+  markUnflushed(opening: number): void {
+    // Reactors that write all the time only read the word, and do not take it from each other.
+    if (Atomics.load(this.#words, UNFLUSHED + opening) === 0)
+      Atomics.store(this.#words, UNFLUSHED + opening, 1)
+  }
+
+  /** Whether something is unflushed. It is not any more, unless the flush that asks fails and marks it again. */
+  takeUnflushed(opening: number): boolean {
+    return Atomics.exchange(this.#words, UNFLUSHED + opening, 0) !== 0
+  }
+
+  /** Whether acknowledged writes were lost and nobody was told: whoever asks has to tell. */
+  takeLoss(): boolean {
+    // Only one of millions of flushes has to write the word.
+    return Atomics.load(this.#words, LOST) !== 0 && Atomics.exchange(this.#words, LOST, 0) !== 0
+  }
+
+  /** The image is open under another handle, to which the channels are to change. Returns the new opening. */
+  openAnew(image: number): number {
+    // A flush under the new handle must not succeed before `settle` knows what was lost with the old one.
+    this.isShutOut = true
+    const opening = 1 - this.opening
+    this.#handles[opening] = image
+    Atomics.store(this.#words, CURRENT, opening)
+    return opening
+  }
+
+  /**
+   * All channels have changed over, and nothing is outstanding under the old handle. `keepsBack`: librbd may have kept
+   * under it what it acknowledged. Returns whether something may be lost, which one flush is going to tell.
+   */
+  settle(keepsBack: boolean): boolean {
+    const isLost = this.takeUnflushed(1 - this.opening) && keepsBack
+    if (isLost) Atomics.store(this.#words, LOST, 1)
+    this.isShutOut = false
+    return isLost
   }
 }

@@ -37,8 +37,14 @@ const LOG_PAUSE_US = 10e6
 const IOVECS_MIN = 16
 const IOVECS_SIZE = 16384
 
+/** What librbd acknowledges before it is in the cluster, with its cache on; compare-and-write goes past the cache. */
+const IS_KEPT_BACK = new Uint8Array(256)
+for (const type of [IoType.WRITE, IoType.WRITE_ZEROES, IoType.UNMAP]) IS_KEPT_BACK[type] = 1
+
 /** The image under one of librbd's handles. */
 interface Opening {
+  /** See `ImageState.opening`. */
+  readonly number: number
   readonly image: number
   /** This reactor's I/Os under it. */
   running: number
@@ -52,7 +58,7 @@ export class RbdChannel implements DriverChannel {
   readonly reactor: Reactor
   readonly library: ImageIo
   readonly image: OpenImage
-  readonly #state: ImageState
+  readonly state: ImageState
   /** The last one is for what is started; in those before it something is running. */
   readonly #openings: Opening[]
   readonly #ring: Uring
@@ -77,8 +83,8 @@ export class RbdChannel implements DriverChannel {
     this.reactor = reactor
     this.library = library
     this.image = info.device as OpenImage
-    this.#state = new ImageState(this.image.state)
-    this.#openings = [{ image: this.#state.image, running: 0, onIdle: null }]
+    this.state = new ImageState(this.image.state)
+    this.#openings = [this.#opening(this.state.opening)]
     this.#ring = ring
     this.#inboxes = this.image.inboxes.map(inbox => new CompletionInbox(inbox.ring))
     this.#scratch = this.allocate(SCRATCH_SIZE)
@@ -108,11 +114,11 @@ export class RbdChannel implements DriverChannel {
 
   /** Resolves when nothing is outstanding under the handle that was used until now. */
   tell(message: unknown): Promise<void> | void {
-    const { image } = message as OpenedAnewMessage
+    const { opening } = message as OpenedAnewMessage
     const old = this.#openings.at(-1)!
     // A channel that was opened just now knows it already.
-    if (old.image === image) return
-    this.#openings.push({ image, running: 0, onIdle: null })
+    if (old.number === opening) return
+    this.#openings.push(this.#opening(opening))
     if (old.running === 0) this.#forget(old)
     else {
       return new Promise(resolve => {
@@ -181,7 +187,7 @@ export class RbdChannel implements DriverChannel {
   complain(io: BdevIo, errno: number): void {
     if (errno === ESHUTDOWN) {
       // The control thread has a word for it, once for all I/Os.
-      this.#state.isShutOut = true
+      this.state.isShutOut = true
       return
     }
     const { nowUs } = this.reactor
@@ -211,6 +217,10 @@ export class RbdChannel implements DriverChannel {
     })
     ring.pollReadable(fd, token)
     return token
+  }
+
+  #opening(number: number): Opening {
+    return { number, image: this.state.imageOf(number), running: 0, onIdle: null }
   }
 
   #forget(opening: Opening): void {
@@ -264,6 +274,8 @@ class Slot {
   #io: BdevIo | null = null
   #opening: Opening | null = null
   #isSyncing = false
+  /** It took the word of what is unflushed, and puts it back when it fails. */
+  #hasTaken = false
   #bounce = 0
   #bounceSize = 0
 
@@ -276,6 +288,7 @@ class Slot {
     this.#io = io
     this.#opening = this.#channel.begin()
     this.#isSyncing = false
+    this.#hasTaken = false
     if (this.#isAtomic(io)) this.#submit(io)
     else this.#end(Status.ATOMIC_WRITE_UNIT_EXCEEDED)
   }
@@ -284,13 +297,49 @@ class Slot {
   ended(result: number): void {
     const io = this.#io!
     if (result < 0) this.#fail(io, -result)
-    else if (io.fua && !this.#isSyncing && io.type !== IoType.READ) {
+    else if (this.#isFlush(io)) this.#flushed()
+    else if (io.fua && io.type !== IoType.READ) {
       this.#isSyncing = true
       this.#submit(io)
+    } else {
+      if (IS_KEPT_BACK[io.type] === 1) this.#channel.state.markUnflushed(this.#opening!.number)
+      this.#end(Status.SUCCESS)
+    }
+  }
+
+  #isFlush(io: BdevIo): boolean {
+    return this.#isSyncing || io.type === IoType.FLUSH
+  }
+
+  /** False when there is no point in asking librbd: it has ended then. */
+  #mayFlush(): boolean {
+    const { state } = this.#channel
+    if (state.isShutOut) {
+      this.#end(Status.INTERNAL_PATH_ERROR)
+      return false
+    }
+    if (state.takeLoss()) {
+      this.#end(Status.WRITE_FAULT)
+      return false
+    }
+    this.#hasTaken = state.takeUnflushed(this.#opening!.number)
+    return true
+  }
+
+  #flushed(): void {
+    if (this.#channel.state.isShutOut) {
+      // librbd drops what it kept back once it knows, and has nothing left to flush.
+      this.#putBack()
+      this.#end(Status.INTERNAL_PATH_ERROR)
     } else this.#end(Status.SUCCESS)
   }
 
+  #putBack(): void {
+    if (this.#hasTaken) this.#channel.state.markUnflushed(this.#opening!.number)
+  }
+
   #submit(io: BdevIo): void {
+    if (this.#isFlush(io) && !this.#mayFlush()) return
     const { library, info } = this.#channel
     const completion = this.#channel.createCompletion(this.#argument)
     if (completion < 0) {
@@ -390,6 +439,7 @@ class Slot {
       this.#end(Status.COMPARE_FAILURE)
       return
     }
+    this.#putBack()
     this.#channel.complain(io, errno)
     this.#end(statusFromErrno(errno, io.type !== IoType.READ))
   }

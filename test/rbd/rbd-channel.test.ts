@@ -224,7 +224,8 @@ describe('RbdChannel', () => {
       i => new PendingIo(i === 2 ? other : channel, { type: IoType.READ, firstBlock: i, blockCount: 1 }),
     )
     let isOver = false
-    const over = Promise.all([channel.tell({ image: 2 }), other.tell({ image: 2 })]).then(() => {
+    const opening = new ImageState(device.state).openAnew(2)
+    const over = Promise.all([channel.tell({ opening }), other.tell({ opening })]).then(() => {
       isOver = true
     })
     const after = new PendingIo(channel, { type: IoType.READ, firstBlock: 3, blockCount: 1 })
@@ -249,6 +250,125 @@ describe('RbdChannel', () => {
     expect(new ImageState(device.state).isShutOut).toBe(true)
     read.free()
     channel.close()
+  })
+
+  describe('when a client that was shut out may have taken acknowledged writes with it', () => {
+    let channels: Channel[]
+    let state: ImageState
+    let nextHandle: number
+
+    beforeEach(() => {
+      channels = [open(0), open(1)]
+      state = new ImageState(device.state)
+      nextHandle = 2
+    })
+    afterEach(() => {
+      for (const channel of channels) channel.close()
+    })
+
+    const io = (type: IoType, fua = false, reactor = 0): PendingIo =>
+      new PendingIo(
+        channels[reactor]!,
+        type === IoType.FLUSH ? { type } : { type, fua, firstBlock: 0, blockCount: 1 },
+      )
+    async function end(...pending: PendingIo[]): Promise<number[]> {
+      const statuses = await finish(...pending)
+      for (const each of pending) each.free()
+      return statuses
+    }
+    const run = (type: IoType, fua = false, reactor = 0): Promise<number[]> => end(io(type, fua, reactor))
+
+    /** What the control thread does: returns whether something may be lost. */
+    async function openAgain(
+      keepsBack: boolean,
+      meanwhile = async (): Promise<void> => {},
+    ): Promise<boolean> {
+      const opening = state.openAnew(nextHandle++)
+      const told = Promise.all(channels.map(channel => channel.tell({ opening })))
+      await meanwhile()
+      await told
+      return state.settle(keepsBack)
+    }
+
+    it.each([IoType.WRITE, IoType.WRITE_ZEROES, IoType.UNMAP])(
+      'fails the next flush, once and on whichever reactor, after a cached I/O of type %i',
+      async type => {
+        await run(type)
+        expect(await openAgain(true)).toBe(true)
+        expect(await run(IoType.READ)).toEqual([Status.SUCCESS])
+        expect(await run(IoType.WRITE)).toEqual([Status.SUCCESS])
+        expect(await run(IoType.FLUSH, false, 1)).toEqual([Status.WRITE_FAULT])
+        expect(await end(io(IoType.FLUSH), io(IoType.FLUSH, false, 1))).toEqual([
+          Status.SUCCESS,
+          Status.SUCCESS,
+        ])
+        expect(await openAgain(true)).toBe(false)
+      },
+    )
+
+    it('fails a forced write just so', async () => {
+      await run(IoType.WRITE)
+      expect(await openAgain(true)).toBe(true)
+      expect(await run(IoType.WRITE, true)).toEqual([Status.WRITE_FAULT])
+      expect(await run(IoType.WRITE, true)).toEqual([Status.SUCCESS])
+    })
+
+    it.each([
+      ['nothing was written', async () => void (await run(IoType.READ))],
+      ['what was written was forced', async () => void (await run(IoType.WRITE, true))],
+      [
+        'what was written was flushed from another reactor',
+        async () => {
+          await run(IoType.WRITE)
+          await run(IoType.FLUSH, false, 1)
+        },
+      ],
+      ['it was compared and written, past the cache', async () => void (await run(IoType.COMPARE_AND_WRITE))],
+    ])('fails no flush when %s', async (_what, work) => {
+      await work()
+      expect(await openAgain(true)).toBe(false)
+      expect(await run(IoType.FLUSH)).toEqual([Status.SUCCESS])
+    })
+
+    it('fails no flush when librbd kept nothing back', async () => {
+      await run(IoType.WRITE)
+      expect(await openAgain(false)).toBe(false)
+      expect(await run(IoType.FLUSH)).toEqual([Status.SUCCESS])
+    })
+
+    it.each(['refuse', 'fail'] as const)(
+      'counts what a flush that failed has not flushed: %s',
+      async when => {
+        await run(IoType.WRITE)
+        image[when] = 'flush'
+        expect(await run(IoType.FLUSH)).toEqual([Status.WRITE_FAULT])
+        image[when] = ''
+        expect(await openAgain(true)).toBe(true)
+      },
+    )
+
+    it('lets no flush succeed before it is known what was lost', async () => {
+      await run(IoType.WRITE)
+      const running = io(IoType.FLUSH)
+      const forced = io(IoType.WRITE, true)
+      const isLost = await openAgain(true, async () => {
+        // Under the old handle and under the new one.
+        const late = io(IoType.FLUSH, false, 1)
+        expect(await end(running, forced, late)).toEqual(Array(3).fill(Status.INTERNAL_PATH_ERROR))
+        expect(image.calls.filter(call => call === 'flush')).toHaveLength(1)
+      })
+      expect(isLost).toBe(true)
+      expect(await run(IoType.FLUSH)).toEqual([Status.WRITE_FAULT])
+    })
+
+    it('does not take what is written under the new handle for lost', async () => {
+      const isLost = await openAgain(true, async () => {
+        expect(await run(IoType.WRITE)).toEqual([Status.SUCCESS])
+      })
+      expect(isLost).toBe(false)
+      // It is when that one is shut out as well.
+      expect(await openAgain(true)).toBe(true)
+    })
   })
 
   it('gives back its memory when it is closed', async () => {

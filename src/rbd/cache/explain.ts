@@ -6,13 +6,14 @@ import {
   isOffByMode,
   type Judgement,
   judge,
+  type LiveConfig,
   type Rule,
   resolve,
   type Sayings,
   type Value,
   type Values,
 } from './rules.ts'
-import { fromOptions, type LiveConfig, readConf, readDefaults } from './sources.ts'
+import { fromOptions, readConf, readDefaults } from './sources.ts'
 
 export interface Question {
   readonly cluster: ClusterOptions

@@ -7,7 +7,7 @@
  *   QEMU from 2.4      built in, file, options of the name, cache mode          the cache mode wins
  *   qpair              built in, file, options of the cluster or the name       the cache mode has no say
  */
-import { CACHE_OPTIONS, type CacheOption, type CacheValues } from './options.ts'
+import { builtInDefaults, CACHE_OPTIONS, type CacheOption, type CacheValues } from './options.ts'
 
 export const RULES = ['qemu-before-2.4', 'qemu-2.4', 'qpair'] as const
 export type Rule = (typeof RULES)[number]
@@ -122,6 +122,27 @@ function policyOf(values: Values): Policy {
   if (values.rbd_cache.value !== 'true') return 'off'
   if (Number(values.rbd_cache_max_dirty.value) === 0) return 'writethrough'
   return values.rbd_cache_policy.value as Policy
+}
+
+/** What an open image has in force, by the layer that decided. */
+export interface LiveConfig {
+  readonly stored: SomeValues
+  readonly config: { readonly [option in CacheOption]?: string }
+}
+
+/**
+ * Whether an open image loses what was acknowledged and not flushed when its client goes. What is not known counts as in
+ * Ceph's defaults, where it does.
+ */
+export function losesUnflushed({ stored, config }: LiveConfig): boolean {
+  const defaults = builtInDefaults('16')
+  const values = Object.fromEntries(
+    CACHE_OPTIONS.map(option => [
+      option,
+      stored[option] ?? { value: config[option] ?? defaults[option], kind: 'config', from: 'the client' },
+    ]),
+  ) as Values
+  return judge('qpair', 'writeback', values).loss !== 'nothing'
 }
 
 /** While writes are kept back. */

@@ -7,7 +7,7 @@ import { librbd } from '../../sys/librbd.ts'
 import type { ClusterOptions } from '../cluster.ts'
 import { ConfFile, FATAL_REASON } from './conf-file.ts'
 import { builtInDefaults, CACHE_OPTIONS, type CacheOption, type CacheValues, parseValue } from './options.ts'
-import type { SomeValues, SourceKind, Value } from './rules.ts'
+import type { LiveConfig, SomeValues, SourceKind, Value } from './rules.ts'
 
 export interface Defaults {
   readonly values: CacheValues
@@ -24,12 +24,6 @@ export interface ReadConf {
   readonly isFatal: boolean
   /** What a reader of the file may take for a setting and Ceph does not, or why it refuses the file. */
   readonly problems: readonly string[]
-}
-
-/** What an open image has in force, by the layer that decided. */
-export interface LiveConfig {
-  readonly stored: SomeValues
-  readonly config: { readonly [option in CacheOption]?: string }
 }
 
 /** Those of a Ceph release such as `0.80`; without one, of the librbd on this machine. */
