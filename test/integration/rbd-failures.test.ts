@@ -1,10 +1,13 @@
 /** What befalls a Ceph cluster, under a verified workload: I/O waits or fails as Ceph says, and goes on by itself. */
 import { renameSync } from 'node:fs'
+import { join } from 'node:path'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
+import { Child } from './lab/child.ts'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
 import { eventually } from './lab/linux-host.ts'
+import { findProgram } from './lab/packages.ts'
 
 interface Workload {
   readonly id: number
@@ -14,8 +17,40 @@ interface Workload {
   readonly in_flight: number
 }
 
+/** qemu-io on a device of the daemon, through an NBD export. */
+class NbdClient {
+  readonly #daemon: Daemon
+  readonly #name: string
+  #uri = ''
+
+  constructor(daemon: Daemon, name: string) {
+    this.#daemon = daemon
+    this.#name = name
+  }
+
+  async start(): Promise<void> {
+    const unix = join(this.#daemon.directory, `${this.#name}.sock`)
+    const params = { bdev_name: this.#name, unix }
+    this.#uri = (await this.#daemon.rpc<{ uri: string }>('nbd_export_start', params)).uri
+  }
+
+  /** The exit code: 1 when one of the commands failed. `abort` ends it without the flush that is its last otherwise. */
+  async run(...commands: string[]): Promise<number | null> {
+    const all = commands.flatMap(command => ['-c', command])
+    const child = await Child.start(findProgram('qemu-io')!, [
+      '-f',
+      'raw',
+      '-t',
+      'writeback',
+      ...all,
+      this.#uri,
+    ])
+    return (await child.exited).code
+  }
+}
+
 /** With three OSDs, of which each has every block. */
-await describeWith(CEPH_PROGRAMS, 'a Ceph cluster in trouble', () => {
+await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'a Ceph cluster in trouble', () => {
   let ceph: Ceph
   let daemon: Daemon
   let keyring: string
@@ -44,11 +79,14 @@ await describeWith(CEPH_PROGRAMS, 'a Ceph cluster in trouble', () => {
     }).toBe(true)
   }
   const stop = (id: number): Promise<Workload> => rpc<Workload>('workload_stop', { id })
-  async function open(image: string, pool = 'volumes'): Promise<void> {
-    await ceph.run('rbd', 'create', '-p', pool, '--size', '64', image)
+  async function open(image: string, config: Readonly<Record<string, string>> = {}): Promise<void> {
+    await ceph.run('rbd', 'create', '-p', 'volumes', '--size', '64', image)
+    for (const [option, value] of Object.entries(config)) {
+      await ceph.run('rbd', 'config', 'image', 'set', `volumes/${image}`, option, value)
+    }
     await rpc('bdev_rbd_create', {
       name: image,
-      pool_name: pool,
+      pool_name: 'volumes',
       rbd_name: image,
       block_size: 4096,
       cluster_name: 'c',
@@ -99,6 +137,16 @@ await describeWith(CEPH_PROGRAMS, 'a Ceph cluster in trouble', () => {
   })
 
   it('shuts the daemon out: I/O fails, and the daemon comes back as another client', async () => {
+    const lazy = { rbd_cache_policy: 'writeback', rbd_cache_max_dirty_age: '3600' }
+    const cached = new NbdClient(daemon, 'cached')
+    const through = new NbdClient(daemon, 'through')
+    await open('cached', lazy)
+    await open('through', { ...lazy, rbd_cache_max_dirty: '0' })
+    for (const client of [cached, through]) {
+      await client.start()
+      // Without a flush librbd would write through.
+      await client.run('write -P 1 0 64k', 'flush', 'write -P 2 64k 64k', 'abort')
+    }
     const id = await load('disk')
     await progress(id)
     const { watchers } = JSON.parse(await ceph.run('rbd', 'status', 'volumes/disk', '--format', 'json')) as {
@@ -107,8 +155,15 @@ await describeWith(CEPH_PROGRAMS, 'a Ceph cluster in trouble', () => {
     await ceph.run('ceph', 'osd', 'blocklist', 'add', watchers[0]!.address)
     await eventually(async () => (await workload(id)).errors).toBeGreaterThan(0)
     await eventually(() => lines('Ceph has shut this daemon out')).toBe(1)
-    await eventually(() => lines('disk: open again, as another client of Ceph')).toBe(1)
+    await eventually(() => lines('open again, as another client of Ceph')).toBe(1)
     expect(await stop(id)).toMatchObject({ miscompares: 0 })
+
+    expect(lines('cached: what was acknowledged since the last flush may be lost')).toBe(1)
+    expect(lines('through: what was acknowledged')).toBe(0)
+    expect(await cached.run('flush')).toBe(1)
+    expect(await cached.run('read -P 1 0 64k', 'read -P 0 64k 64k', 'flush')).toBe(0)
+    expect(await through.run('read -P 2 64k 64k', 'flush')).toBe(0)
+    for (const name of ['cached', 'through']) await rpc('bdev_rbd_delete', { name })
 
     const again = await load('disk')
     await progress(again)
@@ -125,7 +180,7 @@ await describeWith(CEPH_PROGRAMS, 'a Ceph cluster in trouble', () => {
     await ceph.run('ceph', 'osd', 'blocklist', 'add', watchers[0]!.address)
     await eventually(() => lines('there is no keyring with a key for client.gateway')).toBe(1)
     renameSync(`${keyring}.away`, keyring)
-    await eventually(() => lines('disk: open again')).toBe(2)
+    await eventually(() => lines('open again')).toBe(2)
     expect(lines('there is no keyring')).toBe(1)
     expect(await stop(id)).toMatchObject({ miscompares: 0 })
   })

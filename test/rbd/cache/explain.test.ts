@@ -4,7 +4,13 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
 import { type Explanation, explain, type Question, type Ruling } from '../../../src/rbd/cache/explain.ts'
-import { CACHE_MODES, type CacheMode, RULES, type Rule } from '../../../src/rbd/cache/rules.ts'
+import {
+  CACHE_MODES,
+  type CacheMode,
+  losesUnflushed,
+  RULES,
+  type Rule,
+} from '../../../src/rbd/cache/rules.ts'
 import type { ClusterOptions } from '../../../src/rbd/cluster.ts'
 
 const directory = mkdtempSync(join(tmpdir(), 'qpair-cache-'))
@@ -215,5 +221,21 @@ describe('what is lost when killed or without power', () => {
   it('tells a guest of qpair of no cache when there is none', async () => {
     const { judgement } = await under('qpair', {}, { options: { rbd_cache: 'false' } })
     expect(judgement).toMatchObject({ guestSeesCache: false, flushesHonoured: true })
+  })
+})
+
+describe('whether an open image loses what was not flushed', () => {
+  const off = { rbd_cache: { value: 'false', kind: 'image', from: '' } } as const
+
+  it.each([
+    ['is not known', { stored: {}, config: {} }, true],
+    ['has write-back', { stored: {}, config: { rbd_cache: 'true', rbd_cache_policy: 'writeback' } }, true],
+    ['has write-around', { stored: {}, config: { rbd_cache_policy: 'writearound' } }, true],
+    ['has write-through', { stored: {}, config: { rbd_cache_policy: 'writethrough' } }, false],
+    ['may keep back no byte', { stored: {}, config: { rbd_cache_max_dirty: '0' } }, false],
+    ['has no cache', { stored: {}, config: { rbd_cache: 'false' } }, false],
+    ['has none by its own setting', { stored: off, config: { rbd_cache: 'true' } }, false],
+  ])('when it %s', (_what, live, loses) => {
+    expect(losesUnflushed(live)).toBe(loses)
   })
 })
