@@ -249,6 +249,15 @@ function admission(namespace: NamespaceView): number {
 }
 
 /**
+ * As `statusField`, of an I/O that a device has ended. A flush that failed is not to be sent again: the next one may
+ * succeed though what this one was for is lost, and nobody would be told. Linux repeats it up to five times otherwise.
+ */
+export function ioStatusField({ type, fua }: BdevIo, status: number): number {
+  const isFlush = type === IoType.FLUSH || fua
+  return isFlush && status === Status.WRITE_FAULT ? status | DNR : statusField(status)
+}
+
+/**
  * The status field of a completion: with Do Not Retry when the same command can only end the same way. What another
  * path or a later moment may cure is left to the host's judgement.
  */

@@ -10,7 +10,7 @@ import { Fuse, NvmOpcode, Sqe } from '../../spec/nvme.ts'
 import { DNR, Status } from '../../spec/nvme-status.ts'
 import { ADMIN_IN_CAPSULE_SIZE, CapsuleCmd } from '../../spec/nvme-tcp.ts'
 import { ConnectSqe, FABRICS_OPCODE, FabricsSqe, FabricsType } from '../../spec/nvmf.ts'
-import { STARTED, statusField, Transfer } from '../io.ts'
+import { ioStatusField, STARTED, Transfer } from '../io.ts'
 import type { AdminQueue, Completion, IoQueue, TransportOptions } from '../request.ts'
 import { CapsuleRequest, type RequestOwner } from './capsule-request.ts'
 import { decodeIo, decodeRequest } from './decode.ts'
@@ -274,7 +274,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
     slot.isLoan = slot.io.lent && status === Status.SUCCESS
     if (slot.isFused) this.#endPair(slot, status)
     else {
-      slot.status = statusField(status)
+      slot.status = ioStatusField(slot.io, status)
       if (status === Status.SUCCESS && slot.transfer === Transfer.TO_HOST) slot.answerBytes = slot.lengthBytes
       this.#answer(slot)
     }
@@ -344,7 +344,7 @@ export class CommandQueue implements IoOwner, RequestOwner, SlotOwner {
   /** A fused operation has ended; its failure is the Compare's, and the Write did not take place. */
   #endPair(second: Slot, status: number): void {
     const first = second.partner!
-    first.status = statusField(status)
+    first.status = ioStatusField(second.io, status)
     second.status = status === Status.SUCCESS ? 0 : Status.ABORTED_FAILED_FUSED
     this.#answer(first)
     this.#answer(second)

@@ -225,6 +225,21 @@ describe('commands without a transfer', () => {
   })
 })
 
+describe('a write fault', () => {
+  const zero = (cdw12: number): string => entry('08', 1, byTransport(0), { cdw10: 4, cdw12 })
+
+  // A flush that is sent again may succeed though what the first one was for is lost.
+  it.each([
+    ['tells not to retry a flush', entry('00', 1, byTransport(0)), DNR | Status.WRITE_FAULT],
+    ['tells not to retry a forced write', zero(0x4000_0001), DNR | Status.WRITE_FAULT],
+    ['lets the host retry another write', zero(0x0000_0001), Status.WRITE_FAULT],
+  ])('%s', (_what, sqe, status) => {
+    const { lab, peer } = open()
+    lab.device.failure = Status.WRITE_FAULT
+    expect(lab.exchange(peer, capsule(sqe))).toBe(response(1, 2, status))
+  })
+})
+
 describe('Dataset Management', () => {
   it('gives back each range that is not empty, one after the other', () => {
     const { lab, peer } = open()
