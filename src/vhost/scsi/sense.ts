@@ -34,7 +34,8 @@ export const OUTCOME_OF: ReadonlyMap<number, Outcome> = new Map([
   [Status.RESERVATION_CONFLICT, bare(ScsiStatus.RESERVATION_CONFLICT)],
   [Status.NAMESPACE_NOT_READY, check(SenseKey.NOT_READY, Asc.UNIT_NOT_READY)],
   [Status.INVALID_NAMESPACE_OR_FORMAT, check(SenseKey.NOT_READY, Asc.UNIT_NOT_READY)],
-  [Status.WRITE_FAULT, check(SenseKey.MEDIUM_ERROR, Asc.WRITE_FAULT)],
+  // Linux repeats what ends with MEDIUM ERROR: a second flush may succeed, and nobody hears of what the first one lost.
+  [Status.WRITE_FAULT, check(SenseKey.HARDWARE_ERROR, Asc.WRITE_FAULT)],
   [Status.UNRECOVERED_READ_ERROR, UNREADABLE],
   [Status.DEALLOCATED_OR_UNWRITTEN_BLOCK, UNREADABLE],
   [Status.COMPARE_FAILURE, check(SenseKey.MISCOMPARE, Asc.MISCOMPARE_DURING_VERIFY)],

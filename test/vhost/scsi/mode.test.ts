@@ -133,7 +133,7 @@ describe('the unit as a whole', () => {
     const failed = guest.send('35 00 00000000 00 0000 00', HELD)
     host.held.end(Status.WRITE_FAULT)
     host.reactors.settle()
-    expect(guest.answerOf(failed)).toMatchObject({ sense: '3/0300' })
+    expect(guest.answerOf(failed)).toMatchObject({ sense: '4/0300' })
   })
 
   it.each([

@@ -160,7 +160,7 @@ describe('READ and WRITE', () => {
   })
 
   it.each([
-    [Status.WRITE_FAULT, '3/0300'],
+    [Status.WRITE_FAULT, '4/0300'],
     [Status.CAPACITY_EXCEEDED, '7/2707'],
     [Status.NAMESPACE_WRITE_PROTECTED, '7/2700'],
     [Status.NAMESPACE_NOT_READY, '2/0400'],
