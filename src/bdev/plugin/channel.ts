@@ -25,6 +25,8 @@ class Slot {
   io: BdevIo | null = null
   id = 0
   startedUs = 0
+  /** It is to end early, and could not yet. */
+  isUnwanted = false
   /** Bytes of the I/O that are done, and in the piece that is running. */
   doneBytes = 0
   pieceBytes = 0
@@ -52,6 +54,8 @@ export class PluginChannel implements DriverChannel {
   #running = 0
   #answersSeen: number
   #timer: Timer | null = null
+  /** Until what could not be given up is tried again. */
+  #soon: Timer | null = null
 
   constructor(info: BdevInfo, reactor: Reactor) {
     this.#info = info
@@ -72,7 +76,10 @@ export class PluginChannel implements DriverChannel {
 
   abort(io: BdevIo | null): void {
     for (const slot of this.#slots) {
-      if (slot.io !== null && (io === null || slot.io === io)) this.#giveUp(slot, Status.ABORTED_BY_REQUEST)
+      if (slot.io === null || (io !== null && slot.io !== io)) continue
+      if (this.#giveUp(slot, Status.ABORTED_BY_REQUEST)) continue
+      slot.isUnwanted = true
+      this.#giveUpSoon()
     }
     const waiting = this.#firstWaiting
     this.#firstWaiting = null
@@ -92,6 +99,7 @@ export class PluginChannel implements DriverChannel {
 
   close(): void {
     this.#timer?.cancel()
+    this.#soon?.cancel()
     this.#reactor.removePoller(this.#poll)
     this.#bell?.close()
   }
@@ -119,6 +127,7 @@ export class PluginChannel implements DriverChannel {
     const slot = this.#free.pop()
     if (slot === undefined) return false
     slot.io = io
+    slot.isUnwanted = false
     slot.doneBytes = 0
     if (this.#next(slot, io)) {
       if (this.#running++ === 0) {
@@ -168,11 +177,23 @@ export class PluginChannel implements DriverChannel {
     }
     slot.doneBytes += slot.pieceBytes
     // A further piece uses the buffer that the first one got.
-    if (slot.doneBytes < io.blockCount * this.#info.blockSize) this.#next(slot, io)
-    else this.#end(slot, Status.SUCCESS)
+    if (slot.doneBytes === io.blockCount * this.#info.blockSize) this.#end(slot, Status.SUCCESS)
+    else if (slot.isUnwanted) this.#end(slot, Status.ABORTED_BY_REQUEST)
+    else this.#next(slot, io)
   }
 
-  /** Ends the I/O without an answer, unless one is being copied at this very moment: that one will be there soon. */
+  /** Tries again what could not be given up, because the thread was copying its data. */
+  #giveUpSoon(): void {
+    this.#soon ??= this.#reactor.clock.after(1, () => {
+      this.#soon = null
+      for (const slot of this.#slots) {
+        if (slot.io === null || !slot.isUnwanted) continue
+        if (!this.#giveUp(slot, Status.ABORTED_BY_REQUEST)) this.#giveUpSoon()
+      }
+    })
+  }
+
+  /** Ends the I/O without an answer, unless its data is being copied at this very moment, to the thread or from it. */
   #giveUp(slot: Slot, status: number): boolean {
     const free = wordOf(slot.id, State.FREE)
     const { index } = slot
