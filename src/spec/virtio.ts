@@ -6,16 +6,6 @@
 /** Device ids (section 5). */
 export const VirtioDeviceId = { NETWORK: 1, BLOCK: 2, SCSI: 8 } as const
 
-/** Device status (section 2.1). */
-export const VirtioStatus = {
-  ACKNOWLEDGE: 1,
-  DRIVER: 2,
-  DRIVER_OK: 4,
-  FEATURES_OK: 8,
-  NEEDS_RESET: 64,
-  FAILED: 128,
-} as const
-
 /** Reserved feature bits (section 6), and those of before version 1 that front ends still offer (section 6.3). */
 export const VirtioFeature = {
   /** Legacy: an interrupt when the device has used everything, whatever the driver asked for. */

@@ -11,6 +11,7 @@ export { memcmp, memcpy, memset }
 const PROT_READ_WRITE = 3
 const MAP_PRIVATE_ANONYMOUS_NORESERVE = 0x02 | 0x20 | 0x4000
 const GIB = 2 ** 30
+const PAGE = 4096
 const WINDOW_ALIGNMENT = 2 ** 32
 
 /**
@@ -59,72 +60,8 @@ export function unmap(address: number, sizeBytes: number): void {
   assert(result === 0, `munmap of our own mapping succeeds, not ${result}`)
 }
 
-/**
- * A window of at most 1 GiB at an address that is a multiple of 4 GiB: an offset into its typed arrays is the low half
- * of the address, and the high half is a constant. Space is handed out once and never taken back.
- */
-export class Arena implements Space {
-  readonly base: number
-  readonly sizeBytes: number
-  readonly view: DataView<ArrayBuffer>
-  readonly u8: Uint8Array<ArrayBuffer>
-  readonly i32: Int32Array<ArrayBuffer>
-  readonly f64: Float64Array<ArrayBuffer>
-  #used = 0
-
-  constructor(sizeBytes: number) {
-    assert(sizeBytes % 4096 === 0 && sizeBytes <= GIB, `${sizeBytes} bytes are whole pages, at most 1 GiB`)
-    // Reserve enough to find an aligned address inside, then give the rest back.
-    const reserved = sizeBytes + WINDOW_ALIGNMENT
-    const start = mapAnonymous(reserved)
-    this.base = Math.ceil(start / WINDOW_ALIGNMENT) * WINDOW_ALIGNMENT
-    if (this.base > start) unmap(start, this.base - start)
-    const end = this.base + sizeBytes
-    if (start + reserved > end) unmap(end, start + reserved - end)
-    this.sizeBytes = sizeBytes
-    const buffer = viewMemory(this.base, sizeBytes)
-    this.view = new DataView(buffer)
-    this.u8 = new Uint8Array(buffer)
-    this.i32 = new Int32Array(buffer)
-    this.f64 = new Float64Array(buffer)
-  }
-
-  /** The address of `sizeBytes` zeroed bytes, or 0 when the arena is used up. */
-  allocate(sizeBytes: number, alignment = 64): number {
-    const offset = Math.ceil(this.#used / alignment) * alignment
-    if (offset + sizeBytes > this.sizeBytes) return 0
-    this.#used = offset + sizeBytes
-    return this.base + offset
-  }
-
-  /** Bytes that have not been handed out. */
-  get freeBytes(): number {
-    return this.sizeBytes - this.#used
-  }
-
-  /** The offset of one of the arena's own addresses within its views. */
-  offsetOf(address: number): number {
-    return address - this.base
-  }
-
-  close(): void {
-    unmap(this.base, this.sizeBytes)
-  }
-}
-
-/** A piece of memory from which buffers may be cut. */
-export interface Space {
-  readonly sizeBytes: number
-  /** Bytes that have not been handed out. */
-  readonly freeBytes: number
-  /** The address of `sizeBytes` bytes, a multiple of `alignment`, or 0 when the space is used up. */
-  allocate(sizeBytes: number, alignment?: number): number
-  /** Where one of its own addresses lies within it. */
-  offsetOf(address: number): number
-}
-
-/** A space that somebody else has mapped, from a page's boundary on. */
-export class Area implements Space {
+/** Memory of which each piece is handed out once and never taken back; buffers may be cut from it. Whole pages. */
+export class Area {
   readonly base: number
   readonly sizeBytes: number
   #used = 0
@@ -135,6 +72,7 @@ export class Area implements Space {
     this.sizeBytes = sizeBytes
   }
 
+  /** The address of `sizeBytes` bytes that nobody has used, or 0 when the area is used up. */
   allocate(sizeBytes: number, alignment = 64): number {
     const offset = Math.ceil(this.#used / alignment) * alignment
     if (offset + sizeBytes > this.sizeBytes) return 0
@@ -142,18 +80,55 @@ export class Area implements Space {
     return this.base + offset
   }
 
+  /** Bytes that have not been handed out. */
   get freeBytes(): number {
     return this.sizeBytes - this.#used
   }
 
+  /** Where one of its own addresses lies within it. */
   offsetOf(address: number): number {
     return address - this.base
   }
 }
 
+/**
+ * A window of at most 1 GiB at an address that is a multiple of 4 GiB: an offset into its typed arrays is the low half
+ * of the address, and the high half is a constant. Zeroed, and not backed until it is touched.
+ */
+export class Arena extends Area {
+  readonly view: DataView<ArrayBuffer>
+  readonly u8: Uint8Array<ArrayBuffer>
+  readonly i32: Int32Array<ArrayBuffer>
+  readonly f64: Float64Array<ArrayBuffer>
+
+  constructor(sizeBytes: number) {
+    super(mapWindow(sizeBytes), sizeBytes)
+    const buffer = viewMemory(this.base, sizeBytes)
+    this.view = new DataView(buffer)
+    this.u8 = new Uint8Array(buffer)
+    this.i32 = new Int32Array(buffer)
+    this.f64 = new Float64Array(buffer)
+  }
+
+  close(): void {
+    unmap(this.base, this.sizeBytes)
+  }
+}
+
+function mapWindow(sizeBytes: number): number {
+  assert(sizeBytes % PAGE === 0 && sizeBytes <= GIB, `${sizeBytes} bytes are whole pages, at most 1 GiB`)
+  // Reserve enough to find an aligned address inside, then give the rest back.
+  const reserved = sizeBytes + WINDOW_ALIGNMENT
+  const start = mapAnonymous(reserved)
+  const base = Math.ceil(start / WINDOW_ALIGNMENT) * WINDOW_ALIGNMENT
+  if (base > start) unmap(start, base - start)
+  const end = base + sizeBytes
+  if (start + reserved > end) unmap(end, start + reserved - end)
+  return base
+}
+
 /** What a span is cut from, unless the arena has no more left than a buffer: every size of a buffer divides it. */
 const SPAN_SIZE = 1 << 20
-const PAGE = 4096
 /** This part of the arena is not for buffers: what else is taken from it is small, and nobody can wait for it. */
 const RESERVE_DIVISOR = 16
 
@@ -179,7 +154,7 @@ export class BufferPool {
   /** The largest buffer there is, in bytes. */
   static readonly MAX_SIZE = SPAN_SIZE
 
-  readonly #arena: Space
+  readonly #arena: Area
   /** Of each size the spans that have a free buffer, the one to be used next at the end. */
   readonly #classes = [4096, 16384, 65536, 131072, 1 << 18, BufferPool.MAX_SIZE].map(size => ({
     size,
@@ -189,7 +164,7 @@ export class BufferPool {
   /** The span of each page of the arena, by its place in `#spans`. */
   readonly #spanOfPage: Uint32Array
 
-  constructor(arena: Space) {
+  constructor(arena: Area) {
     this.#arena = arena
     this.#spanOfPage = new Uint32Array(arena.sizeBytes / PAGE)
   }

@@ -16,8 +16,6 @@ export type CacheOption = keyof typeof KINDS
 
 export const CACHE_OPTIONS = Object.keys(KINDS) as CacheOption[]
 
-export const isCacheOption = (name: string): name is CacheOption => Object.hasOwn(KINDS, name)
-
 /** The values as text in one spelling: `true`, bytes, seconds. */
 export type CacheValues = Readonly<Record<CacheOption, string>>
 
