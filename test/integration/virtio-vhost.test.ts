@@ -133,6 +133,11 @@ await describeWith(['setpriv'], 'a disk of another daemon', () => {
   it('is refused as a device of the other kind, with the kind that it is', async () => {
     await createScsi()
     await expect(attach('blk')).rejects.toThrow('attach it with dev_type scsi')
+    // The target hears a moment later that the front end has gone, and deletes no controller before.
+    const frontEnds = async (): Promise<number> =>
+      (await target.daemon.rpc<{ sessions: unknown[] }[]>('vhost_get_controllers', { name: 'disk' }))[0]!
+        .sessions.length
+    while ((await frontEnds()) > 0) await delay(5)
     await target.daemon.rpc('vhost_delete_controller', { ctrlr: 'disk' })
     await createBlk()
     await expect(attach('scsi')).rejects.toThrow('attach it with dev_type blk')
