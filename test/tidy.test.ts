@@ -14,7 +14,9 @@ const LAYERS = [
   ['reactor'],
   ['bdev'],
   ['nvme', 'rbd', 'nvmf', 'nbd', 'vhost', 'virtio', 'workload'],
-  ['gateway'],
+  ['gateway', 'libvirt'],
+  ['volume', 'host'],
+  ['vm'],
   ['app'],
   ['cli'],
 ]
@@ -25,7 +27,25 @@ const EXPORTS = ['client.ts', 'driver.ts']
 /** Packages, and the only layers that may import them. */
 const PACKAGES: Record<string, readonly string[]> = {
   koffi: ['sys'],
-  zod: ['rpc', 'bdev', 'nvme', 'rbd', 'nvmf', 'nbd', 'vhost', 'virtio', 'workload', 'gateway', 'app', 'cli'],
+  '@xmldom/xmldom': ['libvirt'],
+  zod: [
+    'rpc',
+    'bdev',
+    'nvme',
+    'rbd',
+    'nvmf',
+    'nbd',
+    'vhost',
+    'virtio',
+    'workload',
+    'gateway',
+    'libvirt',
+    'volume',
+    'host',
+    'vm',
+    'app',
+    'cli',
+  ],
 }
 
 const FILE_LINES_MAX = 600

@@ -1,0 +1,126 @@
+/** Other programs: started without a shell, with their whole answer or the reason why there is none. */
+import { type ChildProcess, spawn } from 'node:child_process'
+
+export interface ProgramOptions {
+  /** What it reads from its standard input; nothing when absent. */
+  readonly input?: string
+  /** Ends it with SIGTERM. */
+  readonly signal?: AbortSignal
+  /** On top of the daemon's own environment, whose language is replaced: answers are parsed. */
+  readonly env?: Readonly<Record<string, string>>
+  /** When it has not ended by then it is ended; by default one minute. Infinity for what may take any time. */
+  readonly timeoutMs?: number
+  /** Hears its standard output as it comes: for what tells progress. */
+  readonly onOutput?: (text: string) => void
+}
+
+const TIMEOUT_MS = 60_000
+/** A tool that says more than this is not answering a question of ours. */
+const OUTPUT_BYTES_MAX = 64 << 20
+
+/** A program could not be started, or did not succeed. */
+export class ProgramError extends Error {
+  override readonly name = 'ProgramError'
+  readonly program: string
+  readonly args: readonly string[]
+  /** Null when it was ended by a signal or never ran. */
+  readonly exitCode: number | null
+  /** What it wrote to its standard error, trimmed. */
+  readonly stderr: string
+  /** There is no such program on this machine: its package is missing. */
+  readonly isMissing: boolean
+
+  constructor(
+    program: string,
+    args: readonly string[],
+    reason: string,
+    outcome: {
+      readonly exitCode: number | null
+      readonly stderr: string
+      readonly isMissing?: boolean
+      readonly cause?: unknown
+    },
+  ) {
+    super(`${program} ${args.join(' ')}: ${reason}`, { cause: outcome.cause })
+    this.program = program
+    this.args = args
+    this.exitCode = outcome.exitCode
+    this.stderr = outcome.stderr
+    this.isMissing = outcome.isMissing ?? false
+  }
+}
+
+/**
+ * Runs a program to its end and answers what it wrote to its standard output. Throws `ProgramError` when it cannot be
+ * started, ends with another code than 0, is too slow, or is ended by `signal`.
+ */
+export async function runProgram(
+  program: string,
+  args: readonly string[],
+  options: ProgramOptions = {},
+): Promise<string> {
+  const { signal, timeoutMs = TIMEOUT_MS } = options
+  const child = spawn(program, args, {
+    env: { ...process.env, LC_ALL: 'C.UTF-8', LANGUAGE: 'C', ...options.env },
+    stdio: ['pipe', 'pipe', 'pipe'],
+  })
+  let reason = ''
+  const end = (why: string): void => {
+    reason ||= why
+    child.kill('SIGTERM')
+  }
+  const timer = Number.isFinite(timeoutMs)
+    ? setTimeout(() => end(`did not end within ${timeoutMs / 1000} s`), timeoutMs)
+    : undefined
+  const abort = (): void => end('was cancelled')
+  signal?.addEventListener('abort', abort)
+  if (signal?.aborted) abort()
+  // Who ends before it has read all of its input is not wrong: its exit code says what became of it.
+  child.stdin.on('error', () => {})
+  child.stdin.end(options.input ?? '')
+  try {
+    const stdout = collect(child.stdout, end, options.onOutput)
+    const stderr = collect(child.stderr, end)
+    const { exitCode, killedBy } = await ended(child, program, args)
+    const said = stderr().trim()
+    if (exitCode === 0 && reason === '') return stdout()
+    reason ||= said || (killedBy === null ? `exit code ${exitCode}` : `was ended by ${killedBy}`)
+    throw new ProgramError(program, args, reason, { exitCode, stderr: said })
+  } finally {
+    clearTimeout(timer)
+    signal?.removeEventListener('abort', abort)
+  }
+}
+
+/** Gathers a stream; the function answers what has come. */
+function collect(
+  stream: NodeJS.ReadableStream,
+  end: (why: string) => void,
+  onOutput?: (text: string) => void,
+): () => string {
+  const chunks: string[] = []
+  let size = 0
+  stream.setEncoding('utf8')
+  stream.on('data', (text: string) => {
+    size += text.length
+    if (size > OUTPUT_BYTES_MAX) return end(`wrote more than ${OUTPUT_BYTES_MAX >> 20} MiB`)
+    chunks.push(text)
+    onOutput?.(text)
+  })
+  return () => chunks.join('')
+}
+
+function ended(
+  child: ChildProcess,
+  program: string,
+  args: readonly string[],
+): Promise<{ exitCode: number | null; killedBy: string | null }> {
+  return new Promise((resolve, reject) => {
+    child.on('error', cause => {
+      const isMissing = (cause as NodeJS.ErrnoException).code === 'ENOENT'
+      const reason = isMissing ? 'there is no such program on this machine' : cause.message
+      reject(new ProgramError(program, args, reason, { exitCode: null, stderr: '', isMissing, cause }))
+    })
+    child.on('close', (exitCode, killedBy) => resolve({ exitCode, killedBy }))
+  })
+}
