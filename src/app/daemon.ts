@@ -13,6 +13,7 @@ import { Acceptor } from '../reactor/acceptor.ts'
 import { MessageSockets } from '../reactor/message-sockets.ts'
 import { ReactorThreads } from '../reactor/thread.ts'
 import { Dispatcher, type RpcInfo } from '../rpc/dispatcher.ts'
+import { Jobs } from '../rpc/jobs.ts'
 import { RpcServer } from '../rpc/server.ts'
 import { lockFile } from '../sys/file-lock.ts'
 import { VhostControllers } from '../vhost/controllers.ts'
@@ -49,6 +50,7 @@ export interface AppContext {
   readonly vhost: VhostControllers
   readonly nbd: NbdExports
   readonly workloads: Workloads
+  readonly jobs: Jobs
   readonly configuration: Configuration
   readonly notifications: Notifications
   readonly initialization: { start(): Promise<void>; wait(): Promise<void> }
@@ -72,11 +74,21 @@ function buildContext(
   vhostSettings: VhostSettings,
   dispatch: Pick<Dispatcher<AppContext>, 'replay' | 'exclusive'>,
   rest: Pick<AppContext, 'rpc' | 'initialization'>,
+  save: () => Promise<void>,
 ): AppContext {
   const notifications = new Notifications()
   bdevs.listen({
     added: ({ name }) => notifications.add('bdev_register', name),
     removed: ({ name }) => notifications.add('bdev_unregister', name),
+  })
+  const jobs = new Jobs(({ id }, wasSaved) => {
+    notifications.add('job_end', String(id))
+    if (!wasSaved) return
+    // What is saved while the daemon comes up would be half of the configuration.
+    rest.initialization
+      .wait()
+      .then(() => dispatch.exclusive(save))
+      .catch((error: Error) => log.error(`job ${id} has ended: ${error.message}`))
   })
   const nvme = new NvmeControllers(bdevs, reactors)
   const acceptor = new Acceptor(reactors)
@@ -108,7 +120,8 @@ function buildContext(
     vhost,
     nbd,
     workloads: new Workloads(bdevs, reactors),
-    configuration: new Configuration([bdevs, nvmf, gateway, ...vhost.configurables, nbd], call =>
+    jobs,
+    configuration: new Configuration([bdevs, jobs, nvmf, gateway, ...vhost.configurables, nbd], call =>
       gateway.keeps(call),
     ),
     notifications,
@@ -144,7 +157,14 @@ export class Daemon {
       replay: (method, params) => this.#dispatcher.replay(method, params),
       exclusive: work => this.#dispatcher.exclusive(work),
     }
-    this.context = buildContext(reactors, bdevs, vhostSettings, dispatch, { rpc: this.#rpc, initialization })
+    this.context = buildContext(
+      reactors,
+      bdevs,
+      vhostSettings,
+      dispatch,
+      { rpc: this.#rpc, initialization },
+      () => this.#save(),
+    )
     this.#dispatcher = new Dispatcher({
       methods,
       context: this.context,
@@ -206,7 +226,8 @@ export class Daemon {
   /** Takes no more requests, ends connections and devices in order, and then the threads. The saved state stays. */
   async stop(): Promise<void> {
     await this.#server?.close()
-    const { bdevs, gateway, nvme, nvmf, rbd, reactors, vhost, virtio } = this.context
+    const { bdevs, gateway, jobs, nvme, nvmf, rbd, reactors, vhost, virtio } = this.context
+    await jobs.stop()
     // Other members take over what is served here before hosts lose it.
     await gateway.stop()
     await nvmf.stop()

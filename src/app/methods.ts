@@ -6,6 +6,7 @@ import { nvmeMethods } from '../nvme/methods.ts'
 import { nvmfMethods } from '../nvmf/methods.ts'
 import { rbdMethods } from '../rbd/methods.ts'
 import { introspectionMethods } from '../rpc/introspection.ts'
+import { jobMethods } from '../rpc/job-methods.ts'
 import type { MethodTable } from '../rpc/method.ts'
 import { vhostMethods } from '../vhost/methods.ts'
 import { virtioMethods } from '../virtio/methods.ts'
@@ -20,6 +21,7 @@ export const methods = [
   ...frameworkMethods,
   ...logMethods,
   ...notifyMethods,
+  ...jobMethods,
   ...bdevMethods,
   ...nvmfMethods,
   ...nvmeMethods,

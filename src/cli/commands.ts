@@ -26,6 +26,7 @@ export const NOUNS: Readonly<Record<string, string>> = {
   vhost: 'disks for guests, over vhost-user',
   virtio: 'disks of other processes, over vhost-user',
   nbd: 'export over NBD',
+  job: 'what takes long, and how far it is',
   workload: 'load for measurements',
   framework: 'the daemon itself',
   log: 'what the daemon logs',

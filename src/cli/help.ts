@@ -26,6 +26,9 @@ export const GLOBAL_OPTIONS: readonly (readonly [flags: string, summary: string]
   ['--version', "qpair's version"],
 ]
 
+/** Behind a command that starts a job. */
+export const NO_WAIT = '--no-wait'
+
 /** A first column beyond this has its text on the next line, or one long flag would push all text off the screen. */
 const FIRST_COLUMN_MAX = 36
 
@@ -79,10 +82,12 @@ export function commandHelp({ words, method }: Command): string {
       'Arguments',
       line.positional.map(option => [placeholder(option), describe(option)]),
     ),
-    section(
-      'Options',
-      options.map(option => [spellings(option), describe(unlessWord(option, line.options))]),
-    ),
+    section('Options', [
+      ...options.map(option => [spellings(option), describe(unlessWord(option, line.options))]),
+      ...(method.cli.job === undefined
+        ? []
+        : [[NO_WAIT, 'print what the daemon answered, and leave the job to itself']]),
+    ]),
     section(
       'Errors',
       Object.entries(method.errors).map(([code, when]) => [code, when]),

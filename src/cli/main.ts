@@ -1,4 +1,7 @@
-/** The command `qpair`. Exit codes: 0 it is done; 1 the daemon refused or is not there; 2 the command line is wrong. */
+/**
+ * The command `qpair`. Exit codes: 0 it is done; 1 the daemon refused or is not there, or a job failed; 2 the command line
+ * is wrong; 130 Ctrl-C left a job running.
+ */
 import { readFileSync } from 'node:fs'
 import { text } from 'node:stream/consumers'
 import { methods } from '../app/methods.ts'
@@ -10,7 +13,8 @@ import type { Declarations } from '../rpc/method.ts'
 import { type Command, commandsOfNoun, findTyped, nounsOf, singleCommands } from './commands.ts'
 import { COMPLETION_HELP, complete, completionScript } from './completion.ts'
 import { CONFIG_COMMANDS, runConfigCommand } from './config-commands.ts'
-import { commandHelp, nounHelp, OWN_COMMANDS, overview } from './help.ts'
+import { followJob } from './follow-job.ts'
+import { commandHelp, NO_WAIT, nounHelp, OWN_COMMANDS, overview } from './help.ts'
 import { commandLine } from './options.ts'
 import { paint, render, type Terminal, toJson, writeHelp } from './output.ts'
 import { parseArgs, UsageError } from './parse-args.ts'
@@ -119,7 +123,7 @@ async function run(terminal: Terminal, table: Declarations, invocation: Invocati
   }
   const config = first.replaceAll('-', '_')
   if (CONFIG_COMMANDS.has(config)) await runConfigCommand(terminal, connection, config, own)
-  else await runMethodCommand(terminal, table, invocation, own)
+  else return runMethodCommand(terminal, table, invocation, own)
   return 0
 }
 
@@ -128,7 +132,7 @@ async function runMethodCommand(
   table: Declarations,
   invocation: Invocation,
   args: readonly string[],
-): Promise<void> {
+): Promise<number> {
   const noun = invocation.rest[0]!
   const isNoun = nounsOf(table).includes(noun)
   const wantsHelp = args.includes('--help') || args.includes('-h')
@@ -137,10 +141,11 @@ async function runMethodCommand(
   if (command === undefined) {
     if (isNoun && (verb === undefined || verb.startsWith('-'))) writeHelp(terminal, nounHelp(table, noun))
     else throw unknownCommand(table, noun, isNoun ? verb : undefined)
-    return
+    return 0
   }
-  if (wantsHelp) writeHelp(terminal, commandHelp(command))
-  else await runMethod(terminal, invocation, command, behind)
+  if (!wantsHelp) return runMethod(terminal, invocation, command, behind)
+  writeHelp(terminal, commandHelp(command))
+  return 0
 }
 
 async function runMethod(
@@ -148,11 +153,27 @@ async function runMethod(
   invocation: Invocation,
   { method }: Command,
   args: readonly string[],
-): Promise<void> {
+): Promise<number> {
   const { connection, json, rest } = takeOutputFlags(invocation, args)
-  const params = parseArgs(commandLine(method), rest)
-  const result = await withClient(connection, client => client.request(method.name, params))
-  terminal.write(json ? toJson(result) : render(terminal, method, result))
+  const { job } = method.cli
+  const words = job === undefined ? rest : rest.filter(word => word !== NO_WAIT)
+  const params = parseArgs(commandLine(method), words)
+  return withClient(connection, async client => {
+    const result = await client.request(method.name, params)
+    if (job === undefined || words.length < rest.length) {
+      terminal.write(json ? toJson(result) : render(terminal, method, result))
+      return 0
+    }
+    // The result came from this method, whose declaration says where the number is.
+    const { code, ended } = await followJob(
+      terminal,
+      client,
+      job(result as never),
+      !json && terminal.isTerminal,
+    )
+    if (json && ended !== undefined) terminal.write(toJson(ended))
+    return code
+  })
 }
 
 /** --json and --rpc-socket may also stand behind the command. */
@@ -208,5 +229,9 @@ function processTerminal(): Terminal {
     columns: process.stdout.columns,
     env: process.env,
     readStdin: () => text(process.stdin),
+    onInterrupt: tell => {
+      process.once('SIGINT', tell)
+      return () => void process.off('SIGINT', tell)
+    },
   }
 }

@@ -13,6 +13,8 @@ export interface Terminal {
   readonly columns?: number | undefined
   readonly env: Readonly<Record<string, string | undefined>>
   readonly readStdin: () => Promise<string>
+  /** From now on Ctrl-C calls `tell`, once, instead of ending the program; what is returned undoes that. */
+  readonly onInterrupt?: (tell: () => void) => () => void
 }
 
 type Style = 'bold' | 'dim' | 'red'

@@ -58,6 +58,8 @@ export interface CliOptions<
   readonly text?: (result: Row) => string
   /** Shorter commands beside the derived one: `bdev list` for `bdev_get_bdevs`. */
   readonly commands?: readonly string[]
+  /** The number of the job that the method starts or tells of: the command line follows it until it ends. */
+  readonly job?: (result: Row) => number
 }
 
 /** What one row of a result is: an element when the result is an array. */

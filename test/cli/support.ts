@@ -7,6 +7,9 @@ export class RecordingTerminal implements Terminal {
   readonly isTerminal: boolean
   readonly env: Record<string, string>
   stdin = ''
+  /** Ctrl-C is pressed when something is written of which this is true. */
+  interruptsAt: (text: string) => boolean = () => false
+  #interrupt: () => void = () => {}
 
   readonly columns: number | undefined
 
@@ -22,10 +25,18 @@ export class RecordingTerminal implements Terminal {
 
   readonly write = (text: string): void => {
     this.out += text
+    if (this.interruptsAt(text)) this.#interrupt()
   }
 
   readonly writeError = (text: string): void => {
     this.error += text
+  }
+
+  readonly onInterrupt = (tell: () => void): (() => void) => {
+    this.#interrupt = tell
+    return () => {
+      this.#interrupt = () => {}
+    }
   }
 
   readonly readStdin = async (): Promise<string> => this.stdin

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { onTestFinished } from 'vitest'
 import { z } from 'zod'
 import { RpcError } from '../../src/core/errors.ts'
-import { Dispatcher, type RpcInfo } from '../../src/rpc/dispatcher.ts'
+import { Dispatcher, type Responder, type RpcInfo } from '../../src/rpc/dispatcher.ts'
 import { introspectionMethods } from '../../src/rpc/introspection.ts'
 import { type AnyMethod, type MethodTable, method } from '../../src/rpc/method.ts'
 import { uint32 } from '../../src/rpc/params.ts'
@@ -188,11 +188,15 @@ export function temporaryDirectory(): string {
 }
 
 /** A server on a socket of its own, closed with the test. */
-export async function serveShelf(
-  shelf: Shelf,
+export function serveShelf(shelf: Shelf, address?: string): Promise<RpcServer> {
+  return serveMethods(shelf.dispatcher, address)
+}
+
+export async function serveMethods(
+  dispatcher: Responder,
   address = join(temporaryDirectory(), 'rpc.sock'),
 ): Promise<RpcServer> {
-  const server = await RpcServer.listen({ dispatcher: shelf.dispatcher, address, lock: lockFile })
+  const server = await RpcServer.listen({ dispatcher, address, lock: lockFile })
   onTestFinished(() => server.close(0))
   return server
 }

@@ -16,7 +16,7 @@ const notifyGetTypes = method({
 
 const notifyGetNotifications = method({
   name: 'notify_get_notifications',
-  summary: 'Lists what happened: devices that came and went.',
+  summary: 'Lists what happened: devices that came and went, jobs that ended.',
   params: z.object({
     id: z.int().min(0).default(0).describe('The first number wanted'),
     max: z.int().min(0).default(Number.MAX_SAFE_INTEGER).describe('How many at most'),
