@@ -36,6 +36,8 @@ export interface BdevInfo {
   readonly preferred?: Preferred
   /** True when a completed write may be lost on power failure until a flush: hosts are told of a volatile cache. */
   readonly writeCache: boolean
+  /** Present when completed writes may be in this process's memory only. A filter has what its base has. */
+  readonly heldWrites?: HeldWrites
   readonly readOnly: boolean
   /** Names of the devices underneath: a filter's base. They are claimed, and their removal removes this device. */
   readonly bases: readonly string[]
@@ -43,6 +45,19 @@ export interface BdevInfo {
   readonly device: unknown
   /** As `driver_specific` in `bdev_get_bdevs`. */
   readonly driverSpecific: Readonly<Record<string, unknown>>
+}
+
+/**
+ * Writes that are completed and, until a flush, in this process's memory only. They go with the process, while others may
+ * serve the same data: a host that goes on elsewhere is not told that they are lost, and its next flush succeeds there.
+ */
+export interface HeldWrites {
+  /** How many bytes at most. */
+  readonly bytesMax: number
+  /** For messages: what holds them, and by whose word. */
+  readonly by: string
+  /** For messages, an instruction: how to have them held no more. */
+  readonly remedy: string
 }
 
 /** In blocks, 0 for no advice. */

@@ -3,6 +3,7 @@ import type { BdevInfo } from '../bdev/bdev.ts'
 import type { Claim } from '../bdev/claims.ts'
 import { IoType } from '../bdev/io.ts'
 import { RpcError } from '../core/errors.ts'
+import { formatSize } from '../core/format-size.ts'
 import type { AnaState } from '../spec/nvme-log.ts'
 import { CNTLID_MAX, DISCOVERY_NQN } from '../spec/nvmf.ts'
 import { formatTransportAddress, type TransportAddress } from './address.ts'
@@ -13,6 +14,7 @@ import { NQN_EXAMPLE, nqnFault } from './nqn.ts'
 export const MAX_NAMESPACES_DEFAULT = 32
 /** Hosts read the state of all groups as one log page: more groups than this do not fit into one command. */
 const MAX_NAMESPACES_LIMIT = 8192
+const CNTLID_MIN = 1
 const MODEL_DEFAULT = 'qpair virtual disk'
 const SERIAL_LENGTH_MAX = 20
 const MODEL_LENGTH_MAX = 40
@@ -93,7 +95,7 @@ export class Subsystem {
     // 0 is what clients send that leave the number open.
     this.maxNamespaces = options.max_namespaces || MAX_NAMESPACES_DEFAULT
     this.anaReporting = options.ana_reporting ?? false
-    this.minCntlid = options.min_cntlid ?? 1
+    this.minCntlid = options.min_cntlid ?? CNTLID_MIN
     this.maxCntlid = options.max_cntlid ?? CNTLID_MAX
     this.dmrsl = options.dmrsl ?? 0
     this.wzsl = options.wzsl ?? 0
@@ -108,6 +110,22 @@ export class Subsystem {
 
   allows(hostnqn: string): boolean {
     return this.allowAnyHost || this.hosts.has(hostnqn)
+  }
+
+  /**
+   * Throws EINVAL for a bdev whose completed writes would be lost with this daemon, when other gateways may serve the
+   * subsystem too: its hosts would go on there, flush with success, and never hear of it.
+   */
+  checkBdev({ name, heldWrites }: BdevInfo): void {
+    const why = this.#sharedBecause
+    if (heldWrites === undefined || why === undefined) return
+    const { bytesMax, by, remedy } = heldWrites
+    throw new RpcError(
+      'EINVAL',
+      `bdev ${name} keeps up to ${formatSize(bytesMax)} of acknowledged writes in this daemon's memory (${by}), and ` +
+        `subsystem ${this.nqn} is one that several gateways may serve (${why}): if this one dies, hosts go on elsewhere ` +
+        `and are not told that those writes are lost; ${remedy}`,
+    )
   }
 
   namespace(nsid: number): Namespace {
@@ -223,6 +241,13 @@ export class Subsystem {
     }
   }
 
+  /** What says that hosts may reach the subsystem through other gateways as well; undefined when nothing does. */
+  get #sharedBecause(): string | undefined {
+    if (this.anaReporting) return 'it reports ANA states'
+    if (this.minCntlid === CNTLID_MIN && this.maxCntlid === CNTLID_MAX) return undefined
+    return `its controller identifiers are only ${this.minCntlid} to ${this.maxCntlid}`
+  }
+
   #freeNsid(bdevName: string): number {
     for (let nsid = 1; nsid <= this.maxNamespaces; nsid++) if (!this.namespaces.has(nsid)) return nsid
     throw new RpcError(
@@ -246,10 +271,10 @@ export class Subsystem {
         )
       }
     }
-    if (minCntlid < 1 || minCntlid > maxCntlid || maxCntlid > CNTLID_MAX) {
+    if (minCntlid < CNTLID_MIN || minCntlid > maxCntlid || maxCntlid > CNTLID_MAX) {
       throw new RpcError(
         'INVALID_PARAMS',
-        `Invalid cntlid range [${minCntlid}-${maxCntlid}] of subsystem ${nqn}: min_cntlid is at least 1, ` +
+        `Invalid cntlid range [${minCntlid}-${maxCntlid}] of subsystem ${nqn}: min_cntlid is at least ${CNTLID_MIN}, ` +
           `max_cntlid at most ${CNTLID_MAX}, and not below min_cntlid`,
       )
     }

@@ -254,9 +254,16 @@ export class NvmfTarget implements Configurable {
         `bdev ${bdev.name} has blocks of ${bdev.blockSize} bytes, more than the transport's max_io_size ${this.transport.maxIoSize}`,
       )
     }
+    subsystem.checkBdev(bdev)
     const claim = this.#bdevs.claim(bdev.name, `subsystem ${subsystem.nqn}`, 'exclusive_write')
     subsystem.addNamespace(options, plan, bdev, claim)
     await this.#publish({ subsystem: subsystem.snapshot() })
+    if (bdev.heldWrites !== undefined) {
+      log.warning(
+        `namespace ${plan.nsid} of ${subsystem.nqn}: bdev ${bdev.name} keeps acknowledged writes in this daemon's memory ` +
+          `(${bdev.heldWrites.by}): a host that connects again after a crash of this daemon is not told that they are lost`,
+      )
+    }
     return plan.nsid
   }
 

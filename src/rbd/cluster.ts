@@ -127,6 +127,8 @@ function configure(library: Librbd, what: string, handle: number, given: Cluster
   if (library.radosGet(handle, MOUNT_TIMEOUT) === CEPHS_MOUNT_TIMEOUT_S) {
     library.radosSet(handle, MOUNT_TIMEOUT, MOUNT_TIMEOUT_S)
   }
+  // Stronger than file and monitors, and weaker than the options behind it: on only where the operator asks for it.
+  library.radosSet(handle, 'rbd_cache', 'false')
   const all = keyFile === undefined ? options : { ...options, keyring: keyFile }
   for (const [option, value] of Object.entries(all)) {
     if (library.radosSet(handle, option, value) >= 0) continue

@@ -7,7 +7,7 @@ import { logger } from '../core/log.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import { close, eventfd } from '../sys/libc.ts'
 import { librbd } from '../sys/librbd.ts'
-import { losesUnflushed } from './cache/rules.ts'
+import { type OpenCache, openCacheOf } from './cache/open-cache.ts'
 import { readLive } from './cache/sources.ts'
 import type { Cluster, ClusterOptions } from './cluster.ts'
 import { CompletionInbox } from './completion-inbox.ts'
@@ -40,8 +40,7 @@ interface Handles {
 
 /** The handles, and what the image had in force when it was opened under them: later changes do not count. */
 interface Opened extends Handles {
-  /** librbd may keep back what it has acknowledged, until a flush. */
-  readonly keepsBack: boolean
+  readonly cache: OpenCache
 }
 
 export class RbdImage {
@@ -103,6 +102,7 @@ export class RbdImage {
     const handles = await openHandles(this.options, this.cluster)
     const old = this.#handles
     try {
+      this.#refuseNewCache(handles.cache)
       notify(this.options, handles.image, (this.info.device as OpenImage).eventfd)
     } catch (error) {
       await closeHandles(handles)
@@ -111,7 +111,7 @@ export class RbdImage {
     this.#handles = handles
     await tell(this.state.openAnew(handles.image))
     // Not before: what was outstanding under the old client has failed by now.
-    if (this.state.settle(old.keepsBack)) {
+    if (this.state.settle(old.cache.retention)) {
       log.error(
         `${this.info.name}: what was acknowledged since the last flush may be lost: it was in the RBD cache of the ` +
           'client that Ceph shut out; the next flush or forced write fails, to tell',
@@ -119,6 +119,16 @@ export class RbdImage {
     }
     await Promise.allSettled(this.#operations)
     await closeHandles(old)
+  }
+
+  /** Hosts that were told of no cache do not flush, and a subsystem of several gateways may have the device. */
+  #refuseNewCache({ heldWrites }: OpenCache): void {
+    const { name, readOnly } = this.info
+    if (heldWrites === undefined || this.info.heldWrites !== undefined || readOnly) return
+    throw new RpcError(
+      'EINVAL',
+      `${name} was opened without a cache that keeps writes back, and would have ${heldWrites.by} now: ${heldWrites.remedy}`,
+    )
   }
 
   /** Nothing uses the device any more. Throws `SysError` when Ceph has something to say; it is closed all the same. */
@@ -147,7 +157,10 @@ async function openHandles(options: ImageOptions, cluster: Cluster): Promise<Ope
   const pool = await library.openPool(cluster.handle, options.pool, options.namespace)
   if (pool < 0) throw openError(`${name}: the pool ${options.pool}`, -pool)
   const image = await library.openImage(pool, imageName, snapshot, options.readOnly || snapshot !== null)
-  if (image >= 0) return { pool, image, keepsBack: losesUnflushed(await readLive(image, pathOf(options))) }
+  if (image >= 0) {
+    const path = pathOf(options)
+    return { pool, image, cache: openCacheOf(await readLive(image, path), path) }
+  }
   library.closePool(pool)
   throw openError(`${name}: the image ${pathOf(options)}`, -image)
 }
@@ -179,7 +192,7 @@ function closeDescriptors(device: Pick<OpenImage, 'eventfd' | 'inboxes'>): void 
 async function describeBdev(
   options: ImageOptions,
   cluster: Cluster,
-  { pool, image }: Handles,
+  { pool, image, cache }: Opened,
   device: OpenImage,
 ): Promise<BdevInfo> {
   const library = librbd()
@@ -196,6 +209,7 @@ async function describeBdev(
     library.imageId(image),
     snapshot ?? '',
   ]
+  const readOnly = options.readOnly || snapshot !== undefined
   return {
     name,
     aliases: [],
@@ -215,7 +229,8 @@ async function describeBdev(
       IoType.COMPARE_AND_WRITE,
     ]),
     writeCache: facts.isCached,
-    readOnly: options.readOnly || snapshot !== undefined,
+    ...(cache.heldWrites === undefined || readOnly ? {} : { heldWrites: cache.heldWrites }),
+    readOnly,
     bases: [],
     device,
     driverSpecific: { rbd: describe(options, facts) },

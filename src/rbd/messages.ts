@@ -1,4 +1,5 @@
 /** What a channel needs to know of an open image. Plain data, cloned to the reactors. */
+import type { Retention } from './cache/rules.ts'
 
 /** How many I/Os one reactor has in an image at once; more wait. A power of two. */
 export const SLOTS = 1024
@@ -33,11 +34,13 @@ const SHUT_OUT = 1
 const LOST = 2
 /** Of the first opening; the other's is behind it. */
 const UNFLUSHED = 3
-const WORDS = 5
+/** The same order: whether somebody flushed. */
+const FLUSHED = 5
+const WORDS = 7
 
 /**
  * What is shared by all threads that use an image, and may change while they do. Openings of the image take turns as 0
- * and 1: while it is opened anew there are two, each with a handle of librbd's and a word for what librbd may have kept
+ * and 1: while it is opened anew there are two, each with a handle of librbd's and words for what librbd may have kept
  * back under it.
  */
 export class ImageState {
@@ -81,8 +84,12 @@ export class ImageState {
       Atomics.store(this.#words, UNFLUSHED + opening, 1)
   }
 
-  /** Whether something is unflushed. It is not any more, unless the flush that asks fails and marks it again. */
+  /**
+   * Before each flush: whether something is unflushed. It is not any more, unless the flush fails and marks it again.
+   * librbd may keep back from here on what it wrote through before.
+   */
   takeUnflushed(opening: number): boolean {
+    if (Atomics.load(this.#words, FLUSHED + opening) === 0) Atomics.store(this.#words, FLUSHED + opening, 1)
     return Atomics.exchange(this.#words, UNFLUSHED + opening, 0) !== 0
   }
 
@@ -98,18 +105,26 @@ export class ImageState {
     this.isShutOut = true
     const opening = 1 - this.opening
     this.#handles[opening] = image
+    Atomics.store(this.#words, UNFLUSHED + opening, 0)
+    Atomics.store(this.#words, FLUSHED + opening, 0)
     Atomics.store(this.#words, CURRENT, opening)
     return opening
   }
 
   /**
-   * All channels have changed over, and nothing is outstanding under the old handle. `keepsBack`: librbd may have kept
-   * under it what it acknowledged. Returns whether something may be lost, which one flush is going to tell.
+   * All channels have changed over, and nothing is outstanding under the old handle. `retention`: what librbd kept back
+   * under it. Returns whether something may be lost, which one flush is going to tell.
    */
-  settle(keepsBack: boolean): boolean {
-    const isLost = this.takeUnflushed(1 - this.opening) && keepsBack
+  settle(retention: Retention): boolean {
+    const old = 1 - this.opening
+    const kept = retention === 'always' || (retention === 'after a flush' && this.#is(FLUSHED + old))
+    const isLost = kept && this.#is(UNFLUSHED + old)
     if (isLost) Atomics.store(this.#words, LOST, 1)
     this.isShutOut = false
     return isLost
+  }
+
+  #is(word: number): boolean {
+    return Atomics.load(this.#words, word) !== 0
   }
 }

@@ -3,6 +3,7 @@ import type { BdevInfo } from '../../src/bdev/bdev.ts'
 import { Channel } from '../../src/bdev/channel.ts'
 import { IoType } from '../../src/bdev/io.ts'
 import { Prng } from '../../src/core/prng.ts'
+import type { Retention } from '../../src/rbd/cache/rules.ts'
 import { CompletionInbox } from '../../src/rbd/completion-inbox.ts'
 import { ImageState, type OpenImage, SLOTS } from '../../src/rbd/messages.ts'
 import { RbdChannel } from '../../src/rbd/rbd-channel.ts'
@@ -280,21 +281,21 @@ describe('RbdChannel', () => {
 
     /** What the control thread does: returns whether something may be lost. */
     async function openAgain(
-      keepsBack: boolean,
+      retention: Retention,
       meanwhile = async (): Promise<void> => {},
     ): Promise<boolean> {
       const opening = state.openAnew(nextHandle++)
       const told = Promise.all(channels.map(channel => channel.tell({ opening })))
       await meanwhile()
       await told
-      return state.settle(keepsBack)
+      return state.settle(retention)
     }
 
     it.each([IoType.WRITE, IoType.WRITE_ZEROES, IoType.UNMAP])(
       'fails the next flush, once and on whichever reactor, after a cached I/O of type %i',
       async type => {
         await run(type)
-        expect(await openAgain(true)).toBe(true)
+        expect(await openAgain('always')).toBe(true)
         expect(await run(IoType.READ)).toEqual([Status.SUCCESS])
         expect(await run(IoType.WRITE)).toEqual([Status.SUCCESS])
         expect(await run(IoType.FLUSH, false, 1)).toEqual([Status.WRITE_FAULT])
@@ -302,13 +303,13 @@ describe('RbdChannel', () => {
           Status.SUCCESS,
           Status.SUCCESS,
         ])
-        expect(await openAgain(true)).toBe(false)
+        expect(await openAgain('always')).toBe(false)
       },
     )
 
     it('fails a forced write just so', async () => {
       await run(IoType.WRITE)
-      expect(await openAgain(true)).toBe(true)
+      expect(await openAgain('always')).toBe(true)
       expect(await run(IoType.WRITE, true)).toEqual([Status.WRITE_FAULT])
       expect(await run(IoType.WRITE, true)).toEqual([Status.SUCCESS])
     })
@@ -326,14 +327,32 @@ describe('RbdChannel', () => {
       ['it was compared and written, past the cache', async () => void (await run(IoType.COMPARE_AND_WRITE))],
     ])('fails no flush when %s', async (_what, work) => {
       await work()
-      expect(await openAgain(true)).toBe(false)
+      expect(await openAgain('always')).toBe(false)
       expect(await run(IoType.FLUSH)).toEqual([Status.SUCCESS])
     })
 
     it('fails no flush when librbd kept nothing back', async () => {
       await run(IoType.WRITE)
-      expect(await openAgain(false)).toBe(false)
+      expect(await openAgain('nothing')).toBe(false)
       expect(await run(IoType.FLUSH)).toEqual([Status.SUCCESS])
+    })
+
+    it('fails no flush when nobody has flushed, and librbd keeps back only after that', async () => {
+      await run(IoType.WRITE)
+      expect(await openAgain('after a flush')).toBe(false)
+      expect(await run(IoType.FLUSH)).toEqual([Status.SUCCESS])
+      // That flush was under the new handle.
+      await run(IoType.WRITE)
+      expect(await openAgain('after a flush')).toBe(true)
+      expect(await run(IoType.FLUSH)).toEqual([Status.WRITE_FAULT])
+    })
+
+    it('does not count the flushes of a handle that is gone for those of a later one', async () => {
+      await run(IoType.FLUSH)
+      expect(await openAgain('after a flush')).toBe(false)
+      expect(await openAgain('after a flush')).toBe(false)
+      await run(IoType.WRITE)
+      expect(await openAgain('after a flush')).toBe(false)
     })
 
     it.each(['refuse', 'fail'] as const)(
@@ -343,7 +362,7 @@ describe('RbdChannel', () => {
         image[when] = 'flush'
         expect(await run(IoType.FLUSH)).toEqual([Status.WRITE_FAULT])
         image[when] = ''
-        expect(await openAgain(true)).toBe(true)
+        expect(await openAgain('always')).toBe(true)
       },
     )
 
@@ -351,7 +370,7 @@ describe('RbdChannel', () => {
       await run(IoType.WRITE)
       const running = io(IoType.FLUSH)
       const forced = io(IoType.WRITE, true)
-      const isLost = await openAgain(true, async () => {
+      const isLost = await openAgain('always', async () => {
         // Under the old handle and under the new one.
         const late = io(IoType.FLUSH, false, 1)
         expect(await end(running, forced, late)).toEqual(Array(3).fill(Status.INTERNAL_PATH_ERROR))
@@ -362,12 +381,12 @@ describe('RbdChannel', () => {
     })
 
     it('does not take what is written under the new handle for lost', async () => {
-      const isLost = await openAgain(true, async () => {
+      const isLost = await openAgain('always', async () => {
         expect(await run(IoType.WRITE)).toEqual([Status.SUCCESS])
       })
       expect(isLost).toBe(false)
       // It is when that one is shut out as well.
-      expect(await openAgain(true)).toBe(true)
+      expect(await openAgain('always')).toBe(true)
     })
   })
 

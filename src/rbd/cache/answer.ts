@@ -10,7 +10,7 @@ const LOSSES = ['nothing', 'unflushed', 'flushed'] as const
 const explainedOption = z.object({
   name: z.string(),
   value: z.string().describe('Sizes in bytes, times in seconds'),
-  source: z.enum(['default', 'file', 'option', 'cache mode', 'config', 'pool', 'image']),
+  source: z.enum(['default', 'file', 'option', 'cache mode', 'qpair', 'config', 'pool', 'image']),
   from: z.string().describe('For people: file and line, option, mode'),
 })
 
@@ -103,7 +103,7 @@ function verdictOf({ loss, lossWithoutFlushes, lossBytesMax }: Judgement): strin
 const RULE_TITLES: Record<RuleAnswer['rule'], string> = {
   'qemu-before-2.4': 'QEMU before 2.4, where the file wins',
   'qemu-2.4': 'QEMU from 2.4 on, where the cache mode wins',
-  qpair: 'qpair, where options win over the file',
+  qpair: 'qpair, where the cache is off unless an option asks for it',
 }
 
 const POLICIES: Record<RuleAnswer['policy'], string> = {

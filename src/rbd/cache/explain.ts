@@ -78,7 +78,10 @@ function ruling(rule: Rule, { live, mode, isOtherFile }: Question, sayings: Sayi
     values,
     danger: judgement.isDangerous ? dangerOf(mode, judgement) : '',
     advice: adviceOf(rule, mode, judgement, values),
-    notes: notesOf(rule, live !== undefined, sayings),
+    notes: [
+      ...(rule === 'qpair' ? notesOfQpair(judgement, values, sayings) : notesOfQemu(rule, sayings)),
+      ...(live === undefined ? [NOT_SEEN] : []),
+    ],
   }
 }
 
@@ -139,21 +142,30 @@ function adviceOf(rule: Rule, mode: CacheMode, judgement: Judgement, values: Val
   return advice
 }
 
-function notesOf(rule: Rule, isLive: boolean, { file, options }: Sayings): string[] {
-  const notes: string[] = []
-  if (rule === 'qemu-before-2.4' && file.rbd_cache !== undefined && options.rbd_cache === undefined) {
+const NOT_SEEN =
+  'what monitors, pool or image have set in the cluster is seen only for an image that is open here: name its bdev'
+
+function notesOfQemu(rule: Rule, { file, options }: Sayings): string[] {
+  if (rule !== 'qemu-before-2.4' || file.rbd_cache === undefined || options.rbd_cache !== undefined) return []
+  return [
+    'librados from Ceph 13 on keeps what QEMU set against the file: with it the cache mode wins here too',
+  ]
+}
+
+function notesOfQpair({ loss }: Judgement, { rbd_cache: cache }: Values, { file }: Sayings): string[] {
+  const notes = [
+    'a cache mode of the guest does not reach librbd; its flushes and FUA writes do, and a vhost guest that cannot flush has every write flushed',
+  ]
+  if (cache.kind === 'qpair') {
+    const { rbd_cache: inFile } = file
+    const unheard = inFile?.value === 'true' ? `${inFile.from} does not count here; ` : ''
     notes.push(
-      'librados from Ceph 13 on keeps what QEMU set against the file: with it the cache mode wins here too',
+      `${unheard}to have the cache, give rbd_cache=true: --config-param of bdev_rbd_register_cluster, or an option of the image itself`,
     )
   }
-  if (rule === 'qpair') {
+  if (loss !== 'nothing') {
     notes.push(
-      'a cache mode of the guest does not reach librbd; its flushes and FUA writes do, and a vhost guest that cannot flush has every write flushed',
-    )
-  }
-  if (!isLive) {
-    notes.push(
-      'what monitors, pool or image have set in the cluster is seen only for an image that is open here: name its bdev',
+      'a host that goes on through another gateway, or connects again to this daemon when that was killed, is not told what is lost: a subsystem that several gateways serve refuses the device',
     )
   }
   return notes

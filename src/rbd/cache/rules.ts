@@ -5,7 +5,9 @@
  *
  *   QEMU before 2.4    built in, cache mode, file, options of the name          the file wins
  *   QEMU from 2.4      built in, file, options of the name, cache mode          the cache mode wins
- *   qpair              built in, file, options of the cluster or the name       the cache mode has no say
+ *   qpair              off, options of the cluster or the name                  on only when asked for here
+ *
+ * The last order is `rbd_cache`'s alone: qpair has the other options from the file too, and from what is built in.
  */
 import { builtInDefaults, CACHE_OPTIONS, type CacheOption, type CacheValues } from './options.ts'
 
@@ -16,7 +18,7 @@ export const CACHE_MODES = ['none', 'writeback', 'writethrough', 'directsync', '
 export type CacheMode = (typeof CACHE_MODES)[number]
 
 /** Where a value comes from. `config` is what no file or option on this machine accounts for. */
-export type SourceKind = 'default' | 'file' | 'option' | 'cache mode' | 'config' | 'pool' | 'image'
+export type SourceKind = 'default' | 'file' | 'option' | 'cache mode' | 'qpair' | 'config' | 'pool' | 'image'
 
 export interface Value {
   readonly value: string
@@ -38,6 +40,12 @@ export interface Sayings {
   readonly stored: SomeValues
   readonly mode: CacheMode
 }
+
+/**
+ * What librbd keeps in memory of what it has acknowledged: nothing, what was written since the first flush and is not
+ * flushed yet, or anything that is not.
+ */
+export type Retention = 'nothing' | 'after a flush' | 'always'
 
 /** What librbd does with a write. */
 export type Policy = 'off' | 'writethrough' | 'writeback' | 'writearound'
@@ -71,6 +79,14 @@ export const isOffByMode = (mode: CacheMode): boolean => mode === 'none' || mode
 /** QEMU flushes behind every write itself, and tells the guest of no cache. */
 const isThroughByMode = (mode: CacheMode): boolean => mode === 'writethrough' || mode === 'directsync'
 
+/**
+ * A host that goes on through another gateway is not told what went with the cache of the first, so nobody gets one who
+ * does not ask for it. A file is no such request: it is there for all clients, and was often written for QEMU.
+ */
+const OFF_UNLESS_ASKED: SomeValues = {
+  rbd_cache: { value: 'false', kind: 'qpair', from: 'qpair, unless an option asks for the cache' },
+}
+
 /** What is in force for each option. */
 export function resolve(rule: Rule, sayings: Sayings): Values {
   const { file, options, stored } = sayings
@@ -78,7 +94,7 @@ export function resolve(rule: Rule, sayings: Sayings): Values {
   const layers: Record<Rule, readonly SomeValues[]> = {
     'qemu-before-2.4': [mode, file, options, stored],
     'qemu-2.4': [file, options, mode, stored],
-    qpair: [file, options, stored],
+    qpair: [file, OFF_UNLESS_ASKED, options, stored],
   }
   const strongest = (option: CacheOption): Value =>
     layers[rule].findLast(layer => layer[option] !== undefined)?.[option] ?? {
@@ -130,19 +146,20 @@ export interface LiveConfig {
   readonly config: { readonly [option in CacheOption]?: string }
 }
 
-/**
- * Whether an open image loses what was acknowledged and not flushed when its client goes. What is not known counts as in
- * Ceph's defaults, where it does.
- */
-export function losesUnflushed({ stored, config }: LiveConfig): boolean {
+/** What is in force for an open image. What is not known counts as in Ceph's defaults, where the cache is on. */
+export function liveValues({ stored, config }: LiveConfig): Values {
   const defaults = builtInDefaults('16')
-  const values = Object.fromEntries(
+  return Object.fromEntries(
     CACHE_OPTIONS.map(option => [
       option,
       stored[option] ?? { value: config[option] ?? defaults[option], kind: 'config', from: 'the client' },
     ]),
   ) as Values
-  return judge('qpair', 'writeback', values).loss !== 'nothing'
+}
+
+export function retentionOf({ loss, lossWithoutFlushes }: Judgement): Retention {
+  if (loss === 'nothing') return 'nothing'
+  return lossWithoutFlushes === 'nothing' ? 'after a flush' : 'always'
 }
 
 /** While writes are kept back. */

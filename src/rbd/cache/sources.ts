@@ -153,8 +153,12 @@ export function fromOptions(
 ): Pick<ReadConf, 'values' | 'problems'> {
   const values: { [option in CacheOption]?: Value } = {}
   const problems: string[] = []
+  // As Ceph takes names: with blanks for underscores.
+  const named = new Map(
+    Object.entries(options).map(([name, text]) => [name.trim().replaceAll(/\s+/g, '_'), text]),
+  )
   for (const option of CACHE_OPTIONS) {
-    const text = options[option]
+    const text = named.get(option)
     if (text === undefined) continue
     const value = parseValue(option, text)
     if (value === undefined) problems.push(`the option ${option} = ${text} is one that Ceph does not take`)

@@ -4,13 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
 import { type Explanation, explain, type Question, type Ruling } from '../../../src/rbd/cache/explain.ts'
-import {
-  CACHE_MODES,
-  type CacheMode,
-  losesUnflushed,
-  RULES,
-  type Rule,
-} from '../../../src/rbd/cache/rules.ts'
+import { CACHE_MODES, type CacheMode, RULES, type Rule } from '../../../src/rbd/cache/rules.ts'
 import type { ClusterOptions } from '../../../src/rbd/cluster.ts'
 
 const directory = mkdtempSync(join(tmpdir(), 'qpair-cache-'))
@@ -61,20 +55,19 @@ interface Row {
   readonly mode: CacheMode
   readonly before24: boolean
   readonly from24: boolean
-  readonly qpair: boolean
 }
 
-/** What `before24` has is the table; QEMU from 2.4 follows the mode, and qpair the file or else the default. */
+/** What `before24` has is the table; QEMU from 2.4 follows the mode. */
 const ROWS: Row[] = [
-  { row: 1, lines: TRUE, mode: 'writeback', before24: true, from24: true, qpair: true },
-  { row: 2, lines: TRUE, mode: 'none', before24: true, from24: false, qpair: true },
-  { row: 3, lines: FALSE, mode: 'none', before24: false, from24: false, qpair: false },
-  { row: 4, lines: FALSE, mode: 'writeback', before24: false, from24: true, qpair: false },
-  { row: 5, lines: [], mode: 'none', before24: false, from24: false, qpair: true },
-  { row: 6, lines: [], mode: 'writeback', before24: true, from24: true, qpair: true },
+  { row: 1, lines: TRUE, mode: 'writeback', before24: true, from24: true },
+  { row: 2, lines: TRUE, mode: 'none', before24: true, from24: false },
+  { row: 3, lines: FALSE, mode: 'none', before24: false, from24: false },
+  { row: 4, lines: FALSE, mode: 'writeback', before24: false, from24: true },
+  { row: 5, lines: [], mode: 'none', before24: false, from24: false },
+  { row: 6, lines: [], mode: 'writeback', before24: true, from24: true },
   ...CACHE_MODES.map(mode => {
     const isOn = mode !== 'none' && mode !== 'directsync'
-    return { row: 7, lines: undefined, mode, before24: isOn, from24: isOn, qpair: true }
+    return { row: 7, lines: undefined, mode, before24: isOn, from24: isOn }
   }),
 ]
 
@@ -84,10 +77,15 @@ describe.each(ROWS)('row $row, cache mode $mode', ({ row, lines, mode, ...effect
   it.each([
     ['qemu-before-2.4', effective.before24],
     ['qemu-2.4', effective.from24],
-    ['qpair', effective.qpair],
+    ['qpair', false],
   ] as const)('under %s: %s', async (rule, isOn) => {
     const { judgement } = await under(rule, { mode }, { file })
     expect(judgement.enabled).toBe(isOn)
+  })
+
+  it.each(['true', 'false'])('is under qpair what its own option says: %s', async rbd_cache => {
+    const { judgement } = await under('qpair', { mode }, { file, options: { rbd_cache } })
+    expect(judgement.enabled).toBe(rbd_cache === 'true')
   })
 
   it('is dangerous under the old rule only in row 2', async () => {
@@ -126,29 +124,33 @@ describe('where a value comes from', () => {
   })
 
   it.each(RULES)('under %s the image has the last word', async rule => {
-    const stored = { rbd_cache: { value: 'false', kind: 'image', from: 'rbd config image' } } as const
-    const { judgement } = await under(rule, { live: { stored, config: {} } }, { file: confFile(...TRUE) })
-    expect(judgement.enabled).toBe(false)
+    for (const value of ['false', 'true']) {
+      const stored = { rbd_cache: { value, kind: 'image', from: 'rbd config image' } } as const
+      const options = { rbd_cache: value === 'true' ? 'false' : 'true' }
+      const { judgement } = await under(rule, { live: { stored, config: {} } }, { options })
+      expect(judgement.enabled).toBe(value === 'true')
+    }
   })
 
   it('believes an open image more than what nothing here accounts for', async () => {
-    const live = { stored: {}, config: { rbd_cache: 'false' } }
+    const live = { stored: {}, config: { rbd_cache_size: '4096' } }
     const { values } = await under('qpair', { live })
-    expect(values.rbd_cache).toMatchObject({ value: 'false', kind: 'config' })
+    expect(values.rbd_cache_size).toMatchObject({ value: '4096', kind: 'config' })
   })
 
   it('tells that a file has changed since the image was opened', async () => {
-    const file = confFile(...FALSE)
-    const live = { stored: {}, config: { rbd_cache: 'true' } }
+    const file = confFile('rbd cache size = 8192')
+    const live = { stored: {}, config: { rbd_cache_size: '4096' } }
     const { values } = await under('qpair', { live }, { file })
-    expect(values.rbd_cache).toMatchObject({ value: 'true', kind: 'config' })
-    expect(values.rbd_cache.from).toContain(`${file}:4 says false now`)
+    expect(values.rbd_cache_size).toMatchObject({ value: '4096', kind: 'config' })
+    expect(values.rbd_cache_size.from).toContain(`${file}:4 says 8192 now`)
   })
 
   it('asks what another file would do, whatever is open', async () => {
-    const live = { stored: {}, config: { rbd_cache: 'true' } }
-    const { values } = await under('qpair', { live, isOtherFile: true }, { file: confFile(...FALSE) })
-    expect(values.rbd_cache).toMatchObject({ value: 'false', kind: 'file' })
+    const live = { stored: {}, config: { rbd_cache_size: '4096' } }
+    const file = confFile('rbd cache size = 8192')
+    const { values } = await under('qpair', { live, isOtherFile: true }, { file })
+    expect(values.rbd_cache_size).toMatchObject({ value: '8192', kind: 'file' })
   })
 
   it('warns of a value and of a name that Ceph does not take', async () => {
@@ -159,14 +161,15 @@ describe('where a value comes from', () => {
       `${file}:5 has rbd-cache-size, which Ceph does not know: write rbd_cache_size`,
       'the option rbd_cache_policy = none is one that Ceph does not take',
     ])
-    expect(rulings[2]!.judgement.enabled).toBe(true)
+    const { rbd_cache_size, rbd_cache_policy } = rulings[2]!.values
+    expect([rbd_cache_size.kind, rbd_cache_policy.kind]).toEqual(['default', 'default'])
   })
 
   it('counts nothing of a file that librados refuses', async () => {
-    const file = confFile('rbd cache = false', 'junk')
+    const file = confFile('rbd cache size = 8192', 'junk')
     const { problems, rulings } = await ask({}, { file })
     expect(problems).toEqual([expect.stringMatching(/:5 is neither .* refuses the whole file/)])
-    expect(rulings[2]!.judgement.enabled).toBe(true)
+    expect(rulings[2]!.values.rbd_cache_size.kind).toBe('default')
   })
 
   it('refuses a named file that is not there', async () => {
@@ -177,6 +180,8 @@ describe('where a value comes from', () => {
 })
 
 describe('what is lost when killed or without power', () => {
+  const ASKED = { rbd_cache: 'true' }
+
   it.each([
     ['qemu-2.4', 'none', {}, 'nothing', 'nothing'],
     ['qemu-2.4', 'directsync', {}, 'nothing', 'nothing'],
@@ -187,10 +192,12 @@ describe('what is lost when killed or without power', () => {
     ['qemu-2.4', 'unsafe', { rbd_cache_writethrough_until_flush: 'false' }, 'flushed', 'unflushed'],
     ['qemu-2.4', 'writethrough', { rbd_cache_writethrough_until_flush: 'false' }, 'nothing', 'nothing'],
     ['qemu-2.4', 'writeback', { rbd_cache_max_dirty: '0' }, 'nothing', 'nothing'],
-    ['qpair', 'unsafe', {}, 'unflushed', 'nothing'],
-    ['qpair', 'none', { rbd_cache: 'false' }, 'nothing', 'nothing'],
-    ['qpair', 'none', { rbd_cache_policy: 'writethrough' }, 'nothing', 'nothing'],
-    ['qpair', 'none', { rbd_cache_writethrough_until_flush: '0' }, 'unflushed', 'unflushed'],
+    ['qpair', 'unsafe', {}, 'nothing', 'nothing'],
+    ['qpair', 'unsafe', ASKED, 'unflushed', 'nothing'],
+    ['qpair', 'none', { ...ASKED, rbd_cache_policy: 'writearound' }, 'unflushed', 'nothing'],
+    ['qpair', 'none', { ...ASKED, rbd_cache_max_dirty: '0' }, 'nothing', 'nothing'],
+    ['qpair', 'none', { ...ASKED, rbd_cache_policy: 'writethrough' }, 'nothing', 'nothing'],
+    ['qpair', 'none', { ...ASKED, rbd_cache_writethrough_until_flush: '0' }, 'unflushed', 'unflushed'],
   ] as const)('%s, %s, %j: %s of a guest that flushes, %s of one that does not', async (...row) => {
     const [rule, mode, options, loss, lossWithoutFlushes] = row
     const { judgement } = await under(rule, { mode }, { options })
@@ -201,11 +208,10 @@ describe('what is lost when killed or without power', () => {
     const old = await under('qemu-2.4', { release: '0.80' })
     expect(old.judgement).toMatchObject({ lossWithoutFlushes: 'unflushed', isDangerous: true })
     expect(old.advice[0]).toMatch(/rbd_cache_writethrough_until_flush = true \(now false by built into/)
-    expect((await under('qpair', { release: '0.80' })).judgement.enabled).toBe(false)
   })
 
   it('is as much as may be dirty', async () => {
-    const { judgement } = await under('qpair', {}, { options: { rbd_cache_max_dirty: '1M' } })
+    const { judgement } = await under('qpair', {}, { options: { ...ASKED, rbd_cache_max_dirty: '1M' } })
     expect(judgement.lossBytesMax).toBe(2 ** 20)
   })
 
@@ -215,27 +221,38 @@ describe('what is lost when killed or without power', () => {
     ['qemu-2.4', 'unsafe', true],
     ['qpair', 'writethrough', true],
   ] as const)('%s, %s: the guest is told of a cache: %s', async (rule, mode, sees) => {
-    expect((await under(rule, { mode })).judgement.guestSeesCache).toBe(sees)
+    expect((await under(rule, { mode }, { options: ASKED })).judgement.guestSeesCache).toBe(sees)
   })
 
   it('tells a guest of qpair of no cache when there is none', async () => {
-    const { judgement } = await under('qpair', {}, { options: { rbd_cache: 'false' } })
+    const { judgement } = await under('qpair', {})
     expect(judgement).toMatchObject({ guestSeesCache: false, flushesHonoured: true })
   })
 })
 
-describe('whether an open image loses what was not flushed', () => {
-  const off = { rbd_cache: { value: 'false', kind: 'image', from: '' } } as const
+describe('what qpair says beside its rule', () => {
+  it('names the line of a file that does not count, and how to ask for the cache', async () => {
+    const file = confFile(...TRUE)
+    const { values, notes } = await under('qpair', {}, { file })
+    expect(values.rbd_cache).toEqual({
+      value: 'false',
+      kind: 'qpair',
+      from: 'qpair, unless an option asks for the cache',
+    })
+    expect(notes).toContainEqual(expect.stringMatching(`${file}:4 does not count here; .*rbd_cache=true`))
+  })
+
+  it('takes an option whose words are apart by blanks, as Ceph does', async () => {
+    const { values } = await under('qpair', {}, { options: { 'rbd cache': 'true' } })
+    expect(values.rbd_cache).toMatchObject({ value: 'true', kind: 'option' })
+  })
 
   it.each([
-    ['is not known', { stored: {}, config: {} }, true],
-    ['has write-back', { stored: {}, config: { rbd_cache: 'true', rbd_cache_policy: 'writeback' } }, true],
-    ['has write-around', { stored: {}, config: { rbd_cache_policy: 'writearound' } }, true],
-    ['has write-through', { stored: {}, config: { rbd_cache_policy: 'writethrough' } }, false],
-    ['may keep back no byte', { stored: {}, config: { rbd_cache_max_dirty: '0' } }, false],
-    ['has no cache', { stored: {}, config: { rbd_cache: 'false' } }, false],
-    ['has none by its own setting', { stored: off, config: { rbd_cache: 'true' } }, false],
-  ])('when it %s', (_what, live, loses) => {
-    expect(losesUnflushed(live)).toBe(loses)
+    [{}, false],
+    [{ rbd_cache: 'true', rbd_cache_policy: 'writethrough' }, false],
+    [{ rbd_cache: 'true' }, true],
+  ])('tells that nobody hears of what is lost, when something is: %j', async (options, isTold) => {
+    const { notes } = await under('qpair', {}, { options })
+    expect(notes.some(note => /several gateways serve refuses the device/.test(note))).toBe(isTold)
   })
 })
