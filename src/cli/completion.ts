@@ -77,16 +77,20 @@ const OWN_FLAGS: Readonly<Record<string, readonly string[]>> = {
   serve: Object.keys(SERVE_OPTIONS).map(name => `--${name}`),
   demo: ['--seconds', '--help'],
   doctor: ['--json', '--help'],
+  'host validate': ['--json', '--help'],
 }
 
 function candidates(methods: Declarations, before: readonly string[]): string[] {
   const [first, second] = before
   if (first === undefined) {
     const own = OWN_COMMANDS.map(([usage]) => usage.split(' ')[0]!)
-    return [...own, ...singleCommands(methods).map(({ words }) => words[0]!), ...nounsOf(methods)]
+    return [
+      ...new Set([...own, ...singleCommands(methods).map(({ words }) => words[0]!), ...nounsOf(methods)]),
+    ]
   }
   if (first === 'completion') return Object.keys(SCRIPTS)
-  if (OWN_FLAGS[first] !== undefined) return [...OWN_FLAGS[first]]
+  const flags = OWN_FLAGS[first] ?? OWN_FLAGS[`${first} ${second}`]
+  if (flags !== undefined) return [...flags]
   const config = CONFIG_COMMANDS.get(first)
   if (config !== undefined) return flagsAndValues(config, before)
   if (first === 'rpc') {
@@ -96,7 +100,9 @@ function candidates(methods: Declarations, before: readonly string[]): string[] 
   }
   const command = findCommand(methods, [first]) ?? findCommand(methods, [first, second ?? ''])
   if (command !== undefined) return flagsAndValues(commandLine(command.method), before)
-  return second === undefined ? commandsOfNoun(methods, first).map(({ words }) => words[1]!) : []
+  if (second !== undefined) return []
+  const own = OWN_COMMANDS.flatMap(([usage]) => (usage.startsWith(`${first} `) ? [usage.split(' ')[1]!] : []))
+  return [...own, ...commandsOfNoun(methods, first).map(({ words }) => words[1]!)]
 }
 
 /** The values that the flag before takes, if it takes one; else the flags. */

@@ -9,7 +9,8 @@ import { placeholder } from './parse-args.ts'
 export const OWN_COMMANDS: readonly (readonly [usage: string, summary: string])[] = [
   ['serve', 'Runs the daemon in the foreground.'],
   ['demo', 'Shows two gateways, one multipath disk, and what happens when one is killed.'],
-  ['doctor', 'Checks this host and names remedies.'],
+  ['doctor', 'Checks whether the daemon runs well on this machine, and names remedies.'],
+  ['host validate', 'Checks whether this machine can run guests, and names remedies.'],
   ['rpc METHOD', "Calls a method with rpc.py's flags, or with parameters as JSON."],
   ['save_config', 'Prints the configuration of the running daemon.'],
   ['load_config', 'Applies a configuration read from a file or from standard input.'],
@@ -57,11 +58,14 @@ export function overview(methods: Declarations): string {
 }
 
 export function nounHelp(methods: Declarations, noun: string): string {
+  const own = OWN_COMMANDS.flatMap(([usage, summary]) =>
+    usage.startsWith(`${noun} `) ? [[usage.slice(noun.length + 1), summary]] : [],
+  )
   const rows = commandsOfNoun(methods, noun).map(({ words, method }) => [
     words.slice(1).join(' '),
     method.summary,
   ])
-  return `Usage: qpair ${noun} VERB [ARGUMENTS]\n${section('Verbs', rows)}\nqpair ${noun} VERB --help says more.\n`
+  return `Usage: qpair ${noun} VERB [ARGUMENTS]\n${section('Verbs', [...own, ...rows])}\nqpair ${noun} VERB --help says more.\n`
 }
 
 export function methodList(methods: Declarations): string {

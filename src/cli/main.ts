@@ -103,7 +103,14 @@ async function run(terminal: Terminal, table: Declarations, invocation: Invocati
     case 'demo':
       return (await import('../app/demo.ts')).demo(own)
     case 'doctor':
-      return (await import('../app/doctor.ts')).doctor(own)
+      return (await import('../host/doctor.ts')).doctor(own)
+    case 'host':
+      // The other commands of this noun are methods of the daemon; this one looks at the machine, daemon or not.
+      if (args[0] !== 'validate') break
+      return (await import('../host/validate.ts')).hostValidate([
+        ...own.slice(1),
+        ...(invocation.json ? ['--json'] : []),
+      ])
     case 'rpc':
       await runRpcCommand(terminal, table, connection, own)
       return 0

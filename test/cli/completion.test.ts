@@ -40,6 +40,8 @@ describe('complete', () => {
     ],
     [['--json', 'shelf', 'pu'], ['put']],
     [['-r', '/run/q.sock', 'sh'], ['shelf']],
+    [['host', 'val'], ['validate']],
+    [['host', 'validate', '--j'], ['--json']],
     [['nothing', 'of', 'it'], []],
   ])('%j offers %j', (words, offers) => {
     expect(completed(...words).sort()).toEqual([...offers].sort())
