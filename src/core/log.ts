@@ -20,6 +20,7 @@ export const LOG_FLAGS = [
   'rpc',
   'vhost',
   'virtio',
+  'volume',
 ] as const
 export type LogFlag = (typeof LOG_FLAGS)[number]
 

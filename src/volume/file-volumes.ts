@@ -1,0 +1,184 @@
+/** Volumes that are files of one directory. */
+import { chmod, chown, readdir, rename, rm, stat, statfs } from 'node:fs/promises'
+import { dirname, isAbsolute, join, resolve } from 'node:path'
+import { RpcError } from '../core/errors.ts'
+import type { Permissions, PoolUsage } from '../libvirt/pool-xml.ts'
+import type { MethodCall } from '../rpc/config.ts'
+import { probe } from './formats/probe.ts'
+import { copyFileSparsely, createRaw, resizeRaw } from './formats/raw.ts'
+import { RawSnapshots } from './formats/raw-snapshots.ts'
+import type {
+  CreateVolume,
+  OpenOptions,
+  PoolContents,
+  Progress,
+  ResizeOptions,
+  VolumeFacts,
+  VolumeOperations,
+  WipeAlgorithm,
+} from './pool.ts'
+import { isPartial, partialName, partialStateName, SNAPSHOT_DIRECTORY } from './volume-name.ts'
+import { wipeFile } from './wipe.ts'
+
+/** Files that are looked at together. */
+const PROBES_AT_ONCE = 16
+const SECTOR = 512
+/** libvirt's, for images that it makes. */
+const DEFAULT_MODE = 0o600
+
+export class FileVolumes implements VolumeOperations {
+  readonly directory: string
+  readonly snapshots: RawSnapshots
+
+  constructor(pool: string, directory: string) {
+    this.directory = directory
+    this.snapshots = new RawSnapshots(pool, join(directory, SNAPSHOT_DIRECTORY))
+  }
+
+  async usage(): Promise<PoolUsage> {
+    const { blocks, bfree, bavail, bsize } = await statfs(this.directory)
+    return {
+      capacityBytes: blocks * bsize,
+      allocationBytes: (blocks - bfree) * bsize,
+      availableBytes: bavail * bsize,
+    }
+  }
+
+  async list(): Promise<PoolContents> {
+    const names = await readdir(this.directory)
+    const wanted = names.filter(name => !name.startsWith('.')).sort()
+    const volumes: VolumeFacts[] = []
+    for (let at = 0; at < wanted.length; at += PROBES_AT_ONCE) {
+      const some = wanted.slice(at, at + PROBES_AT_ONCE)
+      const facts = await Promise.all(some.map(name => this.#facts(join(this.directory, name), name)))
+      volumes.push(...facts.filter(each => each !== undefined))
+    }
+    return { ...(await this.usage()), volumes }
+  }
+
+  /** Undefined for what is no volume: a directory, a socket, a file that has gone meanwhile or may not be read. */
+  async #facts(path: string, name: string): Promise<VolumeFacts | undefined> {
+    try {
+      const stats = await stat(path)
+      if (!stats.isFile()) return undefined
+      const { format, capacityBytes, backing } = await probe(path, stats.size)
+      return {
+        ...{ name, key: path, path, type: 'file', format, capacityBytes },
+        allocationBytes: stats.blocks * SECTOR,
+        permissions: { mode: stats.mode & 0o777, owner: stats.uid, group: stats.gid },
+        ...(backing === undefined ? {} : { backing: { ...backing, path: backingPath(path, backing.path) } }),
+      }
+    } catch {
+      // Somebody else's file, or one that went: a list is of what is there and can be used.
+      return undefined
+    }
+  }
+
+  /** Removes what this machine was making when it was interrupted, unless it can go on with it. */
+  async removeLeftovers(): Promise<void> {
+    const names = new Set(await readdir(this.directory))
+    for (const name of names) {
+      if (isPartial(name) && !names.has(`${name}.json`)) await rm(join(this.directory, name), { force: true })
+    }
+  }
+
+  async create(request: CreateVolume, progress: Progress): Promise<void> {
+    const { name, format, capacityBytes, preallocation, backing } = request
+    await this.make(name, request.permissions, async path => {
+      if (format === 'raw' || format === 'iso') {
+        refuseOfRaw(name, request)
+        await createRaw(path, capacityBytes, preallocation, progress)
+      } else throw new RpcError('ENOTSUP', `${name}: ${format} ${backing?.path ?? ''}`)
+    })
+  }
+
+  /** Makes a file under a hidden name and gives it its own when it is whole and safe on the medium. */
+  async make(
+    name: string,
+    permissions: Permissions | undefined,
+    work: (path: string) => Promise<void>,
+  ): Promise<void> {
+    const partial = join(this.directory, partialName(name))
+    // Of an earlier attempt; whoever goes on with one does not come here.
+    await rm(partial, { force: true })
+    await rm(join(this.directory, partialStateName(name)), { force: true })
+    try {
+      await work(partial)
+      await this.finish(name, permissions)
+    } catch (error) {
+      await rm(partial, { force: true })
+      throw error
+    }
+  }
+
+  /** The last step of `make`, for those who have made the hidden file otherwise. */
+  async finish(name: string, permissions: Permissions | undefined): Promise<void> {
+    const partial = join(this.directory, partialName(name))
+    const { owner, group, mode } = permissions ?? {}
+    if (owner !== undefined || group !== undefined) await chown(partial, owner ?? -1, group ?? -1)
+    await chmod(partial, mode ?? DEFAULT_MODE)
+    const path = join(this.directory, name)
+    // Names are free when work begins, but it may take hours.
+    if ((await stat(path).catch(() => undefined)) !== undefined) {
+      throw new RpcError('EEXIST', `${path} has been made by somebody else meanwhile: choose another name`)
+    }
+    await rename(partial, path)
+    await rm(join(this.directory, partialStateName(name)), { force: true })
+  }
+
+  async delete(volume: VolumeFacts): Promise<void> {
+    await this.snapshots.deleteAll(volume)
+    await rm(volume.path)
+  }
+
+  async resize(volume: VolumeFacts, capacityBytes: number, { allocate }: ResizeOptions): Promise<void> {
+    await resizeRaw(volume.path, capacityBytes, allocate)
+  }
+
+  async rename(volume: VolumeFacts, name: string): Promise<void> {
+    await rename(volume.path, join(this.directory, name))
+    await this.snapshots.renameAll(volume, name)
+  }
+
+  async clone(volume: VolumeFacts, name: string, progress: Progress): Promise<void> {
+    await this.make(name, volume.permissions, path => copyFileSparsely(volume.path, path, progress))
+  }
+
+  async wipe(volume: VolumeFacts, algorithm: WipeAlgorithm, progress: Progress): Promise<void> {
+    await wipeFile(volume.path, algorithm, progress)
+  }
+}
+
+/** Relative names are relative to the image that has them. */
+function backingPath(image: string, name: string): string {
+  if (isAbsolute(name) || /^[a-z]+:/.test(name)) return name
+  return resolve(dirname(image), name)
+}
+
+function refuseOfRaw(name: string, { backing, features, preallocation }: CreateVolume): void {
+  const feature = Object.keys(features)[0]
+  let what = ''
+  if (backing !== undefined) what = `a backing volume (${backing.path})`
+  else if (feature !== undefined) what = `the feature ${feature}`
+  else if (preallocation === 'metadata') what = 'metadata to preallocate'
+  if (what === '') return
+  throw new RpcError('EINVAL', `${name} is raw, and a raw volume has not ${what}: use format qcow2`)
+}
+
+/** How a file or a block device becomes a bdev. */
+export function fileOpening(volume: VolumeFacts, { readOnly }: OpenOptions): MethodCall {
+  const { path: filename, format } = volume
+  switch (format) {
+    case 'raw':
+    case 'iso':
+      return readOnly || format === 'iso'
+        ? { method: 'bdev_aio_create', params: { filename, readonly: true } }
+        : { method: 'bdev_uring_create', params: { filename } }
+    default:
+      throw new RpcError(
+        'ENOTSUP',
+        `volume ${volume.name} is ${format}, which cannot be opened here: ` +
+          `qpair volume import makes a raw or qcow2 volume of it once it is converted (qemu-img convert)`,
+      )
+  }
+}

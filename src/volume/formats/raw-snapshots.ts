@@ -1,0 +1,117 @@
+/**
+ * Snapshots of raw volumes: copies that share their blocks with the volume, in a hidden directory of the pool.
+ *
+ *     POOL/.snapshots/VOLUME/SNAPSHOT
+ */
+import { chmod, chown, mkdir, readdir, rename, rm, rmdir, stat, utimes } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
+import { RpcError, thereAre } from '../../core/errors.ts'
+import type { SnapshotAction, SnapshotOperations, VolumeFacts, VolumeSnapshot } from '../pool.ts'
+import { isPartial, partialName } from '../volume-name.ts'
+import { reflink } from './raw.ts'
+
+export class RawSnapshots implements SnapshotOperations {
+  readonly #pool: string
+  readonly #directory: string
+
+  constructor(pool: string, directory: string) {
+    this.#pool = pool
+    this.#directory = directory
+  }
+
+  /** A block is shared or it is not: writes that come meanwhile are in the copy whole or not at all. */
+  whileOpen(): readonly SnapshotAction[] {
+    return ['create', 'delete']
+  }
+
+  async create(volume: VolumeFacts, snapshot: string): Promise<void> {
+    const path = this.#path(volume, snapshot)
+    if ((await this.#names(volume)).includes(snapshot)) {
+      throw new RpcError(
+        'EEXIST',
+        `volume ${volume.name} has a snapshot ${snapshot} already: choose another name`,
+      )
+    }
+    await mkdir(dirname(path), { recursive: true, mode: 0o700 })
+    const partial = join(dirname(path), partialName(snapshot))
+    await rm(partial, { force: true })
+    if (!(await reflink(volume.path, partial))) {
+      await this.#removeEmpty(volume)
+      throw new RpcError(
+        'ENOTSUP',
+        `volume ${volume.name} is raw and the file system of pool ${this.#pool} cannot share blocks between files: ` +
+          'use a qcow2 volume, or a pool on XFS (reflink=1) or btrfs',
+      )
+    }
+    // The copy has the times of the moment in which it was made, not those of the volume.
+    const now = new Date()
+    await utimes(partial, now, now)
+    await rename(partial, path)
+  }
+
+  async list(volume: VolumeFacts): Promise<VolumeSnapshot[]> {
+    const snapshots = await Promise.all(
+      (await this.#names(volume)).map(async name => {
+        const { mtime, size } = await stat(this.#path(volume, name))
+        return { name, created: mtime, sizeBytes: size }
+      }),
+    )
+    return snapshots.sort((a, b) => a.created.getTime() - b.created.getTime() || (a.name < b.name ? -1 : 1))
+  }
+
+  async revert(volume: VolumeFacts, snapshot: string): Promise<void> {
+    const path = await this.#existing(volume, snapshot)
+    const partial = join(dirname(volume.path), partialName(volume.name))
+    await rm(partial, { force: true })
+    if (!(await reflink(path, partial))) {
+      throw new RpcError(
+        'ENOTSUP',
+        `snapshot ${snapshot} of volume ${volume.name} cannot be shared with it any more`,
+      )
+    }
+    const { uid, gid, mode } = await stat(volume.path)
+    await chown(partial, uid, gid)
+    await chmod(partial, mode & 0o7777)
+    await rename(partial, volume.path)
+  }
+
+  async delete(volume: VolumeFacts, snapshot: string): Promise<void> {
+    await rm(await this.#existing(volume, snapshot))
+    await this.#removeEmpty(volume)
+  }
+
+  async deleteAll(volume: VolumeFacts): Promise<void> {
+    await rm(join(this.#directory, volume.name), { recursive: true, force: true })
+  }
+
+  async renameAll(volume: VolumeFacts, name: string): Promise<void> {
+    await rename(join(this.#directory, volume.name), join(this.#directory, name)).catch(ignoreMissing)
+  }
+
+  #path(volume: VolumeFacts, snapshot: string): string {
+    return join(this.#directory, volume.name, snapshot)
+  }
+
+  async #names(volume: VolumeFacts): Promise<string[]> {
+    const names = (await readdir(join(this.#directory, volume.name)).catch(ignoreMissing)) ?? []
+    return names.filter(name => !isPartial(name))
+  }
+
+  async #existing(volume: VolumeFacts, snapshot: string): Promise<string> {
+    const names = await this.#names(volume)
+    if (names.includes(snapshot)) return this.#path(volume, snapshot)
+    throw new RpcError('ENOENT', `volume ${volume.name} has no snapshot ${snapshot}: ${thereAre(names)}`)
+  }
+
+  async #removeEmpty(volume: VolumeFacts): Promise<void> {
+    if ((await this.#names(volume)).length > 0) return
+    await rmdir(join(this.#directory, volume.name)).catch(() => {
+      // Something else is in it: it stays.
+    })
+  }
+}
+
+function ignoreMissing(error: NodeJS.ErrnoException): undefined {
+  if (error.code === 'ENOENT') return undefined
+  throw error
+}

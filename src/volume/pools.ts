@@ -1,0 +1,414 @@
+/**
+ * The pools of the daemon: which there are, which of them run, what is in them.
+ *
+ *              define                 start
+ *     (none) ---------->  inactive  ---------->  active      a pool of `pool_create` is there only as long as it runs
+ *            <----------            <----------
+ *             undefine                destroy
+ *
+ * What is saved of a pool is its document and whether it starts with the daemon; what is in it is found by looking.
+ */
+import { randomUUID } from 'node:crypto'
+import { RpcError, thereAre } from '../core/errors.ts'
+import { logger } from '../core/log.ts'
+import { formatPool, type PoolDocument, type PoolUsage, parsePool } from '../libvirt/pool-xml.ts'
+import type { Configurable, MethodCall } from '../rpc/config.ts'
+import { poolBackends } from './backends/index.ts'
+import type {
+  BuildMode,
+  PoolBackend,
+  PoolBackendType,
+  PoolContents,
+  PoolServices,
+  VolumeFacts,
+} from './pool.ts'
+import { Turns } from './turns.ts'
+import { DEFAULT_LEVELS, levelOf, percentOf, sayLevel } from './watermarks.ts'
+
+const log = logger('volume')
+
+/** How often it is looked how full the pools are. */
+const USAGE_PERIOD_MS = 10_000
+
+export interface PoolsOptions {
+  readonly services: PoolServices
+  /** Is told when a pool reaches another of its levels: its name and how full it is. */
+  readonly notify: (type: 'pool_usage', context: string) => void
+  readonly types?: readonly PoolBackendType[]
+}
+
+/** A pool as others see it. What changes is changed by `StoragePools` only. */
+export interface Pool {
+  readonly name: string
+  readonly uuid: string
+  readonly document: PoolDocument
+  readonly backend: PoolBackend
+  /** It is there when the daemon comes back. */
+  readonly isPersistent: boolean
+  readonly isAutostart: boolean
+  readonly isActive: boolean
+  /** Percents, rising. */
+  readonly levels: readonly number[]
+  /** As of the last refresh; undefined while inactive. */
+  readonly contents: PoolContents | undefined
+}
+
+type State = { -readonly [key in keyof Pool]: Pool[key] } & {
+  /** What happens to a pool happens in order; what happens to its volumes, too. */
+  readonly turns: Turns
+  /** The highest level that is reached, 0 for none. */
+  level: number
+}
+
+export class StoragePools implements Configurable {
+  readonly subsystem = 'volume'
+  readonly dependsOn: readonly string[] = []
+  /** While a configuration is replayed: a pool that starts with the daemon starts now. */
+  isReplaying = false
+  readonly #services: PoolServices
+  readonly #notify: PoolsOptions['notify']
+  readonly #types: ReadonlyMap<string, PoolBackendType>
+  readonly #pools = new Map<string, State>()
+  /** Names that a creation in progress has taken. */
+  readonly #reserved = new Set<string>()
+  #timer: NodeJS.Timeout | undefined
+
+  constructor({ services, notify, types = poolBackends }: PoolsOptions) {
+    this.#services = services
+    this.#notify = notify
+    this.#types = new Map(types.map(each => [each.type, each]))
+  }
+
+  /** Keeps a pool of this document, or changes the document of one that is there and inactive. */
+  async define(xml: string): Promise<Pool> {
+    const document = parsePool(xml)
+    const old = this.#pools.get(document.name)
+    if (old?.isActive && !old.isPersistent) throw running(old, 'defined while it is transient')
+    const uuid = document.uuid ?? old?.uuid ?? randomUUID()
+    this.#refuseTwin(document, uuid)
+    const backend = this.#backend(document)
+    if (old !== undefined) {
+      if (old.isActive) throw running(old, 'defined anew')
+      Object.assign(old, { document: { ...document, uuid, usage: undefined }, uuid, backend })
+      return old
+    }
+    const pool = this.#add(document, uuid, backend, true)
+    // What was mounted stays mounted while the daemon is away.
+    if (this.isReplaying && (await backend.isStarted?.())) await this.#startOrTell(pool)
+    return pool
+  }
+
+  /** Starts a pool that is gone when it is stopped. */
+  async create(xml: string, build?: BuildMode): Promise<Pool> {
+    const document = parsePool(xml)
+    const old = this.#pools.get(document.name)
+    if (old !== undefined) {
+      throw new RpcError(
+        'EEXIST',
+        `there is a pool ${old.name} already: start that one, or choose another name`,
+      )
+    }
+    const uuid = document.uuid ?? randomUUID()
+    this.#refuseTwin(document, uuid)
+    const backend = this.#backend(document)
+    if (this.#reserved.has(document.name))
+      throw new RpcError('EBUSY', `pool ${document.name} is being created`)
+    this.#reserved.add(document.name)
+    try {
+      if (build !== undefined) await this.#needBuild(document, backend)(build)
+      const pool = this.#add(document, uuid, backend, false)
+      try {
+        await this.#start(pool)
+      } catch (error) {
+        this.#pools.delete(pool.name)
+        throw error
+      }
+      return pool
+    } finally {
+      this.#reserved.delete(document.name)
+    }
+  }
+
+  async build(name: string, mode: BuildMode): Promise<void> {
+    const pool = this.#get(name)
+    await pool.turns.next(async () => {
+      if (pool.isActive) throw running(pool, 'built')
+      await this.#needBuild(pool.document, pool.backend)(mode)
+      log.notice(`pool ${name} is built`)
+    })
+  }
+
+  async start(name: string, build?: BuildMode): Promise<void> {
+    const pool = this.#get(name)
+    await pool.turns.next(async () => {
+      if (pool.isActive) throw new RpcError('EALREADY', `pool ${name} is active already`)
+      if (build !== undefined) await this.#needBuild(pool.document, pool.backend)(build)
+      await this.#start(pool)
+    })
+  }
+
+  /** Whether it starts with the daemon; while a configuration is replayed that is now. */
+  async setAutostart(name: string, isAutostart: boolean): Promise<void> {
+    const pool = this.#get(name)
+    if (!pool.isPersistent) {
+      throw new RpcError('EINVAL', `pool ${name} is transient and gone when it stops: define it first`)
+    }
+    pool.isAutostart = isAutostart
+    if (isAutostart && this.isReplaying && !pool.isActive) await this.#startOrTell(pool)
+  }
+
+  async refresh(name: string): Promise<Pool> {
+    const pool = this.active(name)
+    await this.#state(pool).turns.next(() => this.#look(this.#state(pool)))
+    return pool
+  }
+
+  /** Stops it; data stays. */
+  async destroy(name: string): Promise<void> {
+    const pool = this.#get(name)
+    await pool.turns.next(async () => {
+      if (!pool.isActive) throw inactive(pool)
+      await pool.backend.stop()
+      Object.assign(pool, { isActive: false, contents: undefined, level: 0 })
+      if (!pool.isPersistent) this.#pools.delete(name)
+      log.notice(`pool ${name} is stopped`)
+    })
+    this.#watch()
+  }
+
+  /** Removes the storage itself. */
+  async delete(name: string): Promise<void> {
+    const pool = this.#get(name)
+    await pool.turns.next(async () => {
+      if (pool.isActive) throw running(pool, 'deleted')
+      if (pool.backend.delete === undefined) {
+        throw new RpcError(
+          'ENOTSUP',
+          `pool ${name} is of type ${pool.document.type}, whose storage is not deleted from here`,
+        )
+      }
+      await pool.backend.delete()
+      log.notice(`the storage of pool ${name} is deleted`)
+    })
+  }
+
+  undefine(name: string): void {
+    const pool = this.#get(name)
+    if (pool.isActive) throw running(pool, 'undefined')
+    this.#pools.delete(name)
+  }
+
+  setLevels(name: string, levels: readonly number[]): void {
+    const pool = this.#get(name)
+    pool.levels = levels.toSorted((a, b) => a - b)
+    pool.level = 0
+    if (pool.contents !== undefined) this.#judge(pool, pool.contents)
+  }
+
+  list(): Pool[] {
+    return [...this.#pools.values()].sort((a, b) => (a.name < b.name ? -1 : 1))
+  }
+
+  /** By name or UUID. Throws `RpcError` ENOENT naming the pools there are. */
+  get(name: string): Pool {
+    return this.#get(name)
+  }
+
+  /** As `get`, and throws EINVAL unless it runs. */
+  active(name: string): Pool {
+    const pool = this.#get(name)
+    if (!pool.isActive) throw inactive(pool)
+    return pool
+  }
+
+  /** The document as libvirt would show it: with how full it is. */
+  xmlOf(name: string): string {
+    const { document, contents } = this.#get(name)
+    return formatPool(contents === undefined ? document : { ...document, usage: usageOf(contents) })
+  }
+
+  /** Does something to volumes of an active pool while nothing else does, and looks at the pool again. */
+  async change<T>(pool: Pool, work: () => Promise<T>): Promise<T> {
+    const state = this.#state(pool)
+    return state.turns.next(async () => {
+      if (!state.isActive) throw inactive(state)
+      try {
+        return await work()
+      } finally {
+        await this.#look(state)
+      }
+    })
+  }
+
+  /** Work that takes long is done beside other changes: what it leaves is looked at when it has ended. */
+  async lookAgain(pool: Pool): Promise<void> {
+    const state = this.#state(pool)
+    await state.turns.next(async () => {
+      if (state.isActive) await this.#look(state)
+    })
+  }
+
+  /** The last step of the daemon's life: what is mounted stays so, since guests may use it without the daemon. */
+  stop(): void {
+    clearInterval(this.#timer)
+  }
+
+  config(): MethodCall[] {
+    return [...this.#pools.values()]
+      .filter(({ isPersistent }) => isPersistent)
+      .flatMap(({ name, document, isAutostart, levels }) => [
+        { method: 'pool_define', params: { xml: formatPool(document) } },
+        ...(isAutostart ? [{ method: 'pool_autostart', params: { pool: name } }] : []),
+        ...(levels === DEFAULT_LEVELS
+          ? []
+          : [{ method: 'pool_set_watermarks', params: { pool: name, levels: [...levels] } }]),
+      ])
+  }
+
+  #add(document: PoolDocument, uuid: string, backend: PoolBackend, isPersistent: boolean): State {
+    const pool: State = {
+      ...{ name: document.name, uuid, backend, isPersistent },
+      document: { ...document, uuid, usage: undefined },
+      ...{ isAutostart: false, isActive: false, contents: undefined },
+      ...{ levels: DEFAULT_LEVELS, level: 0, turns: new Turns() },
+    }
+    this.#pools.set(pool.name, pool)
+    return pool
+  }
+
+  #backend(document: PoolDocument): PoolBackend {
+    const type = this.#types.get(document.type)
+    if (type !== undefined) return type.create(document, this.#services)
+    throw new RpcError(
+      'ENOTSUP',
+      `pool ${document.name} is of type ${document.type}, which is not served here: ${thereAre(this.#types.keys())}`,
+    )
+  }
+
+  #needBuild({ name, type }: PoolDocument, backend: PoolBackend): (mode: BuildMode) => Promise<void> {
+    if (backend.build !== undefined) return mode => backend.build!(mode)
+    throw new RpcError('ENOTSUP', `pool ${name} is of type ${type}: there is nothing to build, start it`)
+  }
+
+  async #start(pool: State): Promise<void> {
+    await pool.backend.start()
+    pool.isActive = true
+    try {
+      await this.#look(pool)
+    } catch (error) {
+      pool.isActive = false
+      await pool.backend.stop()
+      throw error
+    }
+    log.notice(`pool ${pool.name} is started: ${pool.contents?.volumes.length} volumes`)
+    this.#watch()
+  }
+
+  /** For the start of the daemon, which a pool that cannot start does not prevent. */
+  async #startOrTell(pool: State): Promise<void> {
+    try {
+      await pool.turns.next(async () => {
+        if (!pool.isActive) await this.#start(pool)
+      })
+    } catch (error) {
+      log.error(
+        `pool ${pool.name} could not be started: ${(error as Error).message}. ` +
+          `It stays defined: when that is mended, qpair pool start ${pool.name}`,
+      )
+    }
+  }
+
+  async #look(pool: State): Promise<void> {
+    pool.contents = await pool.backend.refresh()
+    this.#judge(pool, pool.contents)
+  }
+
+  /** Keeps an eye on pools while any runs. */
+  #watch(): void {
+    const isNeeded = [...this.#pools.values()].some(({ isActive }) => isActive)
+    if (isNeeded === (this.#timer !== undefined)) return
+    clearInterval(this.#timer)
+    this.#timer = isNeeded ? setInterval(() => void this.checkUsage(), USAGE_PERIOD_MS).unref() : undefined
+  }
+
+  /** How full the pools are now. */
+  async checkUsage(): Promise<void> {
+    for (const pool of this.#pools.values()) {
+      if (!pool.isActive || pool.turns.isBusy) continue
+      try {
+        const usage = await pool.backend.usage?.()
+        if (usage === undefined || pool.contents === undefined) continue
+        pool.contents = { ...usage, volumes: pool.contents.volumes }
+        this.#judge(pool, usage)
+      } catch (error) {
+        log.debug(`pool ${pool.name} does not tell how full it is: ${(error as Error).message}`)
+      }
+    }
+  }
+
+  /** Tells of a level that is reached, and of one that is left again. */
+  #judge(pool: State, usage: PoolUsage): void {
+    const level = levelOf(usage, pool.levels)
+    if (level === pool.level) return
+    sayLevel(log, pool.name, usage, { before: pool.level, now: level, highest: pool.levels.at(-1) })
+    if (level > pool.level) this.#notify('pool_usage', `${pool.name} ${percentOf(usage)}`)
+    pool.level = level
+  }
+
+  /** Two pools over one directory or source would each believe that it is theirs. */
+  #refuseTwin({ name, target, type }: PoolDocument, uuid: string): void {
+    for (const other of this.#pools.values()) {
+      if (other.name === name) {
+        if (other.uuid === uuid) continue
+        throw new RpcError(
+          'EEXIST',
+          `there is a pool ${name} with the UUID ${other.uuid}, not ${uuid}: undefine that one, or choose another name`,
+        )
+      }
+      if (other.uuid === uuid) {
+        throw new RpcError('EEXIST', `pool ${other.name} has the UUID ${uuid}: leave the UUID of ${name} out`)
+      }
+      const isSame = target !== undefined && other.document.target?.path === target.path
+      if (!isSame || !HAVE_OWN_TARGET.has(type) || !HAVE_OWN_TARGET.has(other.document.type)) continue
+      throw new RpcError(
+        'EEXIST',
+        `${target.path} is the target of pool ${other.name} already: give ${name} another one`,
+      )
+    }
+  }
+
+  #get(name: string): State {
+    const pool =
+      this.#pools.get(name) ?? [...this.#pools.values()].find(({ uuid }) => uuid === name.toLowerCase())
+    if (pool !== undefined) return pool
+    throw new RpcError('ENOENT', `there is no pool ${name}: ${thereAre(this.#pools.keys())}`)
+  }
+
+  #state(pool: Pool): State {
+    return this.#get(pool.name)
+  }
+}
+
+/** Types whose target is a directory of their own; the others say /dev, all of them. */
+const HAVE_OWN_TARGET = new Set(['dir', 'fs', 'netfs', 'gluster', 'vstorage'])
+
+export const usageOf = ({ capacityBytes, allocationBytes, availableBytes }: PoolUsage): PoolUsage => ({
+  capacityBytes,
+  allocationBytes,
+  availableBytes,
+})
+
+/** The volume of that name in what a pool has. */
+export const volumeIn = (pool: Pool, name: string): VolumeFacts | undefined =>
+  pool.contents?.volumes.find(volume => volume.name === name)
+
+function running(pool: Pool, done: string): RpcError {
+  return new RpcError(
+    'EBUSY',
+    `pool ${pool.name} is active and cannot be ${done}: qpair pool destroy ${pool.name} stops it`,
+  )
+}
+
+function inactive(pool: Pool): RpcError {
+  return new RpcError('EINVAL', `pool ${pool.name} is not active: qpair pool start ${pool.name}`)
+}

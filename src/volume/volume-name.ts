@@ -1,0 +1,48 @@
+/** Names of volumes that are files, and the names beside them that are ours. */
+import { createHash } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { hostname } from 'node:os'
+import { RpcError } from '../core/errors.ts'
+
+/** Leaves room for what is put around a name while a volume is made. */
+const NAME_BYTES_MAX = 220
+
+/** Throws `RpcError` EINVAL unless a file of a pool may be called so. */
+export function checkFileName(name: string, what = 'a volume'): void {
+  const problem = problemOf(name)
+  if (problem === '') return
+  throw new RpcError('EINVAL', `${JSON.stringify(name)} cannot be the name of ${what}: ${problem}`)
+}
+
+function problemOf(name: string): string {
+  if (name === '') return 'it is empty'
+  if (name.startsWith('.')) return 'names that begin with a dot are hidden, and are not volumes'
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is looked for.
+  if (/[/\u0000-\u001f\u007f]/.test(name)) return 'a slash or a control character is in it'
+  const size = Buffer.byteLength(name)
+  return size > NAME_BYTES_MAX ? `it has ${size} bytes, more than ${NAME_BYTES_MAX}` : ''
+}
+
+/** Several machines may have one directory: each clears up only what it left behind itself. */
+const MACHINE = createHash('sha256').update(machineId()).digest('hex').slice(0, 8)
+
+function machineId(): string {
+  try {
+    return readFileSync('/etc/machine-id', 'utf8')
+  } catch {
+    // A container without systemd: its name has to do.
+    return hostname()
+  }
+}
+
+/** A volume that is being made: hidden until it is whole. */
+export const partialName = (name: string): string => `.${name}.${MACHINE}.partial`
+
+/** Beside it, what is needed to go on making it after an interruption. */
+export const partialStateName = (name: string): string => `${partialName(name)}.json`
+
+/** Whether this machine was making the file when it was interrupted. */
+export const isPartial = (file: string): boolean => file.endsWith(`.${MACHINE}.partial`)
+
+/** Where the snapshots of raw volumes are, below the directory of the pool: one directory a volume. */
+export const SNAPSHOT_DIRECTORY = '.snapshots'

@@ -1,0 +1,61 @@
+/** Overwrites what a volume holds, so that nobody who gets its blocks later can read it. */
+import { randomFillSync } from 'node:crypto'
+import { type FileHandle, open } from 'node:fs/promises'
+import { errnoName, RpcError } from '../core/errors.ts'
+import { fallocate } from '../sys/libc.ts'
+import { sizeOf } from './formats/raw.ts'
+import type { Progress, WipeAlgorithm } from './pool.ts'
+
+const STEP = 4 << 20
+/** What is given back in one call. */
+const TRIM_STEP = 1 << 30
+const PUNCH_HOLE_KEEP_SIZE = 0x03
+
+/** Wipes a file or a block device in place. Its size stays. */
+export async function wipeFile(path: string, algorithm: WipeAlgorithm, progress: Progress): Promise<void> {
+  const file = await open(path, 'r+')
+  try {
+    const size = sizeOf(file.fd)
+    if (algorithm === 'trim') await trim(file, path, size, progress)
+    else await overwrite(file, algorithm, size, progress)
+    await file.sync()
+  } finally {
+    await file.close()
+  }
+}
+
+async function overwrite(
+  file: FileHandle,
+  algorithm: 'zero' | 'random',
+  size: number,
+  { report, signal }: Progress,
+): Promise<void> {
+  const buffer = Buffer.alloc(Math.min(STEP, size))
+  for (let at = 0; at < size; ) {
+    signal.throwIfAborted()
+    if (algorithm === 'random') randomFillSync(buffer)
+    const { bytesWritten } = await file.write(buffer, 0, Math.min(STEP, size - at), at)
+    at += bytesWritten
+    report(at, size)
+  }
+}
+
+async function trim(
+  file: FileHandle,
+  path: string,
+  size: number,
+  { report, signal }: Progress,
+): Promise<void> {
+  for (let at = 0; at < size; at += TRIM_STEP) {
+    signal.throwIfAborted()
+    const result = fallocate(file.fd, PUNCH_HOLE_KEEP_SIZE, at, Math.min(TRIM_STEP, size - at))
+    if (result < 0) {
+      throw new RpcError(
+        'ENOTSUP',
+        `${path} cannot be wiped with trim: its storage has no discard (${errnoName(-result)}); use zero`,
+      )
+    }
+    report(Math.min(at + TRIM_STEP, size), size)
+    await new Promise(setImmediate)
+  }
+}
