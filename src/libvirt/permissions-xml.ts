@@ -1,5 +1,5 @@
 /** `<permissions>`, as pools and volumes have them. */
-import { node, nodeUnlessEmpty, textNode, type XmlNode } from './xml.ts'
+import { node, nodeUnlessEmpty, textNode, type XmlNode } from '../core/xml.ts'
 import type { XmlReader } from './xml-reader.ts'
 
 export interface Permissions {

@@ -1,6 +1,7 @@
 /** `<source>` of a storage pool. */
+
+import { node, nodeUnlessEmpty, textNode, type XmlNode } from '../core/xml.ts'
 import { type PoolType, poolTypeRules, sanitizePath } from './pool-types.ts'
-import { node, nodeUnlessEmpty, textNode, type XmlNode } from './xml.ts'
 import type { XmlReader } from './xml-reader.ts'
 
 export interface PoolSource {

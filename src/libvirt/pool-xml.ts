@@ -2,12 +2,13 @@
  * A storage pool's document (libvirt's formatstorage), of all fourteen types. What a type requires, what it takes when
  * nothing is said and in which order it is written are libvirt's, so that a document goes to libvirt and comes back.
  */
+
+import { formatXml, node, textNode } from '../core/xml.ts'
 import { type Permissions, permissionsNode, readPermissions } from './permissions-xml.ts'
 import { type PoolSource, readPoolSource, sourceNode } from './pool-source-xml.ts'
 import { type PoolType, poolTypeRules, poolTypes, sanitizePath } from './pool-types.ts'
 import { bytesNode, readBytes } from './size-xml.ts'
 import { readUuid } from './uuid-xml.ts'
-import { formatXml, node, textNode } from './xml.ts'
 import { type ForeignPart, withForeign, XmlReader } from './xml-reader.ts'
 
 export type { Permissions } from './permissions-xml.ts'

@@ -1,6 +1,7 @@
 /** A secret's document (libvirt's formatsecret). It names a secret; the value travels apart from it. */
+
+import { formatXml, node, textNode } from '../core/xml.ts'
 import { readUuid } from './uuid-xml.ts'
-import { formatXml, node, textNode } from './xml.ts'
 import { type ForeignPart, withForeign, XmlReader } from './xml-reader.ts'
 
 export interface SecretDocument {

@@ -1,5 +1,5 @@
 /** Sizes with a unit: `<capacity unit='GiB'>10</capacity>`. */
-import { textNode, type XmlNode } from './xml.ts'
+import { textNode, type XmlNode } from '../core/xml.ts'
 import type { XmlReader } from './xml-reader.ts'
 
 /** Undefined when nothing is said. A size beyond 2^53 - 1 bytes is refused. */

@@ -1,8 +1,9 @@
 /** A storage volume's document (libvirt's formatstorage). */
+
+import { formatXml, node, nodeUnlessEmpty, textNode, type XmlNode } from '../core/xml.ts'
 import { type Permissions, permissionsNode, readPermissions } from './permissions-xml.ts'
 import type { PoolType } from './pool-types.ts'
 import { bytesNode, readBytes } from './size-xml.ts'
-import { formatXml, node, nodeUnlessEmpty, textNode, type XmlNode } from './xml.ts'
 import { type ForeignPart, withForeign, XmlReader } from './xml-reader.ts'
 
 export const volumeTypes = ['file', 'block', 'dir', 'network', 'netdir', 'ploop'] as const
@@ -159,7 +160,7 @@ function readEncryption(reader: XmlReader | undefined): Encryption | undefined {
   const usage = secret?.attribute('usage')
   return {
     format: reader.required('format'),
-    secret: uuid === undefined ? usage && { usage } : { uuid },
+    secret: uuid !== undefined ? { uuid } : usage === undefined ? undefined : { usage },
   }
 }
 

@@ -2,17 +2,8 @@
  * Reads a parsed document and remembers what it was asked for: what nobody asked for is kept, and written back.
  * A document thereby keeps what a newer libvirt put into it.
  */
-import {
-  attributeOf,
-  elementsIn,
-  parseXml,
-  refuse,
-  serialize,
-  textOf,
-  type XmlChild,
-  type XmlElement,
-  type XmlNode,
-} from './xml.ts'
+import type { XmlChild, XmlNode } from '../core/xml.ts'
+import { attributeOf, elementsIn, parseXml, refuse, serialize, textOf, type XmlElement } from './xml.ts'
 
 /** Something in a document that its reader does not know. */
 export interface ForeignPart {

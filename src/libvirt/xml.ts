@@ -1,10 +1,11 @@
 /**
  * XML as libvirt's documents use it: elements without a namespace, a few names in namespaces of their own. What comes in
  * may be hostile: a document type (and with it entities), nesting, sizes and characters that no document of libvirt has
- * are refused with the line. What goes out is made of plain objects.
+ * are refused with the line.
  */
 import { DOMParser, type Element, type Node, ParseError, XMLSerializer } from '@xmldom/xmldom'
 import { RpcError } from '../core/errors.ts'
+import { formatXml, illegalCharacter, type XmlNode } from '../core/xml.ts'
 
 export type { Element as XmlElement } from '@xmldom/xmldom'
 
@@ -47,13 +48,13 @@ function checkText(text: string, what: string): void {
   if (text.length > SIZE_MAX) {
     throw new RpcError('EINVAL', `${what} has ${text.length} characters, more than ${SIZE_MAX}`)
   }
-  const illegal = ILLEGAL.exec(text)
-  if (illegal !== null) {
-    fail(illegal.index, `character ${illegal[0].codePointAt(0)} cannot be in an XML document`)
+  const illegal = illegalCharacter(text)
+  if (illegal !== undefined) {
+    fail(illegal.offset, `character ${illegal.code} cannot be in an XML document`)
   }
   for (const { index, 0: reference, 1: hex, 2: decimal } of text.matchAll(CHARACTER_REFERENCE)) {
     const code = hex === undefined ? Number(decimal) : Number.parseInt(hex, 16)
-    if (code > 0x10ffff || ILLEGAL.test(String.fromCodePoint(code))) {
+    if (code > 0x10ffff || illegalCharacter(String.fromCodePoint(code)) !== undefined) {
       fail(index, `${reference} names a character that cannot be in an XML document`)
     }
   }
@@ -66,8 +67,6 @@ function checkText(text: string, what: string): void {
   if (tags > TAGS_MAX) throw new RpcError('EINVAL', `${what} has ${tags} tags, more than ${TAGS_MAX}`)
 }
 
-/** All but what the production Char of XML 1.0 allows. */
-const ILLEGAL = /[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/u
 const CHARACTER_REFERENCE = /&#(?:x([0-9a-fA-F]+)|([0-9]+));/g
 
 /** Behind the byte order mark, white space, processing instructions and comments before the outermost element. */
@@ -161,76 +160,6 @@ export const serialize = (element: Element): string => new XMLSerializer().seria
 /** The whole document that an element belongs to. */
 export function serializeDocument(root: Element): string {
   return `${new XMLSerializer().serializeToString(root.ownerDocument!).trimEnd()}\n`
-}
-
-/** An element to be written. */
-export interface XmlNode {
-  readonly name: string
-  readonly attributes: Readonly<Record<string, string | number | undefined>>
-  /** Elements, or the text that the element has alone. Raw XML is what was read and is written back as it was. */
-  readonly children: readonly XmlChild[]
-}
-
-export type XmlChild = XmlNode | { readonly text: string } | { readonly raw: string } | undefined
-
-/** An element with attributes and children; those that are undefined are left out. */
-export const node = (
-  name: string,
-  attributes: XmlNode['attributes'] = {},
-  ...children: readonly XmlChild[]
-): XmlNode => ({ name, attributes, children })
-
-/** An element with a text; undefined without one, so that it can stand in a list of children. */
-export const textNode = (
-  name: string,
-  text: string | number | undefined,
-  attributes: XmlNode['attributes'] = {},
-): XmlNode | undefined =>
-  text === undefined ? undefined : { name, attributes, children: [{ text: `${text}` }] }
-
-/** An element that is left out when it has neither attributes nor children. */
-export function nodeUnlessEmpty(made: XmlNode): XmlNode | undefined {
-  const isEmpty = !made.children.some(Boolean) && Object.values(made.attributes).every(v => v === undefined)
-  return isEmpty ? undefined : made
-}
-
-/** A document's text as libvirt lays it out. Throws `RpcError` EINVAL for characters that XML cannot hold. */
-export function formatXml(made: XmlNode, indent = ''): string {
-  const attributes = Object.entries(made.attributes)
-    .filter(([, value]) => value !== undefined)
-    .map(([name, value]) => ` ${name}='${escapeXml(`${value}`)}'`)
-    .join('')
-  const open = `${indent}<${made.name}${attributes}`
-  const children = made.children.filter(child => child !== undefined)
-  if (children.length === 0) return `${open}/>\n`
-  const [first] = children
-  if (children.length === 1 && 'text' in first!) return `${open}>${escapeXml(first.text)}</${made.name}>\n`
-  const inner = `${indent}  `
-  const lines = children.map(child => {
-    if ('raw' in child) return `${inner}${child.raw}\n`
-    return 'text' in child ? `${inner}${escapeXml(child.text)}\n` : formatXml(child, inner)
-  })
-  return `${open}>\n${lines.join('')}${indent}</${made.name}>\n`
-}
-
-const ENTITIES: Readonly<Record<string, string>> = {
-  '&': '&amp;',
-  '<': '&lt;',
-  '>': '&gt;',
-  "'": '&apos;',
-  '"': '&quot;',
-  // As they stand they would be read as spaces.
-  '\n': '&#10;',
-  '\t': '&#9;',
-  '\r': '&#13;',
-}
-
-function escapeXml(text: string): string {
-  const illegal = ILLEGAL.exec(text)
-  if (illegal !== null) {
-    throw new RpcError('EINVAL', `${JSON.stringify(text)} has a character that an XML document cannot hold`)
-  }
-  return text.replaceAll(/[&<>'"\n\t\r]/g, found => ENTITIES[found]!)
 }
 
 /** Adds an element at the end of another one of a document that was parsed. */

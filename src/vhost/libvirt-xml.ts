@@ -1,4 +1,5 @@
 /** What a libvirt domain needs to have the disks of a controller (formatdomain, since libvirt 7.1). */
+import { formatXml, node, type XmlNode } from '../core/xml.ts'
 import { type GuestDisk, qemuArgs } from './qemu-args.ts'
 
 export interface LibvirtOptions {
@@ -25,31 +26,29 @@ const SHARED_MEMORY = `<!-- in <domain>: the daemon reads and writes the guest's
 </memoryBacking>`
 
 function blkDisk({ socketPath, isPacked }: GuestDisk, { target, queues, diskOnly }: LibvirtOptions): string {
-  const driver = [
-    "name='qemu' type='raw'",
-    ...(queues === undefined ? [] : [`queues='${queues}'`]),
-    ...(isPacked ? ["packed='on'"] : []),
-  ].join(' ')
-  const disk = `<disk type='vhostuser' device='disk'>
-  <driver ${driver}/>
-  <source type='unix' path='${escapeXml(socketPath)}'>
-    <reconnect enabled='yes' timeout='1'/>
-  </source>
-  <target dev='${escapeXml(target)}' bus='virtio'/>
-</disk>`
-  return diskOnly ? disk : `<!-- in <devices> -->\n${disk}`
+  const xml = formatXml(vhostDiskNode(socketPath, { target, queues, isPacked })).trimEnd()
+  return diskOnly ? xml : `<!-- in <devices> -->\n${xml}`
+}
+
+/** The disk of a vhost-user blk controller; QEMU connects anew when the daemon is started again. */
+export function vhostDiskNode(
+  socketPath: string,
+  options: { readonly target: string; readonly queues: number | undefined; readonly isPacked: boolean },
+): XmlNode {
+  const { target, queues, isPacked } = options
+  return node(
+    'disk',
+    { type: 'vhostuser', device: 'disk' },
+    node('driver', { name: 'qemu', type: 'raw', queues, packed: isPacked ? 'on' : undefined }),
+    node('source', { type: 'unix', path: socketPath }, node('reconnect', { enabled: 'yes', timeout: 1 })),
+    node('target', { dev: target, bus: 'virtio' }),
+  )
 }
 
 /** libvirt has no element for a vhost-user SCSI controller, but it hands on arguments. */
 function commandLine(disk: GuestDisk, { queues, version, slot }: LibvirtOptions): string {
   const line = qemuArgs(disk, { memory: undefined, queues, bootIndex: undefined, version, slot })
-  const args = line.split(' ').map(value => `  <qemu:arg value='${escapeXml(value)}'/>`)
+  const args = line.split(' ').map(value => node('qemu:arg', { value }))
   return `<!-- in <domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>, as its last element -->
-<qemu:commandline>
-${args.join('\n')}
-</qemu:commandline>`
+${formatXml(node('qemu:commandline', {}, ...args)).trimEnd()}`
 }
-
-const ENTITIES: Readonly<Record<string, string>> = { '&': '&amp;', '<': '&lt;', '>': '&gt;', "'": '&apos;' }
-
-const escapeXml = (text: string): string => text.replaceAll(/[&<>']/g, found => ENTITIES[found]!)
