@@ -1,5 +1,5 @@
 /** A connection to a Ceph cluster: one client of it, until Ceph shuts that out and another takes its place. */
-import { type RpcCode, RpcError, SysError } from '../core/errors.ts'
+import { errnoNumber, type RpcCode, RpcError, SysError } from '../core/errors.ts'
 import { type Librbd, librbd } from '../sys/librbd.ts'
 import { readConf } from './cache/sources.ts'
 
@@ -103,11 +103,28 @@ async function connect(what: string, options: ClusterOptions): Promise<number> {
     configure(library, what, handle, options)
     const result = await library.radosConnect(handle)
     if (result < 0) throw connectError(what, options, new SysError('rados_connect', -result))
+    if (!(await hearsFsid(library, handle))) {
+      throw connectError(what, options, new SysError('rados_cluster_fsid', errnoNumber('ETIMEDOUT')))
+    }
     return handle
   } catch (error) {
     await library.radosShutdown(handle)
     throw error
   }
+}
+
+/**
+ * Waits until the monitors have told which cluster this is; false when they have not in time. They do so in a message of
+ * its own, which may come after the one that ends `rados_connect`. What hosts know an image by is derived from it, and
+ * has to be the same on every gateway.
+ */
+async function hearsFsid(library: Librbd, handle: number): Promise<boolean> {
+  const deadlineMs = performance.now() + FSID_TIMEOUT_MS
+  while (library.radosFsid(handle) === UNKNOWN_FSID) {
+    if (performance.now() > deadlineMs) return false
+    await new Promise(resolve => setTimeout(resolve, 1))
+  }
+  return true
 }
 
 function configure(library: Librbd, what: string, handle: number, given: ClusterOptions): void {
@@ -144,6 +161,9 @@ function configure(library: Librbd, what: string, handle: number, given: Cluster
 const MOUNT_TIMEOUT = 'client_mount_timeout'
 const MOUNT_TIMEOUT_S = '20'
 const CEPHS_MOUNT_TIMEOUT_S = '300'
+
+const UNKNOWN_FSID = '00000000-0000-0000-0000-000000000000'
+const FSID_TIMEOUT_MS = 20_000
 
 const CONNECT_CODES: ReadonlyMap<string, RpcCode> = new Map([
   ['ENOENT', 'ENOENT'],
