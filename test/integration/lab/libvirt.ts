@@ -87,10 +87,7 @@ export class Libvirt {
     }
     this.#agent = await Agent.listen(join(this.#home, 'agent'))
     this.#own('agent')
-    const xml = join(this.#home, 'domain.xml')
-    writeFileSync(xml, this.#domainXml(domainXml, devicesXml))
-    this.#own('domain.xml')
-    await this.virsh('define', xml)
+    await this.virsh('define', this.file('domain.xml', this.#domainXml(domainXml, devicesXml)))
     this.#domain = 'lab'
     await this.virsh('start', 'lab')
     const late = new AbortController()
@@ -101,6 +98,14 @@ export class Libvirt {
     })
     timeout.catch(() => {})
     await Promise.race([this.#agent.booted, timeout]).finally(() => late.abort())
+  }
+
+  /** A file in the daemon's directory that it can read; answers its path. */
+  file(name: string, text: string): string {
+    const path = join(this.#home, name)
+    writeFileSync(path, text)
+    this.#own(name)
+    return path
   }
 
   /** Runs a shell command in the guest; resolves with what it prints. */

@@ -27,6 +27,9 @@ const PACKAGE_OF = {
   ip: 'iproute2',
   'mkfs.ext4': 'e2fsprogs',
   libvirtd: 'libvirt-daemon',
+  'libvirt_storage_backend_iscsi-direct.so': 'libvirt-daemon-driver-storage-iscsi-direct',
+  'libvirt_storage_backend_rbd.so': 'libvirt-daemon-driver-storage-rbd',
+  'libvirt_storage_backend_zfs.so': 'libvirt-daemon-driver-storage-zfs',
   'mkfs.xfs': 'xfsprogs',
   lsblk: 'util-linux',
   monmaptool: 'ceph-base',
@@ -116,14 +119,17 @@ const DIRECTORIES = [
   '/bin',
 ]
 
-/** Where QEMU looks for its modules. */
+/** Where QEMU and libvirt look for their modules. */
 const MODULE_DIRECTORIES = [
   '/usr/lib/x86_64-linux-gnu/qemu',
   '/usr/lib/aarch64-linux-gnu/qemu',
   '/usr/lib64/qemu-kvm',
+  '/usr/lib/x86_64-linux-gnu/libvirt/storage-backend',
+  '/usr/lib/aarch64-linux-gnu/libvirt/storage-backend',
+  '/usr/lib64/libvirt/storage-backend',
 ]
 
-/** Where a program is, or a module of QEMU's (`.so`), or undefined when it is not installed. */
+/** Where a program is, or a module of QEMU's or libvirt's (`.so`), or undefined when it is not installed. */
 export function findProgram(program: string): string | undefined {
   if (program.endsWith('.so')) {
     return MODULE_DIRECTORIES.map(directory => join(directory, program)).find(existsSync)
