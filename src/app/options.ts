@@ -4,7 +4,7 @@ import { parseArgs } from 'node:util'
 import { parseCoreMask } from '../core/core-mask.ts'
 import { RpcError } from '../core/errors.ts'
 import { LogLevel, type LogLevelName } from '../core/log.ts'
-import { parseSize } from './size.ts'
+import { parseSize } from '../core/parse-size.ts'
 
 export interface QuickDisk {
   /** The image; made thin if it does not exist. */

@@ -1,9 +1,9 @@
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { DEFAULT_RPC_SOCKET, parseServeOptions, type ServeOptions } from '../../src/app/options.ts'
-import { parseSize } from '../../src/app/size.ts'
 import { parseCoreMask } from '../../src/core/core-mask.ts'
 import { formatSize } from '../../src/core/format-size.ts'
+import { parseSize } from '../../src/core/parse-size.ts'
 
 const parse = (line: string): ServeOptions => {
   const options = parseServeOptions(line.split(' ').filter(word => word !== ''))

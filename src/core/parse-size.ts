@@ -1,4 +1,4 @@
-import { RpcError } from '../core/errors.ts'
+import { RpcError } from './errors.ts'
 
 const UNITS: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 }
 
