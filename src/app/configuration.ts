@@ -1,26 +1,36 @@
 /** What the daemon saves and how it comes back: every part says by which calls its state would be made again. */
+import { type Clock, systemClock } from '../core/clock.ts'
 import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { Configurable, MethodCall } from '../rpc/config.ts'
+import type { KeptCalls } from './kept-calls.ts'
 import type { SavedConfig, SubsystemConfig } from './state-file.ts'
 
 const log = logger('app')
 
 type Replay = (method: string, params?: unknown) => Promise<unknown>
 
+/** How long a daemon that starts waits for a call that may take long, before it goes on without it. */
+const PATIENCE_MS = 5000
+
+/** What the daemon knows of its saved calls besides the parts that have made them. */
+export interface ConfigurationOptions {
+  /** Saved calls that failed at start. */
+  readonly kept: KeptCalls
+  /** A call that may take long: the start does not wait for its end. */
+  readonly isSlow: (call: MethodCall) => boolean
+  /** A call that is in force and not to be saved, since it comes back from somewhere else. */
+  readonly isKeptElsewhere: (call: MethodCall) => boolean
+  readonly clock?: Clock
+}
+
 export class Configuration {
   readonly #parts: readonly Configurable[]
-  /**
-   * Saved calls that failed at start: a file that is not mounted yet, an address that has gone. They are kept in the
-   * saved configuration, so that the next start tries them again, until somebody makes the same call with success.
-   */
-  readonly #failed = new Map<string, MethodCall[]>()
-  readonly #isKeptElsewhere: (call: MethodCall) => boolean
+  readonly #options: ConfigurationOptions
 
-  /** `isKeptElsewhere`: calls that are in force and not to be saved, since they come back from somewhere else. */
-  constructor(parts: readonly Configurable[], isKeptElsewhere: (call: MethodCall) => boolean = () => false) {
+  constructor(parts: readonly Configurable[], options: ConfigurationOptions) {
     this.#parts = inOrderOfNeed(parts)
-    this.#isKeptElsewhere = isKeptElsewhere
+    this.#options = options
   }
 
   /** As `framework_get_subsystems` lists them: whoever is needed comes first. */
@@ -40,12 +50,11 @@ export class Configuration {
 
   /** Everything, as it is to be saved. */
   snapshot(): SavedConfig {
+    const { kept, isKeptElsewhere } = this.#options
     const subsystems = this.#parts.map((part): SubsystemConfig => {
-      const config = part.config().filter(call => !this.#isKeptElsewhere(call))
-      const made = new Set(config.map(call => JSON.stringify(call)))
-      const failed = (this.#failed.get(part.subsystem) ?? []).filter(call => !made.has(JSON.stringify(call)))
-      this.#failed.set(part.subsystem, failed)
-      return { subsystem: part.subsystem, config: [...config, ...failed] }
+      const config = part.config().filter(call => !isKeptElsewhere(call))
+      kept.dropMade(part.subsystem, config)
+      return { subsystem: part.subsystem, config: [...config, ...kept.callsOf(part.subsystem)] }
     })
     return { subsystems }
   }
@@ -66,22 +75,35 @@ export class Configuration {
     }
   }
 
-  /** Makes every call of the daemon's own saved configuration; those that fail are told and kept for the next start. */
+  /** Makes every call of the daemon's own saved configuration; those that fail are told and kept. */
   async restore(saved: SavedConfig, replay: Replay): Promise<void> {
+    const { kept } = this.#options
     for (const { subsystem, config } of this.#sorted(saved)) {
       for (const call of config) {
+        const attempt = replay(call.method, call.params)
         try {
-          await replay(call.method, call.params)
+          if (!(await this.#hasEnded(call, attempt))) kept.keepRunning(subsystem, call, attempt)
         } catch (error) {
-          log.error(
-            `could not restore ${call.method} ${JSON.stringify(call.params ?? {})}: ${(error as Error).message}. ` +
-              'It stays in the saved configuration and is tried again at the next start.',
-          )
-          const failed = this.#failed.get(subsystem) ?? []
-          failed.push(call)
-          this.#failed.set(subsystem, failed)
+          kept.keep(subsystem, call, error)
         }
       }
+    }
+  }
+
+  /** False when a call that may take long does. Throws what the call throws. */
+  async #hasEnded(call: MethodCall, attempt: Promise<unknown>): Promise<boolean> {
+    const { isSlow, clock = systemClock } = this.#options
+    const ended = attempt.then(() => true)
+    if (!isSlow(call)) return ended
+    let lose = (_: false): void => {}
+    const late = new Promise<false>(resolve => {
+      lose = resolve
+    })
+    const timer = clock.after(PATIENCE_MS, () => lose(false))
+    try {
+      return await Promise.race([ended, late])
+    } finally {
+      timer.cancel()
     }
   }
 

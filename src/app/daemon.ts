@@ -12,6 +12,7 @@ import { RbdImages } from '../rbd/images.ts'
 import { Acceptor } from '../reactor/acceptor.ts'
 import { MessageSockets } from '../reactor/message-sockets.ts'
 import { ReactorThreads } from '../reactor/thread.ts'
+import type { MethodCall } from '../rpc/config.ts'
 import { Dispatcher, type RpcInfo } from '../rpc/dispatcher.ts'
 import { Jobs } from '../rpc/jobs.ts'
 import { RpcServer } from '../rpc/server.ts'
@@ -21,9 +22,12 @@ import { FrontEnds } from '../vhost/session/front-ends.ts'
 import { resolveAccess, type SocketAccess } from '../vhost/socket-access.ts'
 import { makeSocketDirectory } from '../vhost/socket-directory.ts'
 import { VirtioControllers } from '../virtio/virtio-controllers.ts'
+import { StoragePools } from '../volume/pools.ts'
+import { Volumes } from '../volume/volumes.ts'
 import { Workloads } from '../workload/workloads.ts'
 import { Configuration } from './configuration.ts'
 import { loadDrivers } from './drivers.ts'
+import { KeptCalls } from './kept-calls.ts'
 import { methods } from './methods.ts'
 import { Notifications } from './notifications.ts'
 import type { ServeOptions } from './options.ts'
@@ -49,9 +53,12 @@ export interface AppContext {
   readonly gateway: Gateway
   readonly vhost: VhostControllers
   readonly nbd: NbdExports
+  readonly pools: StoragePools
+  readonly volumes: Volumes
   readonly workloads: Workloads
   readonly jobs: Jobs
   readonly configuration: Configuration
+  readonly kept: KeptCalls
   readonly notifications: Notifications
   readonly initialization: { start(): Promise<void>; wait(): Promise<void> }
 }
@@ -67,18 +74,24 @@ interface VhostSettings {
   readonly defaultAccess: SocketAccess
 }
 
+/** How the parts of the daemon call its methods: in their turn, or at once. */
+type Dispatch = Pick<Dispatcher<AppContext>, 'call' | 'replay' | 'exclusive'>
+
 /** Everything with state, on the control thread. */
 function buildContext(
   reactors: ReactorThreads,
   bdevs: BdevRegistry,
   vhostSettings: VhostSettings,
-  dispatch: Pick<Dispatcher<AppContext>, 'replay' | 'exclusive'>,
+  dispatch: Dispatch,
   rest: Pick<AppContext, 'rpc' | 'initialization'>,
   save: () => Promise<void>,
 ): AppContext {
   const notifications = new Notifications()
   bdevs.listen({
-    added: ({ name }) => notifications.add('bdev_register', name),
+    added: ({ name }) => {
+      notifications.add('bdev_register', name)
+      kept.deviceCame()
+    },
     removed: ({ name }) => notifications.add('bdev_unregister', name),
   })
   const jobs = new Jobs(({ id }, wasSaved) => {
@@ -102,11 +115,25 @@ function buildContext(
   })
   const nbd = new NbdExports({ reactors, acceptor, bdevs })
   const rbd = new RbdImages(bdevs, reactors)
+  const pools = new StoragePools({
+    services: { call: dispatch.call },
+    notify: (type, context) => notifications.add(type, context),
+  })
+  void rest.initialization.wait().then(() => pools.daemonIsUp())
   const gateway = new Gateway({
     ...dispatch,
     nvmf,
     rbd,
     config: () => [...bdevs.config(), ...nvmf.config()],
+  })
+  const isSlow = ({ method }: MethodCall): boolean =>
+    methods.some(({ name, concurrent }) => name === method && concurrent) && !gateway.shares(method)
+  const replay = ({ method, params }: MethodCall): Promise<unknown> => dispatch.replay(method, params)
+  const kept = new KeptCalls({
+    isSlow,
+    run: call =>
+      isSlow(call) ? replay(call) : dispatch.exclusive(() => bdevs.replaying(() => replay(call))),
+    save: () => dispatch.exclusive(save),
   })
   return {
     ...rest,
@@ -119,11 +146,15 @@ function buildContext(
     gateway,
     vhost,
     nbd,
+    pools,
+    volumes: new Volumes({ pools, bdevs, jobs, ...dispatch }),
     workloads: new Workloads(bdevs, reactors),
     jobs,
-    configuration: new Configuration([bdevs, jobs, nvmf, gateway, ...vhost.configurables, nbd], call =>
-      gateway.keeps(call),
-    ),
+    configuration: new Configuration([pools, bdevs, jobs, nvmf, gateway, ...vhost.configurables, nbd], {
+      ...{ kept, isSlow },
+      isKeptElsewhere: call => gateway.keeps(call),
+    }),
+    kept,
     notifications,
   }
 }
@@ -153,7 +184,8 @@ export class Daemon {
     const { stateDirectory } = options
     this.#statePath = stateDirectory === undefined ? undefined : join(resolve(stateDirectory), STATE_FILE)
     const initialization = { start: () => this.#initialize(), wait: () => this.#whenUp() }
-    const dispatch: Pick<Dispatcher<AppContext>, 'replay' | 'exclusive'> = {
+    const dispatch: Dispatch = {
+      call: (method, params) => this.#dispatcher.call(method, params),
       replay: (method, params) => this.#dispatcher.replay(method, params),
       exclusive: work => this.#dispatcher.exclusive(work),
     }
@@ -226,7 +258,8 @@ export class Daemon {
   /** Takes no more requests, ends connections and devices in order, and then the threads. The saved state stays. */
   async stop(): Promise<void> {
     await this.#server?.close()
-    const { bdevs, gateway, jobs, nvme, nvmf, rbd, reactors, vhost, virtio } = this.context
+    const { bdevs, gateway, jobs, kept, nvme, nvmf, rbd, reactors, vhost, virtio } = this.context
+    kept.stop()
     await jobs.stop()
     // Other members take over what is served here before hosts lose it.
     await gateway.stop()
@@ -239,6 +272,7 @@ export class Daemon {
     await nvme.stop()
     await virtio.stop()
     await rbd.stop()
+    this.context.pools.stop()
     await reactors.stop()
     this.#releaseState()
   }
@@ -301,6 +335,7 @@ export class Daemon {
     if (this.#pluginDisks.length > 0) await this.#save()
     this.#rpc.state = 'runtime'
     this.#isUp = true
+    this.context.kept.start()
     for (const tell of this.#waiting.splice(0)) tell()
   }
 
@@ -314,17 +349,16 @@ export class Daemon {
   ): Promise<void> {
     const isStartup = (name: string): boolean =>
       methods.find(method => method.name === name)?.state === 'startup'
-    const { bdevs } = this.context
-    bdevs.isReplaying = true
     for (const phase of ['startup', 'runtime'] as const) {
       this.#rpc.state = phase
       const calls = saved.subsystems.map(({ subsystem, config }) => ({
         subsystem,
         config: config.filter(({ method }) => isStartup(method) === (phase === 'startup')),
       }))
-      await run({ subsystems: calls }, (method, params) => this.#dispatcher.replay(method, params))
+      await this.context.bdevs.replaying(() =>
+        run({ subsystems: calls }, (method, params) => this.#dispatcher.replay(method, params)),
+      )
     }
-    bdevs.isReplaying = false
   }
 
   #whenUp(): Promise<void> {

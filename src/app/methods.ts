@@ -10,8 +10,10 @@ import { jobMethods } from '../rpc/job-methods.ts'
 import type { MethodTable } from '../rpc/method.ts'
 import { vhostMethods } from '../vhost/methods.ts'
 import { virtioMethods } from '../virtio/methods.ts'
+import { storageMethods } from '../volume/methods.ts'
 import { workloadMethods } from '../workload/methods.ts'
 import type { AppContext } from './daemon.ts'
+import { configMethods } from './methods/config.ts'
 import { frameworkMethods } from './methods/framework.ts'
 import { logMethods } from './methods/log.ts'
 import { notifyMethods } from './methods/notify.ts'
@@ -19,6 +21,7 @@ import { notifyMethods } from './methods/notify.ts'
 export const methods = [
   ...introspectionMethods,
   ...frameworkMethods,
+  ...configMethods,
   ...logMethods,
   ...notifyMethods,
   ...jobMethods,
@@ -30,5 +33,6 @@ export const methods = [
   ...virtioMethods,
   ...vhostMethods,
   ...nbdMethods,
+  ...storageMethods,
   ...workloadMethods,
 ] satisfies MethodTable<AppContext>

@@ -49,8 +49,7 @@ export class BdevRegistry implements Configurable {
   readonly subsystem = 'bdev'
   readonly dependsOn: readonly string[] = []
   readonly queueDepths: QueueDepths
-  /** While a configuration is replayed: the order in which devices are claimed is not that in which they once were. */
-  isReplaying = false
+  #isReplaying = false
   readonly #reactors: ReactorGroup
   readonly #drivers: ReadonlyMap<string, AnyDriver>
   /** In the order of creation, so that a filter comes after its base. */
@@ -164,7 +163,17 @@ export class BdevRegistry implements Configurable {
   claim(name: string, owner: string, type: ClaimType): Claim {
     const entry = this.#entry(name)
     if (entry.removal !== null) throw new RpcError('ENODEV', `${entry.info.name} is being removed`)
-    return entry.claims.add(owner, type, this.isReplaying)
+    return entry.claims.add(owner, type, this.#isReplaying)
+  }
+
+  /** Makes calls of a saved configuration: the order in which devices are claimed is not that in which they once were. */
+  async replaying<Result>(work: () => Promise<Result>): Promise<Result> {
+    this.#isReplaying = true
+    try {
+      return await work()
+    } finally {
+      this.#isReplaying = false
+    }
   }
 
   /** Who has the device, for a message; empty when nobody has. */

@@ -1,9 +1,11 @@
 import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeEach, describe, expect, it } from 'vitest'
-import { Configuration } from '../../src/app/configuration.ts'
+import { afterAll, beforeEach, describe, expect, it, vi } from 'vitest'
+import { Configuration, type ConfigurationOptions } from '../../src/app/configuration.ts'
+import { KeptCalls } from '../../src/app/kept-calls.ts'
 import { parseConfig, readConfig, type SavedConfig, writeConfig } from '../../src/app/state-file.ts'
+import { TimerHeap } from '../../src/core/clock.ts'
 import { RpcError } from '../../src/core/errors.ts'
 import { logSettings } from '../../src/core/log.ts'
 import type { Configurable, MethodCall } from '../../src/rpc/config.ts'
@@ -33,6 +35,18 @@ class Part implements Configurable {
   }
 }
 
+const clock = new TimerHeap(() => nowUs)
+let nowUs = 0
+
+/** Of these parts; `isSlow` are calls whose end the start does not wait for. */
+function configurationOf(
+  parts: readonly Configurable[],
+  { isSlow = () => false, isKeptElsewhere = () => false }: Partial<ConfigurationOptions> = {},
+): Configuration {
+  const kept = new KeptCalls({ isSlow, run: async () => {}, save: async () => {}, clock })
+  return new Configuration(parts, { kept, isSlow, isKeptElsewhere, clock })
+}
+
 const bdevCall: MethodCall = { method: 'bdev_x_create', params: { name: 'b' } }
 const nvmfCall: MethodCall = { method: 'nvmf_x', params: { nqn: 'n' } }
 
@@ -44,13 +58,13 @@ describe('the saved configuration', () => {
   it('leaves out what is kept elsewhere', () => {
     const part = new Part('nvmf')
     part.calls = [bdevCall, nvmfCall]
-    const configuration = new Configuration([part], ({ method }) => method === 'nvmf_x')
+    const configuration = configurationOf([part], { isKeptElsewhere: ({ method }) => method === 'nvmf_x' })
     expect(configuration.snapshot()).toEqual(saved(['nvmf', [bdevCall]]))
     expect(configuration.configOf('nvmf')).toEqual([bdevCall, nvmfCall])
   })
 
   it('lists each part after those it depends on, whatever order they are given in', () => {
-    const configuration = new Configuration([new Part('nvmf', 'bdev'), new Part('bdev')])
+    const configuration = configurationOf([new Part('nvmf', 'bdev'), new Part('bdev')])
     expect(configuration.subsystems).toEqual([
       { subsystem: 'bdev', depends_on: [] },
       { subsystem: 'nvmf', depends_on: ['bdev'] },
@@ -58,7 +72,7 @@ describe('the saved configuration', () => {
   })
 
   it('is made again in the order of need, whatever order the file has', async () => {
-    const configuration = new Configuration([new Part('bdev'), new Part('nvmf', 'bdev')])
+    const configuration = configurationOf([new Part('bdev'), new Part('nvmf', 'bdev')])
     const made: string[] = []
     await configuration.restore(
       saved(['nvmf', [nvmfCall]], ['bdev', [bdevCall]]),
@@ -69,7 +83,7 @@ describe('the saved configuration', () => {
 
   it('goes on after a call that fails, says which, and keeps it until it was made', async () => {
     const bdev = new Part('bdev')
-    const configuration = new Configuration([bdev])
+    const configuration = configurationOf([bdev])
     const other: MethodCall = { method: 'bdev_y_create', params: { name: 'c' } }
     await configuration.restore(saved(['bdev', [bdevCall, other]]), async (method, params) => {
       if (method === 'bdev_x_create') throw new RpcError('ENOENT', 'b: /mnt/b.img is not there')
@@ -86,8 +100,43 @@ describe('the saved configuration', () => {
     expect(configuration.snapshot()).toEqual(saved(['bdev', [other]]))
   })
 
+  it('does not wait long for a call that takes long, and keeps it until it has ended', async () => {
+    const configuration = configurationOf([new Part('bdev')], {
+      isSlow: ({ method }) => method === 'bdev_x_create',
+    })
+    const made: string[] = []
+    let finish = (): void => {}
+    const other: MethodCall = { method: 'bdev_y_create' }
+    const restored = configuration.restore(saved(['bdev', [bdevCall, other]]), async method => {
+      made.push(method)
+      if (method !== 'bdev_x_create') return
+      await new Promise<void>(resolve => {
+        finish = resolve
+      })
+    })
+    expect(made).toEqual(['bdev_x_create'])
+    nowUs += 5_000_000
+    clock.fireDue()
+    await restored
+    expect(made).toEqual(['bdev_x_create', 'bdev_y_create'])
+    expect(lines.join('')).toContain('restoring bdev_x_create {"name":"b"} takes long: not waiting for it')
+    expect(configuration.snapshot()).toEqual(saved(['bdev', [bdevCall]]))
+    finish()
+    await vi.waitFor(() => expect(configuration.snapshot()).toEqual(saved(['bdev', []])))
+  })
+
+  it('has no place for a call that failed when another has made a thing of that name', async () => {
+    const bdev = new Part('bdev')
+    const configuration = configurationOf([bdev])
+    await configuration.restore(saved(['bdev', [bdevCall]]), async () => {
+      throw new RpcError('ENOENT', 'b: /mnt/b.img is not there')
+    })
+    bdev.calls.push({ method: 'bdev_x_create', params: { name: 'b', filename: '/srv/b.img' } })
+    expect(configuration.snapshot()).toEqual(saved(['bdev', bdev.calls]))
+  })
+
   it('of somebody else ends at the first call that fails', async () => {
-    const configuration = new Configuration([new Part('bdev')])
+    const configuration = configurationOf([new Part('bdev')])
     const load = configuration.load(saved(['bdev', [bdevCall]]), async () => {
       throw new RpcError('ENOENT', 'no such file')
     })
@@ -95,7 +144,7 @@ describe('the saved configuration', () => {
   })
 
   it('of SPDK loads although modules and options in it have no counterpart here', async () => {
-    const configuration = new Configuration([new Part('bdev')])
+    const configuration = configurationOf([new Part('bdev')])
     const file = saved(
       ['accel', [{ method: 'accel_set_options' }]],
       ['bdev', [{ method: 'bdev_raid_set_options' }, bdevCall, { method: 'bdev_wait_for_examine' }]],
@@ -110,7 +159,7 @@ describe('the saved configuration', () => {
   })
 
   it('names the parts there are when one is asked for that is none', () => {
-    expect(() => new Configuration([new Part('bdev')]).configOf('disk')).toThrow(
+    expect(() => configurationOf([new Part('bdev')]).configOf('disk')).toThrow(
       "Subsystem 'disk' not found: there are bdev",
     )
   })

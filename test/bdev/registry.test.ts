@@ -73,10 +73,12 @@ describe('BdevRegistry', () => {
     const written = vi.spyOn(logSettings, 'write').mockReturnValue()
     await bdevs.create('null', 'n0', GEOMETRY)
     bdevs.claim('n0', 'subsystem a', 'exclusive_write')
-    bdevs.isReplaying = true
-    const claim = bdevs.claim('n0', 'vhost controller b', 'write')
-    expect(() => bdevs.claim('n0', 'subsystem c', 'exclusive_write')).toThrow('subsystem a has it for itself')
-    bdevs.isReplaying = false
+    const claim = await bdevs.replaying(async () => {
+      expect(() => bdevs.claim('n0', 'subsystem c', 'exclusive_write')).toThrow(
+        'subsystem a has it for itself',
+      )
+      return bdevs.claim('n0', 'vhost controller b', 'write')
+    })
     expect(written.mock.calls.join()).toContain(
       'n0 is written to by subsystem a and now by vhost controller b too',
     )
