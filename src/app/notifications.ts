@@ -10,7 +10,7 @@ export interface Notification {
 const KEPT = 1024
 
 export class Notifications {
-  readonly types = ['bdev_register', 'bdev_unregister', 'job_end'] as const
+  readonly types = ['bdev_register', 'bdev_unregister', 'job_end', 'pool_usage'] as const
   #recent: Notification[] = []
   #nextId = 0
 

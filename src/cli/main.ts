@@ -167,17 +167,13 @@ async function runMethod(
   const params = parseArgs(commandLine(method), words)
   return withClient(connection, async client => {
     const result = await client.request(method.name, params)
-    if (job === undefined || words.length < rest.length) {
+    // The result came from this method, whose declaration says where the number is, if there is one.
+    const id = words.length < rest.length ? undefined : job?.(result as never)
+    if (id === undefined) {
       terminal.write(json ? toJson(result) : render(terminal, method, result))
       return 0
     }
-    // The result came from this method, whose declaration says where the number is.
-    const { code, ended } = await followJob(
-      terminal,
-      client,
-      job(result as never),
-      !json && terminal.isTerminal,
-    )
+    const { code, ended } = await followJob(terminal, client, id, !json && terminal.isTerminal)
     if (json && ended !== undefined) terminal.write(toJson(ended))
     return code
   })

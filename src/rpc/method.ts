@@ -59,7 +59,9 @@ export interface CliOptions<
   /** Shorter commands beside the derived one: `bdev list` for `bdev_get_bdevs`. */
   readonly commands?: readonly string[]
   /** The number of the job that the method starts or tells of: the command line follows it until it ends. */
-  readonly job?: (result: Row) => number
+  readonly job?: (result: Row) => number | undefined
+  /** Text parameters that are documents: the word on the command line is the file that has one, `-` for stdin. */
+  readonly files?: readonly Path[]
 }
 
 /** What one row of a result is: an element when the result is an array. */
@@ -154,7 +156,7 @@ export function method<
   const has = (path: string): boolean => Object.hasOwn(params.shape, path.split('.', 1)[0]!)
   assert(/^[a-z][a-z0-9_]*(\.[a-z]+)?$/.test(name), `${name} is a method name`)
   const words: string[] = [...Object.keys(cli.computed ?? {}), ...ignored]
-  for (const path of [...(cli.positional ?? []), ...Object.keys(cli.flags ?? {})]) {
+  for (const path of [...(cli.positional ?? []), ...(cli.files ?? []), ...Object.keys(cli.flags ?? {})]) {
     assert(has(path) || words.includes(path), `${name} has the parameter ${path} that its command line names`)
   }
   for (const param of ignored) assert(!has(param), `${name} does not both take and ignore ${param}`)

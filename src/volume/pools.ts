@@ -49,6 +49,8 @@ export interface Pool {
   readonly isActive: boolean
   /** Percents, rising. */
   readonly levels: readonly number[]
+  /** The highest of them that is reached, 0 for none. */
+  readonly level: number
   /** As of the last refresh; undefined while inactive. */
   readonly contents: PoolContents | undefined
 }
@@ -56,15 +58,13 @@ export interface Pool {
 type State = { -readonly [key in keyof Pool]: Pool[key] } & {
   /** What happens to a pool happens in order; what happens to its volumes, too. */
   readonly turns: Turns
-  /** The highest level that is reached, 0 for none. */
-  level: number
 }
 
 export class StoragePools implements Configurable {
   readonly subsystem = 'volume'
   readonly dependsOn: readonly string[] = []
-  /** While a configuration is replayed: a pool that starts with the daemon starts now. */
-  isReplaying = false
+  /** While the daemon starts and replays what was saved, a pool that starts with it starts at once. */
+  #isStarting = true
   readonly #services: PoolServices
   readonly #notify: PoolsOptions['notify']
   readonly #types: ReadonlyMap<string, PoolBackendType>
@@ -77,6 +77,11 @@ export class StoragePools implements Configurable {
     this.#services = services
     this.#notify = notify
     this.#types = new Map(types.map(each => [each.type, each]))
+  }
+
+  /** The daemon is up: from now on pools start when they are told to. */
+  daemonIsUp(): void {
+    this.#isStarting = false
   }
 
   /** Keeps a pool of this document, or changes the document of one that is there and inactive. */
@@ -94,7 +99,7 @@ export class StoragePools implements Configurable {
     }
     const pool = this.#add(document, uuid, backend, true)
     // What was mounted stays mounted while the daemon is away.
-    if (this.isReplaying && (await backend.isStarted?.())) await this.#startOrTell(pool)
+    if (this.#isStarting && (await backend.isStarted?.())) await this.#startOrTell(pool)
     return pool
   }
 
@@ -147,14 +152,14 @@ export class StoragePools implements Configurable {
     })
   }
 
-  /** Whether it starts with the daemon; while a configuration is replayed that is now. */
+  /** Whether it starts with the daemon; while the daemon starts that is now. */
   async setAutostart(name: string, isAutostart: boolean): Promise<void> {
     const pool = this.#get(name)
     if (!pool.isPersistent) {
       throw new RpcError('EINVAL', `pool ${name} is transient and gone when it stops: define it first`)
     }
     pool.isAutostart = isAutostart
-    if (isAutostart && this.isReplaying && !pool.isActive) await this.#startOrTell(pool)
+    if (isAutostart && this.#isStarting && !pool.isActive) await this.#startOrTell(pool)
   }
 
   async refresh(name: string): Promise<Pool> {

@@ -1,0 +1,6 @@
+/** Every method of pools and volumes. */
+import { poolMethods } from './methods/pools.ts'
+import { snapshotMethods } from './methods/snapshots.ts'
+import { volumeMethods } from './methods/volumes.ts'
+
+export const storageMethods = [...poolMethods, ...volumeMethods, ...snapshotMethods]

@@ -1,0 +1,75 @@
+/** Snapshots of volumes. */
+import { z } from 'zod'
+import { formatSize } from '../../core/format-size.ts'
+import { method } from '../../rpc/method.ts'
+import { done } from '../../rpc/params.ts'
+import type { SnapshotAction } from '../pool.ts'
+import { inPool, type VolumeContext, volumeName } from './params.ts'
+
+const ERRORS = {
+  ENOENT: 'there is no volume, or no snapshot, of that name',
+  EINVAL: 'several pools have a volume of that name',
+  ENOTSUP: 'the storage of the pool has no snapshots',
+  EBUSY: 'somebody has the volume open, or is changing it',
+} as const
+
+function action<const Name extends string>(
+  name: Name,
+  verb: SnapshotAction,
+  summary: string,
+  errors: object,
+) {
+  return method({
+    name,
+    summary,
+    params: z.object({ volume: volumeName, snapshot: z.string().describe('The snapshot'), pool: inPool }),
+    result: done,
+    errors: { ...ERRORS, ...errors },
+    concurrent: true,
+    cli: { positional: ['volume', 'snapshot'] },
+    async run({ volume, snapshot, pool }, { volumes }: VolumeContext) {
+      await volumes.snapshot(volumes.find(volume, pool), verb, snapshot)
+      return true as const
+    },
+  })
+}
+
+const volumeSnapshotList = method({
+  name: 'volume_snapshot_list',
+  summary: 'Lists the snapshots of a volume, the oldest first.',
+  params: z.object({ volume: volumeName, pool: inPool }),
+  result: z.array(
+    z.object({
+      name: z.string(),
+      created: z.string().describe('As in ISO 8601'),
+      size: z.int().describe("The volume's capacity then, in bytes"),
+    }),
+  ),
+  errors: ERRORS,
+  cli: {
+    positional: ['volume'],
+    columns: [
+      { title: 'Name', value: row => row.name },
+      { title: 'Creation Time', value: row => row.created },
+      { title: 'Capacity', value: row => formatSize(row.size) },
+    ],
+  },
+  run: async ({ volume, pool }, { volumes }: VolumeContext) =>
+    (await volumes.snapshotsOf(volumes.find(volume, pool))).map(({ name, created, sizeBytes }) => ({
+      ...{ name, created: created.toISOString(), size: sizeBytes },
+    })),
+})
+
+export const snapshotMethods = [
+  action('volume_snapshot_create', 'create', 'Makes a snapshot of a volume.', {
+    EEXIST: 'the volume has a snapshot of that name',
+  }),
+  volumeSnapshotList,
+  action(
+    'volume_snapshot_revert',
+    'revert',
+    'Makes a volume that nobody uses what it was when the snapshot was made.',
+    {},
+  ),
+  action('volume_snapshot_delete', 'delete', 'Deletes a snapshot of a volume.', {}),
+]

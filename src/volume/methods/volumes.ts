@@ -1,0 +1,356 @@
+/** Methods of volumes: making, looking, changing. */
+import { z } from 'zod'
+import { RpcError } from '../../core/errors.ts'
+import { formatSize } from '../../core/format-size.ts'
+import { formatVolume } from '../../libvirt/volume-xml.ts'
+import { method } from '../../rpc/method.ts'
+import { done } from '../../rpc/params.ts'
+import { PREALLOCATIONS, type VolumeFacts, WIPE_ALGORITHMS } from '../pool.ts'
+import type { Pool } from '../pools.ts'
+import {
+  bytesOf,
+  group,
+  inPool,
+  mode,
+  owner,
+  permissionsOf,
+  poolName,
+  size,
+  type VolumeContext,
+  volumeName,
+} from './params.ts'
+
+export const NO_VOLUME = {
+  ENOENT: 'there is no volume of that name in an active pool',
+  EINVAL: 'several pools have a volume of that name',
+} as const
+const CANNOT = {
+  EBUSY: 'somebody has it open, or is changing it',
+  ENOTSUP: 'volumes of that pool cannot do that',
+} as const
+const NEW_NAME = { EEXIST: 'there is a volume of the new name' } as const
+const VOLUME = { positional: ['volume'] } as const
+
+const volumeRow = z.object({
+  name: z.string(),
+  pool: z.string(),
+  key: z.string(),
+  path: z.string(),
+  type: z.enum(['file', 'block', 'network']),
+  format: z.string(),
+  capacity: z
+    .int()
+    .optional()
+    .describe('What a guest sees, in bytes; absent where only opening it would tell'),
+  allocation: z.int().optional().describe('What it takes of the pool, in bytes'),
+  backing: z.object({ path: z.string(), format: z.string().optional() }).optional(),
+  mode: z.string().optional().describe('Octal'),
+  owner: z.int().optional(),
+  group: z.int().optional(),
+})
+export type VolumeRow = z.output<typeof volumeRow>
+
+export function toRow(pool: Pool, volume: VolumeFacts): VolumeRow {
+  const { name, key, path, type, format, capacityBytes, allocationBytes, backing, permissions } = volume
+  return {
+    ...{ name, pool: pool.name, key, path, type, format },
+    ...(capacityBytes === undefined ? {} : { capacity: capacityBytes }),
+    ...(allocationBytes === undefined ? {} : { allocation: allocationBytes }),
+    ...(backing === undefined
+      ? {}
+      : {
+          backing: {
+            path: backing.path,
+            ...(backing.format === undefined ? {} : { format: backing.format }),
+          },
+        }),
+    ...(permissions?.mode === undefined ? {} : { mode: `0${permissions.mode.toString(8)}` }),
+    ...(permissions?.owner === undefined ? {} : { owner: permissions.owner }),
+    ...(permissions?.group === undefined ? {} : { group: permissions.group }),
+  }
+}
+
+const sizeOrDash = (bytes: number | undefined): string => (bytes === undefined ? '-' : formatSize(bytes))
+
+/** As virsh's `vol-list --details`, with the format and, as pools are many, the pool. */
+const columns = [
+  { title: 'Name', value: (row: VolumeRow) => row.name },
+  { title: 'Pool', value: (row: VolumeRow) => row.pool },
+  { title: 'Path', value: (row: VolumeRow) => row.path },
+  { title: 'Type', value: (row: VolumeRow) => row.type },
+  { title: 'Format', value: (row: VolumeRow) => row.format },
+  { title: 'Capacity', value: (row: VolumeRow) => sizeOrDash(row.capacity) },
+  { title: 'Allocation', value: (row: VolumeRow) => sizeOrDash(row.allocation) },
+]
+
+const volumeCreate = method({
+  name: 'volume_create',
+  summary: 'Makes a volume. It is thin unless preallocation is asked for, which is a job.',
+  params: z.object({
+    pool: poolName,
+    name: z.string().describe('Its name'),
+    capacity: size
+      .optional()
+      .describe('Bytes, or a number with K, M, G or T; by default that of the backing volume'),
+    format: z.string().default('raw').describe('raw or qcow2, where the pool has a choice'),
+    preallocation: z
+      .enum(PREALLOCATIONS)
+      .default('off')
+      .describe('full reserves all of it now, metadata only the tables of a qcow2 volume'),
+    backing: z
+      .string()
+      .optional()
+      .describe('The volume beneath it, which must not change any more: a name, POOL/NAME or a path'),
+    features: z
+      .record(z.string(), z.string())
+      .default({})
+      .describe('Of the format: cluster_size, refcount_bits, lazy_refcounts, extended_l2, compat of qcow2'),
+    mode,
+    owner,
+    group,
+  }),
+  result: z.object({
+    name: z.string(),
+    job_id: z.int().optional().describe('When it is not done yet: see job_get'),
+  }),
+  errors: {
+    ENOENT: 'there is no pool of that name, or no backing volume',
+    EINVAL: 'the name, the size or a feature is none, or the pool is not active',
+    EEXIST: NEW_NAME.EEXIST,
+    ENOSPC: 'the pool has not that much room',
+    ENOTSUP: 'the pool cannot make volumes, or none of that format',
+  },
+  concurrent: true,
+  cli: {
+    positional: ['pool', 'name', 'capacity'],
+    flags: { backing: ['backing-vol'] },
+    job: ({ job_id }) => job_id,
+    text: ({ name }) => `Vol ${name} created\n`,
+  },
+  async run({ pool, name, format, preallocation, features, ...rest }, { volumes }: VolumeContext) {
+    const backing = rest.backing === undefined ? undefined : volumes.find(rest.backing)
+    const capacity = rest.capacity ?? backing?.volume.capacityBytes
+    if (capacity === undefined) {
+      throw new RpcError('EINVAL', `volume ${name} needs a capacity: say how big it is, such as 10G`)
+    }
+    const started = await volumes.create(pool, {
+      ...{ name, format, preallocation, features },
+      capacityBytes: bytesOf(capacity, 'the capacity'),
+      backing: backing && { path: backing.volume.path, format: backing.volume.format },
+      permissions: permissionsOf(rest),
+    })
+    return { name, ...started }
+  },
+})
+
+const volumeDelete = method({
+  name: 'volume_delete',
+  summary: 'Deletes a volume and what it holds.',
+  params: z.object({
+    volume: volumeName,
+    pool: inPool,
+    delete_snapshots: z.boolean().default(false).describe('Its snapshots, too'),
+  }),
+  result: done,
+  errors: { ...NO_VOLUME, ...CANNOT },
+  concurrent: true,
+  cli: VOLUME,
+  async run({ volume, pool, delete_snapshots }, { volumes }: VolumeContext) {
+    await volumes.delete(volumes.find(volume, pool), { withSnapshots: delete_snapshots })
+    return true as const
+  },
+})
+
+const volumeList = method({
+  name: 'volume_list',
+  summary: 'Lists the volumes of a pool, or of all that are active.',
+  params: z.object({
+    pool: poolName.optional(),
+    iso: z.boolean().default(false).describe('Only CD images'),
+    refresh: z.boolean().default(true).describe('Look again before: false answers what the last look found'),
+  }),
+  // virsh's spelling; it is the case anyway.
+  ignored: ['details'],
+  result: z.array(volumeRow),
+  errors: { ENOENT: 'there is no pool of that name', EINVAL: 'the pool is not active' },
+  cli: { positional: ['pool'], columns, flags: { details: { on: 'details' } } },
+  async run({ pool, iso, refresh }, { pools }: VolumeContext) {
+    const wanted = pool === undefined ? pools.list().filter(({ isActive }) => isActive) : [pools.active(pool)]
+    const rows: VolumeRow[] = []
+    for (const each of wanted) {
+      if (refresh) await pools.lookAgain(each)
+      for (const volume of each.contents?.volumes ?? []) {
+        if (!iso || volume.format === 'iso') rows.push(toRow(each, volume))
+      }
+    }
+    return rows
+  },
+})
+
+const volumeDetails = volumeRow.extend({
+  bdev: z.string().optional().describe('The bdev that has it open'),
+  users: z.string().describe('Who has that, or what other programs have the volume open; empty for nobody'),
+  dependents: z.array(z.string()).describe('Volumes that have it beneath them'),
+  snapshots: z.int(),
+})
+type VolumeDetails = z.output<typeof volumeDetails>
+
+function infoText(row: VolumeDetails): string {
+  const { backing, bdev, users } = row
+  const lines: [string, string][] = [
+    ['Name', row.name],
+    ['Pool', row.pool],
+    ['Path', row.path],
+    ['Type', row.type],
+    ['Format', row.format],
+    ['Capacity', sizeOrDash(row.capacity)],
+    ['Allocation', sizeOrDash(row.allocation)],
+    ...(backing === undefined
+      ? []
+      : ([['Backing', `${backing.path} (${backing.format ?? 'probed'})`]] as const)
+    ).map(([title, value]): [string, string] => [title, value]),
+    ['Snapshots', String(row.snapshots)],
+    ['Bdev', bdev ?? '-'],
+    ['Used by', users === '' ? '-' : users],
+  ]
+  return lines.map(([title, value]) => `${`${title}:`.padEnd(16)}${value}\n`).join('')
+}
+
+const volumeInfo = method({
+  name: 'volume_info',
+  summary: 'Tells of one volume: sizes, what is beneath it, who uses it.',
+  params: z.object({ volume: volumeName, pool: inPool }),
+  result: volumeDetails,
+  errors: NO_VOLUME,
+  concurrent: true,
+  cli: { ...VOLUME, text: infoText },
+  async run({ volume, pool }, { volumes, pools }: VolumeContext) {
+    await pools.lookAgain(volumes.find(volume, pool).pool)
+    const found = volumes.find(volume, pool)
+    const facts = await volumes.describe(found)
+    const { bdev, owners, programs, dependents } = await volumes.useOf(found)
+    const snapshots = await found.pool.backend.volumes.snapshots?.list(facts)
+    return {
+      ...toRow(found.pool, facts),
+      ...(bdev === undefined ? {} : { bdev: bdev.name }),
+      users: [owners, ...programs].filter(each => each !== '').join(', '),
+      dependents: dependents.map(({ name }) => name),
+      snapshots: snapshots?.length ?? 0,
+    }
+  },
+})
+
+const volumeDumpxml = method({
+  name: 'volume_dumpxml',
+  summary: 'Prints the libvirt document of a volume.',
+  params: z.object({ volume: volumeName, pool: inPool }),
+  result: z.string(),
+  errors: NO_VOLUME,
+  concurrent: true,
+  cli: VOLUME,
+  async run({ volume, pool }, { volumes }: VolumeContext) {
+    const { name, key, path, type, format, ...facts } = await volumes.describe(volumes.find(volume, pool))
+    return formatVolume({
+      ...{ type, name, key, target: { path, format, permissions: facts.permissions } },
+      capacityBytes: facts.capacityBytes,
+      allocationBytes: facts.allocationBytes,
+      backingStore: facts.backing && { path: facts.backing.path, format: facts.backing.format },
+    })
+  },
+})
+
+const volumeResize = method({
+  name: 'volume_resize',
+  summary: 'Changes the size of a volume. Those who have it open see that it has grown at once.',
+  params: z.object({
+    volume: volumeName,
+    capacity: size.describe('Its new size: bytes, or a number with K, M, G or T'),
+    pool: inPool,
+    delta: z.boolean().default(false).describe('The size is what comes on top of what it has'),
+    shrink: z.boolean().default(false).describe('It may become smaller: what lies beyond is lost'),
+    allocate: z.boolean().default(false).describe('Reserve what it grows by'),
+  }),
+  result: z.object({ capacity: z.int().describe('In bytes') }),
+  errors: { ...NO_VOLUME, ...CANNOT, ENOSPC: 'the pool has not that much room' },
+  concurrent: true,
+  cli: {
+    positional: ['volume', 'capacity'],
+    text: ({ capacity }) => `The volume has ${formatSize(capacity)} now\n`,
+  },
+  async run({ volume, capacity, pool, delta, shrink, allocate }, { volumes }: VolumeContext) {
+    const found = volumes.find(volume, pool)
+    const given = bytesOf(capacity, 'the capacity')
+    const before = delta ? ((await volumes.describe(found)).capacityBytes ?? 0) : 0
+    await volumes.resize(found, before + given, { shrink, allocate })
+    return { capacity: before + given }
+  },
+})
+
+const volumeRename = method({
+  name: 'volume_rename',
+  summary: 'Gives a volume that nobody uses another name.',
+  params: z.object({ volume: volumeName, name: z.string().describe('Its new name'), pool: inPool }),
+  result: done,
+  errors: { ...NO_VOLUME, ...CANNOT, ...NEW_NAME },
+  concurrent: true,
+  cli: { positional: ['volume', 'name'] },
+  async run({ volume, name, pool }, { volumes }: VolumeContext) {
+    await volumes.rename(volumes.find(volume, pool), name)
+    return true as const
+  },
+})
+
+const job = { job: ({ job_id }: { job_id: number }) => job_id } as const
+const started = z.object({ job_id: z.int().describe('See job_get') })
+
+const volumeClone = method({
+  name: 'volume_clone',
+  summary: 'Copies a volume within its pool: at once where its storage shares blocks between copies.',
+  params: z.object({ volume: volumeName, name: z.string().describe('The name of the copy'), pool: inPool }),
+  result: started,
+  errors: { ...NO_VOLUME, ...CANNOT, ...NEW_NAME },
+  concurrent: true,
+  cli: { positional: ['volume', 'name'], ...job },
+  run: ({ volume, name, pool }, { volumes }: VolumeContext) =>
+    volumes.clone(volumes.find(volume, pool), name),
+})
+
+const volumeWipe = method({
+  name: 'volume_wipe',
+  summary: 'Overwrites all that a volume holds. Snapshots and clones that share blocks with it keep theirs.',
+  params: z.object({
+    volume: volumeName,
+    pool: inPool,
+    algorithm: z
+      .string()
+      .default('zero')
+      .describe("zero, random, or trim, which gives the blocks back; not libvirt's passes of scrub"),
+  }),
+  result: started,
+  errors: { ...NO_VOLUME, ...CANNOT },
+  concurrent: true,
+  cli: { ...VOLUME, ...job },
+  run({ volume, pool, algorithm }, { volumes }: VolumeContext) {
+    const known = WIPE_ALGORITHMS.find(each => each === algorithm)
+    if (known === undefined) {
+      throw new RpcError(
+        'ENOTSUP',
+        `there is no wiping by ${algorithm}: ${WIPE_ALGORITHMS.join(', ')} there are. The passes of nnsa, dod and the like ` +
+          'were for the disks of their time; one of random or zero does the same today',
+      )
+    }
+    return volumes.wipe(volumes.find(volume, pool), known)
+  },
+})
+
+export const volumeMethods = [
+  volumeCreate,
+  volumeDelete,
+  volumeList,
+  volumeInfo,
+  volumeDumpxml,
+  volumeResize,
+  volumeRename,
+  volumeClone,
+  volumeWipe,
+]

@@ -1,0 +1,103 @@
+/**
+ * Who uses a volume, told from what is there and not from a book of ours: the bdevs that have it open, whoever has those, and
+ * other programs, which QEMU's images are locked by.
+ */
+import { readFile, realpath, stat } from 'node:fs/promises'
+import type { BdevInfo } from '../bdev/bdev.ts'
+import { deviceNumbers, readText } from '../bdev/drivers/file-identity.ts'
+import type { BdevRegistry } from '../bdev/registry.ts'
+import { RpcError } from '../core/errors.ts'
+import type { VolumeFacts } from './pool.ts'
+import type { Pool } from './pools.ts'
+
+export interface VolumeUse {
+  /** The bdev over it that writes, or else one that reads. */
+  readonly bdev: BdevInfo | undefined
+  /** All bdevs over it. */
+  readonly bdevs: readonly BdevInfo[]
+  /** Who has those: `subsystem nqn…`, `NBD export …`; empty when nobody has. */
+  readonly owners: string
+  /** Other processes that have the file locked, as QEMU does: `qemu-system-x86 (pid 4711)`. */
+  readonly programs: readonly string[]
+  /** Volumes of active pools that have this one beneath them. */
+  readonly dependents: readonly VolumeFacts[]
+}
+
+export async function useOf(
+  volume: VolumeFacts,
+  bdevs: BdevRegistry,
+  pools: readonly Pool[],
+): Promise<VolumeUse> {
+  const path = volume.type === 'network' ? volume.path : await realpath(volume.path).catch(() => volume.path)
+  const over: BdevInfo[] = []
+  for (const info of bdevs.list()) if ((await mediumOf(info)) === path) over.push(info)
+  const owners = over.map(({ name }) => bdevs.ownersOf(name)).filter(each => each !== '')
+  const all = pools.flatMap(({ contents }) => contents?.volumes ?? [])
+  return {
+    bdev: over.find(({ readOnly }) => !readOnly) ?? over[0],
+    bdevs: over,
+    owners: owners.join(', '),
+    programs: volume.type === 'network' ? [] : await lockersOf(path),
+    dependents: all.filter(({ backing }) => backing?.path === volume.path),
+  }
+}
+
+/** The path of the file or block device that a bdev has, or Ceph's names of the image; undefined for others. */
+export async function mediumOf({ driver, driverSpecific }: BdevInfo): Promise<string | undefined> {
+  const facts = driverSpecific[driver] as Record<string, unknown> | undefined
+  if (driver === 'rbd') {
+    const { pool_name, namespace, rbd_name } = facts ?? {}
+    return [pool_name, namespace, rbd_name].filter(part => part !== undefined && part !== '').join('/')
+  }
+  const filename = facts?.filename
+  if (typeof filename !== 'string') return undefined
+  return realpath(filename).catch(() => filename)
+}
+
+/**
+ * Processes that have locks on a file (proc_locks(5)): `1: OFDLCK ADVISORY READ -1 08:01:1234 100 101`. QEMU's locks belong to
+ * an open file, not to a process, so who has the file open is looked up only when there is such a lock.
+ */
+async function lockersOf(path: string): Promise<string[]> {
+  const stats = await stat(path).catch(() => undefined)
+  if (stats === undefined) return []
+  const [major, minor] = deviceNumbers(stats.dev).split(':').map(Number)
+  const hex = (value: number): string => value.toString(16).padStart(2, '0')
+  const inode = `${hex(major!)}:${hex(minor!)}:${stats.ino}`
+  const lines = (await readText('/proc/locks')).split('\n').filter(line => line.includes(` ${inode} `))
+  const pids = new Set(lines.map(line => Number(line.trim().split(/\s+/).at(-4))))
+  const found: string[] = []
+  for (const pid of pids) {
+    if (pid === process.pid) continue
+    found.push(pid > 0 ? await describeProcess(pid) : 'another program (a QEMU guest, qemu-img, qemu-nbd)')
+  }
+  return found
+}
+
+async function describeProcess(pid: number): Promise<string> {
+  const name = await readFile(`/proc/${pid}/comm`, 'utf8').catch(() => 'process')
+  return `${name.trim()} (pid ${pid})`
+}
+
+/** Throws `RpcError` EBUSY when somebody uses the volume, naming who and what to do. */
+export function refuseInUse(volume: VolumeFacts, done: string, use: VolumeUse): void {
+  const { bdev, owners, programs } = use
+  const who = [
+    ...(bdev === undefined ? [] : [`bdev ${bdev.name} has it open${owners === '' ? '' : ` for ${owners}`}`]),
+    ...programs.map(program => `${program} has it open`),
+  ]
+  if (who.length === 0) return
+  const remedy = bdev === undefined ? 'end that first' : `qpair volume unexport ${volume.name} gives it back`
+  throw new RpcError('EBUSY', `volume ${volume.name} cannot be ${done}: ${who.join('; ')}. ${remedy}`)
+}
+
+/** Throws `RpcError` EBUSY when other volumes are made of what this one has. */
+export function refuseWithDependents(volume: VolumeFacts, done: string, { dependents }: VolumeUse): void {
+  if (dependents.length === 0) return
+  const names = dependents.map(({ name }) => name).join(', ')
+  throw new RpcError(
+    'EBUSY',
+    `volume ${volume.name} cannot be ${done}: it is the backing store of ${names}, which would be destroyed. ` +
+      'Delete those first',
+  )
+}

@@ -1,0 +1,301 @@
+/** What is done to volumes, whatever pool they are in: found by name, protected from two writers, handed to the backend. */
+import type { BdevRegistry } from '../bdev/registry.ts'
+import { RpcError, thereAre } from '../core/errors.ts'
+import { formatSize } from '../core/format-size.ts'
+import { logger } from '../core/log.ts'
+import type { Jobs } from '../rpc/jobs.ts'
+import {
+  type CreateVolume,
+  QUIET,
+  type SnapshotAction,
+  type SnapshotOperations,
+  type VolumeFacts,
+  type VolumeOperation,
+  type VolumeOperations,
+  type VolumeSnapshot,
+  type WipeAlgorithm,
+} from './pool.ts'
+import { type Pool, type StoragePools, volumeIn } from './pools.ts'
+import { refuseInUse, refuseWithDependents, useOf, type VolumeUse } from './use.ts'
+import { checkFileName } from './volume-name.ts'
+
+const log = logger('volume')
+
+export interface VolumesOptions {
+  readonly pools: StoragePools
+  readonly bdevs: BdevRegistry
+  readonly jobs: Jobs
+  /** A method of the daemon at once, saving nothing: whoever calls saves. */
+  readonly replay: (method: string, params?: unknown) => Promise<unknown>
+}
+
+export interface Found {
+  readonly pool: Pool
+  readonly volume: VolumeFacts
+}
+
+export class Volumes {
+  readonly pools: StoragePools
+  readonly bdevs: BdevRegistry
+  readonly jobs: Jobs
+  readonly #replay: VolumesOptions['replay']
+  /** Volumes that long work has to itself, and names that it will give, with what is done: `POOL/NAME`. */
+  readonly #taken = new Map<string, string>()
+
+  constructor({ pools, bdevs, jobs, replay }: VolumesOptions) {
+    this.pools = pools
+    this.bdevs = bdevs
+    this.jobs = jobs
+    this.#replay = replay
+  }
+
+  /** By POOL/NAME, by name where it is the only one, by key or path. Throws `RpcError` ENOENT or EINVAL. */
+  find(name: string, poolName?: string): Found {
+    if (poolName !== undefined) {
+      const pool = this.pools.active(poolName)
+      const volume = volumeIn(pool, name) ?? pool.contents?.volumes.find(each => each.path === name)
+      if (volume !== undefined) return { pool, volume }
+      throw missing(name, pool)
+    }
+    const active = this.pools.list().filter(({ isActive }) => isActive)
+    const slash = name.indexOf('/')
+    const named = active.find(pool => slash > 0 && pool.name === name.slice(0, slash))
+    if (named !== undefined) {
+      const volume = volumeIn(named, name.slice(slash + 1))
+      if (volume === undefined) throw missing(name.slice(slash + 1), named)
+      return { pool: named, volume }
+    }
+    const found = active.flatMap(pool =>
+      (pool.contents?.volumes ?? [])
+        .filter(volume => volume.name === name || volume.key === name || volume.path === name)
+        .map(volume => ({ pool, volume })),
+    )
+    if (found.length === 1) return found[0]!
+    if (found.length === 0) {
+      const where = thereAre(active.map(pool => pool.name))
+      throw new RpcError('ENOENT', `there is no volume ${name} in an active pool; of those ${where}`)
+    }
+    const pools = found.map(({ pool }) => `${pool.name}/${name}`).join(', ')
+    throw new RpcError('EINVAL', `volume ${name} is in several pools: say which, ${pools}`)
+  }
+
+  /** With the facts that only opening it tells. */
+  async describe({ pool, volume }: Found): Promise<VolumeFacts> {
+    return (await pool.backend.volumes.describe?.(volume)) ?? volume
+  }
+
+  useOf({ volume }: Found): Promise<VolumeUse> {
+    return useOf(volume, this.bdevs, this.pools.list())
+  }
+
+  /** Makes a volume. Preallocating takes long: then it is a job, whose number is answered. */
+  async create(poolName: string, request: CreateVolume): Promise<{ job_id?: number }> {
+    const pool = this.pools.active(poolName)
+    const operation = this.operation(pool, 'create')
+    this.refuseTaken(pool, request.name)
+    if (request.preallocation === 'off') {
+      await this.pools.change(pool, async () => {
+        this.refuseTaken(pool, request.name)
+        await operation(request, QUIET)
+      })
+      return {}
+    }
+    return this.#job(pool, 'volume_create', request.name, [request.name], request.capacityBytes, progress =>
+      operation(request, progress),
+    )
+  }
+
+  async delete(found: Found, options: { readonly withSnapshots: boolean }): Promise<void> {
+    const { pool, volume } = found
+    const operation = this.operation(pool, 'delete')
+    await this.#change(found, 'deleted', async use => {
+      refuseWithDependents(volume, 'deleted', use)
+      const snapshots = options.withSnapshots ? [] : await pool.backend.volumes.snapshots?.list(volume)
+      if (snapshots !== undefined && snapshots.length > 0) {
+        throw new RpcError(
+          'EBUSY',
+          `volume ${volume.name} has ${snapshots.length} snapshots (${snapshots.map(each => each.name).join(', ')}), ` +
+            'which would go with it: --delete-snapshots deletes them too',
+        )
+      }
+      await operation(volume)
+    })
+    log.notice(`volume ${pool.name}/${volume.name} is deleted`)
+  }
+
+  /** Grows it, also while it is open; shrinks it when that is said and nobody has it. */
+  async resize(
+    found: Found,
+    capacityBytes: number,
+    options: { readonly allocate: boolean; readonly shrink: boolean },
+  ): Promise<void> {
+    const { pool, volume } = found
+    const operation = this.operation(pool, 'resize')
+    await this.pools.change(pool, async () => {
+      this.refuseTaken(pool, volume.name, 'resized')
+      const { capacityBytes: before = 0 } = await this.describe(found)
+      const use = await this.useOf(found)
+      refuseWithDependents(volume, 'resized', use)
+      if (capacityBytes < before) {
+        if (!options.shrink) {
+          throw new RpcError(
+            'EINVAL',
+            `volume ${volume.name} has ${formatSize(before)} and would shrink to ${formatSize(capacityBytes)}, ` +
+              'which cuts off what lies beyond: --shrink does that',
+          )
+        }
+        refuseInUse(volume, 'made smaller', use)
+      }
+      if (use.programs.length > 0) refuseInUse(volume, 'resized', { ...use, bdev: undefined })
+      await operation(volume, capacityBytes, { isOpen: use.bdev !== undefined, allocate: options.allocate })
+      for (const { name, driver } of use.bdevs) await this.#replay(`bdev_${driver}_rescan`, { name })
+    })
+  }
+
+  async rename(found: Found, name: string): Promise<void> {
+    const operation = this.operation(found.pool, 'rename')
+    await this.#change(found, 'renamed', async use => {
+      refuseWithDependents(found.volume, 'renamed', use)
+      this.refuseTaken(found.pool, name)
+      await operation(found.volume, name)
+    })
+  }
+
+  /** A copy that is as the volume was at one moment; long unless the storage shares blocks. A job, always. */
+  async clone(found: Found, name: string): Promise<{ job_id: number }> {
+    const { pool, volume } = found
+    const operation = this.operation(pool, 'clone')
+    this.refuseTaken(pool, name)
+    this.refuseTaken(pool, volume.name, 'cloned')
+    refuseInUse(volume, 'cloned', await this.useOf(found))
+    return this.#job(pool, 'volume_clone', name, [name, volume.name], volume.capacityBytes, progress =>
+      operation(volume, name, progress),
+    )
+  }
+
+  async wipe(found: Found, algorithm: WipeAlgorithm): Promise<{ job_id: number }> {
+    const { pool, volume } = found
+    const operation = this.operation(pool, 'wipe')
+    this.refuseTaken(pool, volume.name, 'wiped')
+    const use = await this.useOf(found)
+    refuseInUse(volume, 'wiped', use)
+    refuseWithDependents(volume, 'wiped', use)
+    return this.#job(pool, 'volume_wipe', volume.name, [volume.name], volume.capacityBytes, progress =>
+      operation(volume, algorithm, progress),
+    )
+  }
+
+  async snapshot(found: Found, action: SnapshotAction, snapshot: string): Promise<void> {
+    const { pool, volume } = found
+    const operations = this.#snapshots(pool)
+    checkFileName(snapshot, 'a snapshot')
+    await this.pools.change(pool, async () => {
+      this.refuseTaken(pool, volume.name, 'changed')
+      const use = await this.useOf(found)
+      const done = { create: 'snapshotted', revert: 'reverted', delete: 'relieved of a snapshot' }[action]
+      if (!operations.whileOpen(volume).includes(action)) refuseInUse(volume, done, use)
+      else if (use.programs.length > 0) refuseInUse(volume, done, { ...use, bdev: undefined })
+      if (action === 'revert') refuseWithDependents(volume, done, use)
+      await operations[action](volume, snapshot)
+    })
+    log.notice(`volume ${pool.name}/${volume.name}: ${action} of snapshot ${snapshot}`)
+  }
+
+  snapshotsOf({ pool, volume }: Found): Promise<VolumeSnapshot[]> {
+    return this.#snapshots(pool).list(volume)
+  }
+
+  /** Throws `RpcError` EEXIST or EBUSY when the name is that of a volume, or will be. */
+  refuseTaken(pool: Pool, name: string, changed?: string): void {
+    const doing = this.#taken.get(`${pool.name}/${name}`)
+    if (doing !== undefined) {
+      throw new RpcError('EBUSY', `volume ${pool.name}/${name} is busy: ${doing}. See qpair job list`)
+    }
+    if (changed !== undefined) return
+    checkFileName(name)
+    if (volumeIn(pool, name) === undefined) return
+    throw new RpcError('EEXIST', `pool ${pool.name} has a volume ${name} already: choose another name`)
+  }
+
+  /** The backend's operation. Throws `RpcError` ENOTSUP with the reason when it has none. */
+  operation<Name extends Exclude<VolumeOperation, 'snapshots'>>(
+    { name, document, backend }: Pool,
+    operation: Name,
+  ): NonNullable<VolumeOperations[Name]> {
+    const found = backend.volumes[operation]
+    if (found !== undefined) return found.bind(backend.volumes) as NonNullable<VolumeOperations[Name]>
+    throw notSupported(name, document.type, operation, backend.volumes)
+  }
+
+  #snapshots({ name, document, backend }: Pool): SnapshotOperations {
+    if (backend.volumes.snapshots !== undefined) return backend.volumes.snapshots
+    throw notSupported(name, document.type, 'snapshots', backend.volumes)
+  }
+
+  /** A short change that nobody may use the volume during. */
+  async #change(found: Found, done: string, work: (use: VolumeUse) => Promise<void>): Promise<void> {
+    const { pool, volume } = found
+    await this.pools.change(pool, async () => {
+      this.refuseTaken(pool, volume.name, done)
+      const use = await this.useOf(found)
+      refuseInUse(volume, done, use)
+      await work(use)
+    })
+  }
+
+  #job(
+    pool: Pool,
+    kind: string,
+    name: string,
+    takes: readonly string[],
+    total: number | undefined,
+    work: (progress: {
+      report: (done: number, total?: number) => void
+      signal: AbortSignal
+    }) => Promise<void>,
+  ): { job_id: number } {
+    const keys = takes.map(each => `${pool.name}/${each}`)
+    for (const key of keys) this.#taken.set(key, `${kind} of ${name}`)
+    const free = (): void => {
+      for (const key of keys) this.#taken.delete(key)
+    }
+    try {
+      const options = {
+        kind,
+        name: `${pool.name}/${name}`,
+        unit: 'bytes' as const,
+        isCancellable: true,
+        ...(total === undefined ? {} : { total }),
+      }
+      return this.jobs.start(options, async (report, signal) => {
+        try {
+          await work({ report, signal })
+        } finally {
+          free()
+          await this.pools.lookAgain(pool)
+        }
+      })
+    } catch (error) {
+      free()
+      throw error
+    }
+  }
+}
+
+function missing(name: string, pool: Pool): RpcError {
+  const names = pool.contents?.volumes.map(volume => volume.name) ?? []
+  return new RpcError('ENOENT', `pool ${pool.name} has no volume ${name}: ${thereAre(names)}`)
+}
+
+function notSupported(
+  pool: string,
+  type: string,
+  operation: VolumeOperation,
+  { reasons }: VolumeOperations,
+): RpcError {
+  const reason = reasons?.[operation] ?? 'its storage has no such operation'
+  return new RpcError(
+    'ENOTSUP',
+    `pool ${pool} is of type ${type}, whose volumes cannot ${operation}: ${reason}`,
+  )
+}
