@@ -10,6 +10,7 @@ import { NvmeControllers } from '../nvme/nvme-controllers.ts'
 import { NvmfTarget } from '../nvmf/target.ts'
 import { RbdImages } from '../rbd/images.ts'
 import { Acceptor } from '../reactor/acceptor.ts'
+import { Bell } from '../reactor/bell.ts'
 import { MessageSockets } from '../reactor/message-sockets.ts'
 import { ReactorThreads } from '../reactor/thread.ts'
 import type { MethodCall } from '../rpc/config.ts'
@@ -124,6 +125,7 @@ function buildContext(
     ...dispatch,
     nvmf,
     rbd,
+    bell: new Bell(reactors),
     config: () => [...bdevs.config(), ...nvmf.config()],
   })
   const isSlow = ({ method }: MethodCall): boolean =>

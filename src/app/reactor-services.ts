@@ -5,6 +5,7 @@ import { ReactorNbdServer } from '../nbd/reactor-server.ts'
 import { installNvme } from '../nvme/reactor-nvme.ts'
 import { serveNvmf } from '../nvmf/reactor-services.ts'
 import { ReactorAcceptor } from '../reactor/acceptor.ts'
+import { serveBells } from '../reactor/bell.ts'
 import { ReactorMessageSockets } from '../reactor/message-sockets.ts'
 import type { Reactor } from '../reactor/reactor.ts'
 import { ReactorVhost } from '../vhost/reactor-vhost.ts'
@@ -27,4 +28,5 @@ export function buildServices(reactor: Reactor, drivers: readonly AnyDriver[]): 
   new ReactorMessageSockets(reactor, acceptor)
   new ReactorVhost(reactor, bdevs)
   new ReactorNbdServer(reactor, acceptor, bdevs)
+  serveBells(reactor)
 }

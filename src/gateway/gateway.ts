@@ -107,6 +107,27 @@ export class Gateway implements Configurable {
     log.notice(`left gateway group ${group}`)
   }
 
+  /** Throws `RpcError`: ENOENT, EBUSY for a member that is not gone, EAGAIN. */
+  async forget(name: string): Promise<void> {
+    const { group } = this.options
+    if (this.#membership === null) {
+      throw new RpcError(
+        'EAGAIN',
+        `this daemon is no member of gateway group ${group} now: ask another member`,
+      )
+    }
+    try {
+      await this.#membership.forget(name)
+    } catch (error) {
+      if (error instanceof RpcError) throw error
+      const { message } = error as Error
+      throw new RpcError(
+        'EAGAIN',
+        `gateway ${name} is not forgotten: ${message}; try again, or on another member`,
+      )
+    }
+  }
+
   /** The daemon ends, and comes back. */
   async stop(): Promise<void> {
     const membership = this.#membership

@@ -14,6 +14,8 @@ const member = z.strictObject({
   /** Its Ceph client, by which it is shut out. */
   instance: z.string(),
   isAlive: z.boolean(),
+  /** When it ended, or was shut out, by the clock of whoever wrote it: milliseconds since 1970. */
+  goneSinceMs: z.int().min(0).optional(),
   /** On its way out: it lets go of what it serves, and gets nothing new. */
   isLeaving: z.boolean(),
   /** Grows with every renewal of the lease. */

@@ -12,7 +12,7 @@ import type { Clock, Timer } from '../core/clock.ts'
 import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import { type GroupState, type Member, parseState } from './group-state.ts'
-import { memberOf, ownedBy, renew, retire, SERVE_SHARE, toLetGo, Watch } from './lease.ts'
+import { isNews, memberOf, ownedBy, renew, retire, SERVE_SHARE, toLetGo, Watch } from './lease.ts'
 import { FencedError, type GroupStore } from './store.ts'
 
 const log = logger('gateway')
@@ -44,6 +44,8 @@ export interface Serving {
 export interface KeeperEvents {
   /** A state was read or written that has news in it. */
   changed(state: GroupState): void
+  /** This member has written what others should look at, instead of with their next turn. */
+  told(): void
   /** This member was shut out, or somebody else has its name: it ends. */
   lost(reason: string, isReplaced: boolean): void
 }
@@ -172,7 +174,7 @@ export class Keeper {
         if (read === undefined) return
         const state = parseState(object, read.text)
         if (memberOf(state, incarnation) === undefined) return
-        const next = retire(state, incarnation, isForgotten)
+        const next = retire(state, incarnation, isForgotten, Date.now())
         if (await store.write(object, JSON.stringify(next), read.version)) return
       }
     } catch (error) {
@@ -237,6 +239,7 @@ export class Keeper {
       groups: serving.groups,
       // One that renewed its lease while it was being shut out still serves what needs no writing, until it is over.
       fenced: this.#fencedAndSilent(before.leaseMs),
+      dateMs: Date.now(),
       released,
     })
     const startUs = clock.nowUs()
@@ -245,6 +248,7 @@ export class Keeper {
     for (const key of released) this.#released.delete(key)
     this.#state = next
     this.#extend(startUs)
+    if (isNews(before, next)) events.told()
     events.changed(next)
     this.#reconcile()
     return true

@@ -59,14 +59,17 @@ export function register(state: GroupState, newcomer: Newcomer): GroupState | un
   return { ...state, members: [...others, entry].sort((a, b) => a.number - b.number), owners }
 }
 
-/** Its own from before, a free one, or that of a dead member. */
+/** Its own from before, a free one, or that of the member that is dead for longest. */
 function numberFor({ members }: GroupState, name: string): number | undefined {
   const own = members.find(member => member.name === name)
   if (own !== undefined) return own.number
   for (let number = 0; number < MEMBERS_MAX; number++) {
     if (!members.some(member => member.number === number)) return number
   }
-  return members.find(({ isAlive }) => !isAlive)?.number
+  const [longest] = members
+    .filter(({ isAlive }) => !isAlive)
+    .sort((a, b) => (a.goneSinceMs ?? 0) - (b.goneSinceMs ?? 0))
+  return longest?.number
 }
 
 export interface Renewal {
@@ -79,6 +82,8 @@ export interface Renewal {
   readonly groups: readonly string[]
   /** Incarnations that Ceph has shut out. */
   readonly fenced: ReadonlySet<string>
+  /** Milliseconds since 1970, for whoever reads of it. */
+  readonly dateMs: number
   /** Of its own: closed, and nothing outstanding. */
   readonly released: ReadonlySet<string>
 }
@@ -96,7 +101,7 @@ export function renew(state: GroupState, renewal: Renewal): GroupState {
       const { isLeaving, version, hosts } = renewal
       return { ...me, beat: me.beat + 1, isLeaving, version, hosts, unable: [...renewal.unable] }
     }
-    return fenced.has(member.incarnation) ? dead(member) : member
+    return fenced.has(member.incarnation) ? dead(member, renewal.dateMs) : member
   })
   const alive = new Set(members.filter(({ isAlive }) => isAlive).map(({ number }) => number))
   const owners = without(
@@ -112,12 +117,30 @@ export function renew(state: GroupState, renewal: Renewal): GroupState {
 }
 
 /** The state without a member that owns nothing any more: forgotten, or only dead. */
-export function retire(state: GroupState, incarnation: string, isForgotten: boolean): GroupState {
+export function retire(
+  state: GroupState,
+  incarnation: string,
+  isForgotten: boolean,
+  dateMs: number,
+): GroupState {
   const me = memberOf(state, incarnation)!
   const members = isForgotten
     ? state.members.filter(member => member !== me)
-    : state.members.map(member => (member === me ? dead(member) : member))
+    : state.members.map(member => (member === me ? dead(member, dateMs) : member))
   return { ...state, members, owners: without(state.owners, (_, owner) => owner === me.number) }
+}
+
+/** The state without a dead member: its number is free, and its name is one that nobody has. */
+export const forget = (state: GroupState, gone: Member): GroupState => ({
+  ...state,
+  members: state.members.filter(member => member !== gone),
+})
+
+/** What is worth a look at once. That members live, they tell by themselves. */
+export function isNews(before: GroupState, after: GroupState): boolean {
+  const gist = ({ members, owners }: GroupState): string =>
+    JSON.stringify([owners, members.map(member => [member.incarnation, member.isAlive, member.isLeaving])])
+  return gist(before) !== gist(after)
 }
 
 export const ownedBy = ({ owners }: GroupState, number: number): string[] =>
@@ -177,9 +200,11 @@ export class Watch {
   }
 }
 
-const dead = (member: Member): Member => ({
+const dead = (member: Member, dateMs: number): Member => ({
   ...member,
   isAlive: false,
+  // It may be dead already, and be found silent again.
+  goneSinceMs: member.goneSinceMs ?? dateMs,
   isLeaving: false,
   hosts: {},
   unable: [],

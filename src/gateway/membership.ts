@@ -7,13 +7,17 @@ import type { TransportAddress } from '../nvmf/address.ts'
 import type { NvmfTarget } from '../nvmf/target.ts'
 import type { Cluster } from '../rbd/cluster.ts'
 import type { RbdImages } from '../rbd/images.ts'
+import type { Bell } from '../reactor/bell.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import { AnaState } from '../spec/nvme-log.ts'
+import { librados } from '../sys/librados.ts'
 import { librbd } from '../sys/librbd.ts'
+import { forgetMember } from './forget.ts'
 import type { GroupState } from './group-state.ts'
 import { joinGroup } from './join.ts'
 import { Keeper } from './keeper.ts'
 import { memberOf, windowOf } from './lease.ts'
+import { News } from './news.ts'
 import { RADOS_NAMESPACE, RadosStore } from './rados-store.ts'
 import { NvmfServing } from './serving.ts'
 import { SharedConfig } from './shared-config.ts'
@@ -49,6 +53,8 @@ export interface GroupOptions {
 export interface MembershipParts {
   readonly nvmf: NvmfTarget
   readonly rbd: RbdImages
+  /** By which librados tells of news. */
+  readonly bell: Bell
   /** Everything that this daemon has, as calls. */
   readonly config: () => readonly MethodCall[]
   readonly replay: (method: string, params?: unknown) => Promise<unknown>
@@ -65,8 +71,11 @@ export class Membership {
   readonly #options: GroupOptions
   readonly #parts: MembershipParts
   readonly #cluster: Cluster
-  readonly #pool: number
+  readonly #store: RadosStore
+  readonly #news: News
   #isCatchingUp = false
+  /** Something was heard that was not looked at yet. */
+  #hasNews = false
   #checkedUs = 0
   #isEnded = false
 
@@ -83,7 +92,18 @@ export class Membership {
     this.#options = options
     this.#parts = parts
     this.#cluster = connection.cluster
-    this.#pool = connection.pool
+    this.#store = store
+    const object = leaseObject(group)
+    this.#news = new News({
+      rados: librados(),
+      object: { pool: connection.pool, name: object },
+      eventfd: parts.bell.fd,
+      heard: () => {
+        this.keeper.hurry()
+        this.#catchUp()
+      },
+    })
+    const tell = (): void => void this.#news.tell()
     const { first, last } = windowOf(memberOf(state, incarnation)!.number)
     this.config = new SharedConfig({
       store,
@@ -93,16 +113,17 @@ export class Membership {
       config: parts.config,
       replay: parts.replay,
       changed: () => this.#listen(),
+      told: tell,
     })
     this.keeper = new Keeper(
       {
         clock: machineClock,
         store,
-        object: leaseObject(group),
+        object,
         incarnation,
         name,
         serving: new NvmfServing(parts.nvmf, this.config, machineClock),
-        events: { changed: news => this.#hear(news), lost },
+        events: { changed: news => this.#hear(news), told: tell, lost },
         random: Math.random,
       },
       state,
@@ -140,7 +161,7 @@ export class Membership {
       await membership.#begin()
       return membership
     } catch (error) {
-      if (handle >= 0) librbd().closePool(handle)
+      if (handle >= 0) await librados().closePool(handle)
       await leaveCluster(parts, cluster)
       throw error
     }
@@ -149,12 +170,16 @@ export class Membership {
   /** Something may have news for this member, or of it. */
   async #begin(): Promise<void> {
     try {
+      this.#parts.bell.listen(sum => this.#news.rung(sum))
+      this.#news.ensure()
       // What is wanted is known before the lease runs: opening many images may take longer than that.
       await this.config.read()
       this.keeper.start()
+      void this.#news.tell()
       await this.config.apply()
     } catch (error) {
       this.keeper.abandon()
+      await this.#news.close()
       throw error
     }
   }
@@ -162,6 +187,14 @@ export class Membership {
   /** Hands over in order. `isForgotten`: the member does not mean to come back. */
   async leave(isForgotten: boolean, timeoutMs: number): Promise<void> {
     await this.keeper.leave(isForgotten, timeoutMs)
+    await this.#news.tell()
+  }
+
+  /** Throws `RpcError` ENOENT, EBUSY for one that is not gone, and what the store throws. */
+  async forget(name: string): Promise<void> {
+    const { group } = this.#options
+    await forgetMember({ store: this.#store, object: leaseObject(group), group, name })
+    void this.#news.tell()
   }
 
   /** Takes what is shared away from this daemon, and lets go of the cluster. The keeper has ended before. */
@@ -174,7 +207,9 @@ export class Membership {
 
   /** Lets go of the cluster only. */
   async close(): Promise<void> {
-    librbd().closePool(this.#pool)
+    this.#isEnded = true
+    await this.#news.close()
+    await this.#store.close()
     await leaveCluster(this.#parts, this.#cluster)
   }
 
@@ -194,20 +229,28 @@ export class Membership {
   }
 
   #hear({ members }: GroupState): void {
+    this.#news.ensure()
     const { version } = this.config
-    const nowUs = machineClock.nowUs()
     const isBehind = members.some(member => member.isAlive && member.version > version)
-    const isDue = nowUs - this.#checkedUs > CONFIG_CHECK_MS * 1000
-    if (this.#isCatchingUp || !(isBehind || isDue)) return
+    const isDue = machineClock.nowUs() - this.#checkedUs > CONFIG_CHECK_MS * 1000
+    if (isBehind || isDue) this.#catchUp()
+  }
+
+  /** Looks what the others have changed, once it is nobody's turn to change something here. */
+  #catchUp(): void {
+    this.#hasNews = true
+    if (this.#isCatchingUp) return
     this.#isCatchingUp = true
-    this.#checkedUs = nowUs
     this.#parts
       .exclusive(async () => {
+        this.#hasNews = false
+        this.#checkedUs = machineClock.nowUs()
         if (!this.#isEnded) await this.config.catchUp()
       })
       .catch((error: Error) => log.warning(`the group's configuration is not read: ${error.message}`))
       .finally(() => {
         this.#isCatchingUp = false
+        if (this.#hasNews && !this.#isEnded) this.#catchUp()
       })
   }
 }

@@ -20,6 +20,7 @@ const MemberRow = z.object({
   is_self: z.boolean(),
   address: z.string(),
   silent_ms: z.int().describe('How long nothing was heard of it'),
+  gone_since: z.string().optional().describe('When it ended, or was shut out: 2026-01-31T23:59:59.000Z'),
   config_version: z.int(),
   ana_groups: z.array(z.object({ nqn: z.string(), anagrpid: z.int() })),
   unable: z.array(z.string()),
@@ -61,6 +62,7 @@ function describe(gateway: Gateway): z.input<typeof GroupDescription> {
       is_self: member === keeper.me,
       address: member.address,
       silent_ms: Math.round(keeper.silentMs(member.incarnation)),
+      ...(member.goneSinceMs === undefined ? {} : { gone_since: new Date(member.goneSinceMs).toISOString() }),
       config_version: member.version,
       ana_groups: ownedBy(state, member.number).map(toAnaGroup),
       unable: [...member.unable],
@@ -114,6 +116,22 @@ export const gatewayMethods = [
     saves: true,
     run: async (_, { gateway }: GatewayContext) => {
       await gateway.leave()
+      return true as const
+    },
+  }),
+  method({
+    name: 'gateway_forget',
+    summary: 'Takes a member that is gone, and does not come back, off the list of members.',
+    params: z.object({ name: word.describe('Of the member') }),
+    result: done,
+    errors: {
+      ENOENT: 'this daemon is in no group, or the group has no such member',
+      EBUSY: 'the member is not gone',
+      EAGAIN: 'Ceph does not answer, or this daemon is no member at the moment',
+    },
+    cli: { positional: ['name'] },
+    run: async ({ name }, { gateway }: GatewayContext) => {
+      await gateway.forget(name)
       return true as const
     },
   }),

@@ -29,6 +29,7 @@ export class RadosStore implements GroupStore {
   readonly #rados: Librados = librados()
   #settling: Promise<void> = Promise.resolve()
   #nextSettling: Promise<void> | undefined
+  #isClosed = false
 
   constructor(options: RadosStoreOptions) {
     this.#options = options
@@ -36,8 +37,14 @@ export class RadosStore implements GroupStore {
     if (this.instance === '') throw new StoreError('Ceph does not say by which address this client is known')
   }
 
+  /** Gives up what is under way, and closes the pool's handle. */
+  async close(): Promise<void> {
+    this.#isClosed = true
+    await this.#rados.closePool(this.#options.pool)
+  }
+
   async read(object: string): Promise<StoredText | undefined> {
-    const { pool, timeoutMs } = this.#options
+    const { pool, timeoutMs } = this.#openOptions
     const found = await this.#rados.readObject({ pool, name: object }, timeoutMs)
     if (found === ENOENT) return undefined
     if (typeof found === 'number') throw this.#failure(`reading ${object}`, found)
@@ -45,7 +52,7 @@ export class RadosStore implements GroupStore {
   }
 
   async write(object: string, text: string, expected: number | undefined): Promise<boolean> {
-    const { pool, timeoutMs } = this.#options
+    const { pool, timeoutMs } = this.#openOptions
     const place = { pool, name: object }
     const result = await this.#rados.writeObject(place, Buffer.from(text), expected, timeoutMs)
     if (result === CONFLICT) return false
@@ -54,7 +61,7 @@ export class RadosStore implements GroupStore {
   }
 
   async fence(instance: string): Promise<void> {
-    const { cluster } = this.#options
+    const { cluster } = this.#openOptions
     // A client that speaks both versions of the protocol has an address of each.
     for (const address of instance.replace(/^\[|\]$/g, '').split(',')) {
       const result = await this.#rados.blocklist(cluster, address, FENCE_SECONDS)
@@ -74,8 +81,14 @@ export class RadosStore implements GroupStore {
     return this.#nextSettling
   }
 
+  /** Handles that are closed must not be used: librados would touch what is gone. */
+  get #openOptions(): RadosStoreOptions {
+    if (this.#isClosed) throw new StoreError(`the pool ${this.#options.poolName} is closed here`)
+    return this.#options
+  }
+
   async #settle(): Promise<void> {
-    const result = await this.#rados.awaitNewestMap(this.#options.cluster)
+    const result = await this.#rados.awaitNewestMap(this.#openOptions.cluster)
     if (result < 0) throw this.#failure('asking the monitors for the newest map', result)
   }
 

@@ -1,6 +1,6 @@
 /**
  * The configuration that all members have, and its object in the pool. A change is made here, written for the group, and
- * only then answered; when it cannot be written, it is taken back. Others find it at their next renewal and follow.
+ * only then answered; when it cannot be written, it is taken back. Others are told, and follow.
  */
 import { z } from 'zod'
 import { RpcError } from '../core/errors.ts'
@@ -34,6 +34,8 @@ export interface ConfigOptions {
   readonly replay: (method: string, params: unknown) => Promise<unknown>
   /** Something was made or taken away here. */
   readonly changed: () => Promise<void>
+  /** The group has another configuration by a change that was made here. */
+  readonly told: () => void
 }
 
 /** Whoever calls a method that waits must see to it that no other change of the daemon runs meanwhile. */
@@ -141,7 +143,7 @@ export class SharedConfig {
   }
 
   async #write(calls: readonly MethodCall[]): Promise<boolean> {
-    const { store, object, changed } = this.#options
+    const { store, object, changed, told } = this.#options
     const version = this.#version + 1
     try {
       const text = JSON.stringify({ format: 1, version, calls })
@@ -150,6 +152,7 @@ export class SharedConfig {
       await this.apply()
       throw this.#refusal(`it could not be written (${(error as Error).message}), and is taken back here`)
     }
+    told()
     this.#adopt(version, calls)
     await changed()
     return true

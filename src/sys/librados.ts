@@ -1,21 +1,17 @@
 /**
  * Objects of a Ceph pool, and what shuts a client out: the part of librados that agreement between gateways is built on.
  * Handles come from `librbd()`: cluster and pool are addresses. Results are 0 or more, or -errno.
- *
- * Operations on objects neither block nor call back: librados works on its own threads, and whether an operation has
- * ended is looked at every few milliseconds. So one that never ends costs no thread, and can be given up.
  */
 import koffi, { type LibraryHandle } from 'koffi'
 import { errnoNumber } from '../core/errors.ts'
 import { PAGE_SIZE, stringAt, u64At, urgent } from './blocking.ts'
+import { type RadosWatches, watchCalls } from './librados-watch.ts'
 import { bytesAt, mapAnonymous, unmap } from './memory.ts'
+import { type RadosOperations, radosOperations } from './rados-operations.ts'
 
-const POLL_MS = 1
-const POLL_MS_MAX = 8
 const READ_SIZE = 1 << 16
 const CREATE_EXCLUSIVE = 1
 
-const TIMED_OUT = -errnoNumber('ETIMEDOUT')
 /** Of an object that another client has written since the version that was expected. */
 export const CONFLICT = -errnoNumber('EBUSY')
 /** How Ceph says so: a newer or older version, made or removed meanwhile. */
@@ -33,7 +29,7 @@ export interface ObjectName {
   readonly name: string
 }
 
-export interface Librados {
+export interface Librados extends RadosWatches {
   /** What names this connection in Ceph's list of clients that are shut out; empty when it is not connected. */
   clientAddresses(cluster: number): string
   /** Shuts a client out: when this resolves with 0, a newer map of the cluster says so. */
@@ -52,6 +48,8 @@ export interface Librados {
     expected: number | undefined,
     timeoutMs: number,
   ): Promise<number>
+  /** Gives up what is under way in the pool, and closes its handle. The cluster's may be closed afterwards. */
+  closePool(pool: number): Promise<void>
 }
 
 let loaded: Librados | undefined
@@ -63,8 +61,14 @@ export function librados(): Librados {
 }
 
 function load(rados: LibraryHandle): Librados {
-  const perform = performer(rados)
-  return { ...clientCalls(rados), ...readCalls(rados, perform), ...writeCalls(rados, perform) }
+  const operations = radosOperations(rados)
+  return {
+    ...clientCalls(rados),
+    ...readCalls(rados, operations),
+    ...writeCalls(rados, operations),
+    ...watchCalls(rados, operations),
+    closePool: operations.closePool,
+  }
 }
 
 function clientCalls(rados: LibraryHandle) {
@@ -97,50 +101,7 @@ function blocklistCall(rados: LibraryHandle) {
   }
 }
 
-interface Performed {
-  readonly result: number
-  /** Of the object; 0 when it failed. */
-  readonly version: number
-}
-
-/** Starts an operation, and resolves when it has ended or was given up. */
-type Perform = (pool: number, timeoutMs: number, start: (completion: number) => number) => Promise<Performed>
-
-function performer(rados: LibraryHandle): Perform {
-  const create = rados.func('int rados_aio_create_completion(uintptr_t, uintptr_t, uintptr_t, uintptr_t)')
-  const isComplete = rados.func('int rados_aio_is_complete(uintptr_t)')
-  const resultOf = rados.func('int rados_aio_get_return_value(uintptr_t)')
-  const versionOf = rados.func('uint64_t rados_aio_get_version(uintptr_t)')
-  const release = rados.func('void rados_aio_release(uintptr_t)')
-  const cancel = rados.func('int rados_aio_cancel(uintptr_t, uintptr_t)')
-  const page = mapAnonymous(PAGE_SIZE)
-  return async (pool, timeoutMs, start) => {
-    create(0, 0, 0, page)
-    const completion = u64At(page)
-    const started = start(completion)
-    try {
-      if (started < 0) return { result: started, version: 0 }
-      const deadline = performance.now() + timeoutMs
-      let isGivenUp = false
-      let pauseMs = POLL_MS
-      while (isComplete(completion) === 0) {
-        await new Promise(resolve => setTimeout(resolve, pauseMs))
-        pauseMs = Math.min(POLL_MS_MAX, pauseMs + 1)
-        if (isGivenUp || performance.now() < deadline) continue
-        // It ends at once then; until it has, librados may still touch its buffers.
-        isGivenUp = true
-        cancel(pool, completion)
-      }
-      const result = resultOf(completion)
-      if (result < 0) return { result: isGivenUp ? TIMED_OUT : result, version: 0 }
-      return { result, version: Number(versionOf(completion)) }
-    } finally {
-      release(completion)
-    }
-  }
-}
-
-function readCalls(rados: LibraryHandle, perform: Perform): Pick<Librados, 'readObject'> {
+function readCalls(rados: LibraryHandle, { perform }: RadosOperations): Pick<Librados, 'readObject'> {
   const read = rados.func('int rados_aio_read(uintptr_t, str, uintptr_t, uintptr_t, size_t, uint64_t)')
 
   async function readUpTo({ pool, name }: ObjectName, timeoutMs: number, size: number) {
@@ -165,7 +126,7 @@ function readCalls(rados: LibraryHandle, perform: Perform): Pick<Librados, 'read
   }
 }
 
-function writeCalls(rados: LibraryHandle, perform: Perform): Pick<Librados, 'writeObject'> {
+function writeCalls(rados: LibraryHandle, { perform }: RadosOperations): Pick<Librados, 'writeObject'> {
   const begin = rados.func('uintptr_t rados_create_write_op()')
   const release = rados.func('void rados_release_write_op(uintptr_t)')
   const assertVersion = rados.func('void rados_write_op_assert_version(uintptr_t, uint64_t)')

@@ -127,6 +127,33 @@ describe('a group of gateways', () => {
     expect(world.faults.join('\n')).toBe('')
   })
 
+  it('waits for the lease of one that has renewed it while it was being shut out', async () => {
+    const world = await healthy()
+    const gateway = current(world, 'a')
+    let shutOut = (): void => {}
+    const monitors = new Promise<void>(resolve => {
+      shutOut = resolve
+    })
+    for (const name of ['b', 'c']) current(world, name).beforeFence = monitors
+    // Long enough that the others begin to shut it out.
+    gateway.isFrozen = true
+    await world.run(1.5 * LEASE_MS)
+    gateway.isFrozen = false
+    await world.run(0.2 * LEASE_MS)
+    expect(gateway.keeper!.leaseLeftMs).toBeGreaterThan(0)
+    gateway.isFrozen = true
+    shutOut()
+    await world.run(0.3 * LEASE_MS)
+    expect([...world.shutOut.keys()]).toEqual([gateway.instance])
+    // It might answer reads from memory.
+    const still = served(world, 'a')
+    expect(still.length).toBeGreaterThan(0)
+    expect([...served(world, 'b'), ...served(world, 'c')].filter(key => still.includes(key))).toEqual([])
+    await world.run(3 * LEASE_MS)
+    expect([...served(world, 'b'), ...served(world, 'c')].sort()).toEqual([...world.keys].sort())
+    expect(world.faults.join('\n')).toBe('')
+  })
+
   it('ends one whose name another has taken', async () => {
     const world = await healthy()
     const old = current(world, 'a')

@@ -3,8 +3,9 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { logSettings } from '../../src/core/log.ts'
 import { Prng } from '../../src/core/prng.ts'
 import { SharedConfig } from '../../src/gateway/shared-config.ts'
-import { type GroupStore, StoreError } from '../../src/gateway/store.ts'
+import type { GroupStore } from '../../src/gateway/store.ts'
 import type { MethodCall } from '../../src/rpc/config.ts'
+import { MemoryStore } from './memory-store.ts'
 
 const NQN = 'nqn.2016-06.io.example:a'
 const { write } = logSettings
@@ -15,37 +16,13 @@ afterAll(() => {
   logSettings.write = write
 })
 
-class MemoryStore implements GroupStore {
-  readonly instance = 'x'
-  readonly objects = new Map<string, { text: string; version: number }>()
-  /** Called before each write: for what others do meanwhile. */
-  beforeWrite: () => Promise<void> | void = () => {}
-  isBroken = false
-
-  async read(object: string) {
-    if (this.isBroken) throw new StoreError('no answer')
-    return this.objects.get(object)
-  }
-
-  async write(object: string, text: string, expected: number | undefined): Promise<boolean> {
-    await this.beforeWrite()
-    if (this.isBroken) throw new StoreError('no answer')
-    const version = this.objects.get(object)?.version
-    if (version !== expected) return false
-    this.objects.set(object, { text, version: (version ?? 0) + 1 })
-    return true
-  }
-
-  async fence(): Promise<void> {}
-  async settle(): Promise<void> {}
-}
-
 /** What a daemon has, as far as the methods here go. */
 class FakeDaemon {
   readonly hosts = new Set<string>()
   readonly subsystems = new Map<string, MethodCall>()
   readonly config: SharedConfig
   listened = 0
+  told = 0
   broken = ''
 
   constructor(store: GroupStore, number: number) {
@@ -59,6 +36,9 @@ class FakeDaemon {
       replay: async (method, params) => this.run(method, params as Record<string, unknown>),
       changed: async () => {
         this.listened++
+      },
+      told: () => {
+        this.told++
       },
     })
   }
@@ -159,11 +139,15 @@ describe('what members share', () => {
     expect(b.subsystems.has(`${NQN}2`)).toBe(true)
   })
 
-  it('writes nothing for a change that changes nothing', async () => {
+  it('writes nothing for a change that changes nothing, and tells nobody', async () => {
     const { version } = store.objects.get('config')!
+    const { told } = a
     await a.addHost('h')
     await a.addHost('h')
     expect(store.objects.get('config')!.version).toBe(version + 1)
+    expect(a.told).toBe(told + 1)
+    await b.config.catchUp()
+    expect(b.told).toBe(0)
   })
 
   it('refuses an object that another version has written', async () => {

@@ -120,6 +120,8 @@ export class SimGateway implements Clock, GroupStore, Serving {
   isLost = false
   keeper: Keeper | undefined
   epoch = 1
+  /** Shutting somebody out waits for this: monitors may be slow. */
+  beforeFence: Promise<void> = Promise.resolve()
   /** What reactors let through, and until when. */
   #served: ReadonlySet<string> = new Set()
   #untilUs = 0
@@ -157,6 +159,7 @@ export class SimGateway implements Clock, GroupStore, Serving {
         serving: this,
         events: {
           changed: () => {},
+          told: () => this.#tell(),
           lost: () => {
             this.isLost = true
           },
@@ -166,6 +169,17 @@ export class SimGateway implements Clock, GroupStore, Serving {
       state,
     )
     this.keeper.start()
+  }
+
+  /** To each of the others, as fast as may be; now and then to none. */
+  #tell(): void {
+    const { world } = this
+    for (const other of gateways(world)) {
+      if (other === this || other.isDead || this.isCut || world.prng.oneIn(4)) continue
+      world.at(world.prng.between(0, 10), other, () => {
+        if (!other.isCut) other.keeper?.hurry()
+      })
+    }
   }
 
   // Clock.
@@ -195,7 +209,8 @@ export class SimGateway implements Clock, GroupStore, Serving {
     return this.#operate(() => this.world.write(object, text, expected))
   }
 
-  fence(instance: string): Promise<void> {
+  async fence(instance: string): Promise<void> {
+    await this.beforeFence
     return this.#operate(() => {
       if (!this.world.shutOut.has(instance)) this.world.shutOut.set(instance, ++this.world.mapEpoch)
       this.epoch = this.world.mapEpoch

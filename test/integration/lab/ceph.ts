@@ -3,7 +3,7 @@
  * seconds after the first command.
  */
 import { execFile } from 'node:child_process'
-import { randomUUID } from 'node:crypto'
+import { randomInt, randomUUID } from 'node:crypto'
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -20,6 +20,7 @@ export const CEPH_PROGRAMS = [
   'ceph-osd',
   'ceph',
   'ceph-authtool',
+  'rados',
   'rbd',
   'monmaptool',
 ] as const satisfies Program[]
@@ -31,7 +32,7 @@ export interface CephOptions {
   readonly cephx?: boolean
   /** Of an OSD's sparse file, in bytes. Default 8 GiB. */
   readonly osdSize?: number
-  /** Where it is reached, an address of this machine. Default 127.0.0.1. */
+  /** Where it is reached, an address of this machine. Default one on loopback that no other cluster has. */
   readonly address?: string
 }
 
@@ -63,13 +64,14 @@ export class Ceph {
   #monitor: Child | undefined
   readonly #osds = new Map<number, Child>()
 
-  private constructor(port: number, options: CephOptions) {
-    this.#options = { osds: 1, cephx: false, osdSize: 8 * 2 ** 30, address: '127.0.0.1', ...options }
+  private constructor(port: number, address: string, options: CephOptions) {
+    this.#options = { osds: 1, cephx: false, osdSize: 8 * 2 ** 30, ...options, address }
     this.monitorAddress = `[v1:${this.#options.address}:${port}]`
   }
 
   static async create(options: CephOptions): Promise<Ceph> {
-    return new Ceph(await freePort(options.address), options)
+    const address = options.address ?? ownAddress()
+    return new Ceph(await freePort(address), address, options)
   }
 
   async start(): Promise<void> {
@@ -89,7 +91,16 @@ export class Ceph {
   /** Runs one of Ceph's programs against the cluster, and returns what it printed. */
   async run(program: Program, ...args: readonly string[]): Promise<string> {
     const keyring = this.#options.cephx ? ['--keyring', this.keyring] : []
-    return execute(program, '--conf', this.conf, ...keyring, ...args)
+    const deadlineMs = Date.now() + TIMEOUT_MS
+    for (;;) {
+      try {
+        return await execute(program, '--conf', this.conf, ...keyring, ...args)
+      } catch (error) {
+        // A busy monitor refuses now and then to tell what commands there are: ours has not been sent then.
+        const isRefused = (error as Error).message.includes('problem getting command descriptions')
+        if (!isRefused || Date.now() > deadlineMs) throw error
+      }
+    }
   }
 
   /** Makes a user who may use images of the pool `volumes`, and returns the path of a keyring with the key. */
@@ -105,6 +116,11 @@ export class Ceph {
     this.#osds.get(id)!.signal(signal)
   }
 
+  /** Sends a signal to the monitor: SIGSTOP has nobody answered, SIGCONT lets it go on. */
+  signalMonitor(signal: NodeJS.Signals): void {
+    this.#monitor!.signal(signal)
+  }
+
   async killMonitor(): Promise<void> {
     await this.#monitor!.end('SIGKILL')
   }
@@ -112,7 +128,11 @@ export class Ceph {
   /** Starts the monitor, again after `killMonitor`, and waits until it answers. */
   async startMonitor(): Promise<void> {
     this.#monitor = await Child.start(findProgram('ceph-mon')!, ['--conf', this.conf, '-i', 'a', '-f'])
-    await this.#until(this.#monitor, () => this.run('ceph', '--connect-timeout', '5', 'mon', 'stat'))
+    await this.#until(this.#monitor, async () => {
+      const answer = await this.run('ceph', '--connect-timeout', '5', 'fsid')
+      if (answer.trim() !== this.fsid)
+        throw new Error(`the monitor of ${answer} answers, and not ${this.fsid}'s`)
+    })
   }
 
   async killOsd(id: number): Promise<void> {
@@ -234,8 +254,11 @@ async function execute(program: Program, ...args: readonly string[]): Promise<st
   return stdout
 }
 
+/** So that clusters that start at the same time never take the port, or hear the clients, of one another. */
+const ownAddress = (): string => `127.${randomInt(1, 255)}.${randomInt(0, 256)}.${randomInt(1, 255)}`
+
 /** A port that was free a moment ago: a monitor cannot choose its own. */
-async function freePort(address = '127.0.0.1'): Promise<number> {
+async function freePort(address: string): Promise<number> {
   const server = createServer()
   await new Promise<void>(resolve => server.listen(0, address, resolve))
   const { port } = server.address() as { port: number }

@@ -43,6 +43,7 @@ const PACKAGE_OF = {
   'qemu-nbd': 'qemu-utils',
   'qemu-storage-daemon': 'qemu-system-common',
   'qemu-system-x86_64': 'qemu-system-x86',
+  rados: 'ceph-common',
   rbd: 'ceph-common',
   setpriv: 'util-linux',
   sg_inq: 'sg3-utils',
