@@ -36,8 +36,8 @@ export interface BdevInfo {
   readonly preferred?: Preferred
   /** True when a completed write may be lost on power failure until a flush: hosts are told of a volatile cache. */
   readonly writeCache: boolean
-  /** Present when completed writes may be in this process's memory only. A filter has what its base has. */
-  readonly heldWrites?: HeldWrites
+  /** Present when there is one. A filter has what its base has. */
+  readonly privateCache?: PrivateCache
   readonly readOnly: boolean
   /** Names of the devices underneath: a filter's base. They are claimed, and their removal removes this device. */
   readonly bases: readonly string[]
@@ -48,15 +48,16 @@ export interface BdevInfo {
 }
 
 /**
- * Writes that are completed and, until a flush, in this process's memory only. They go with the process, while others may
- * serve the same data: a host that goes on elsewhere is not told that they are lost, and its next flush succeeds there.
+ * A cache in this process's memory in front of data that other gateways may serve as well. Writes that are completed and only
+ * there go with the process; a host that goes on elsewhere is not told, and its next flush succeeds there. Reads that are
+ * answered from there do not see what was changed elsewhere.
  */
-export interface HeldWrites {
-  /** How many bytes at most. */
-  readonly bytesMax: number
-  /** For messages: what holds them, and by whose word. */
-  readonly by: string
-  /** For messages, an instruction: how to have them held no more. */
+export interface PrivateCache {
+  /** How much it holds back at most until a flush; 0 when it writes through. */
+  readonly heldBytesMax: number
+  /** For messages: what it is, and by whose word. */
+  readonly what: string
+  /** For messages, an instruction: how to be rid of it. */
   readonly remedy: string
 }
 

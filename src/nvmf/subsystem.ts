@@ -113,18 +113,21 @@ export class Subsystem {
   }
 
   /**
-   * Throws EINVAL for a bdev whose completed writes would be lost with this daemon, when other gateways may serve the
-   * subsystem too: its hosts would go on there, flush with success, and never hear of it.
+   * Throws EINVAL for a bdev with a cache of this daemon's own, when other gateways may serve the subsystem too: what its
+   * hosts then lose or read wrong, nothing could tell them.
    */
-  checkBdev({ name, heldWrites }: BdevInfo): void {
+  checkBdev({ name, privateCache }: BdevInfo): void {
     const why = this.#sharedBecause
-    if (heldWrites === undefined || why === undefined) return
-    const { bytesMax, by, remedy } = heldWrites
+    if (privateCache === undefined || why === undefined) return
+    const { heldBytesMax, what, remedy } = privateCache
+    const harm =
+      heldBytesMax > 0
+        ? `up to ${formatSize(heldBytesMax)} of acknowledged writes would be lost with this daemon, and hosts that go on elsewhere are not told`
+        : 'hosts would read from it what was replaced through another gateway'
     throw new RpcError(
       'EINVAL',
-      `bdev ${name} keeps up to ${formatSize(bytesMax)} of acknowledged writes in this daemon's memory (${by}), and ` +
-        `subsystem ${this.nqn} is one that several gateways may serve (${why}): if this one dies, hosts go on elsewhere ` +
-        `and are not told that those writes are lost; ${remedy}`,
+      `bdev ${name} has a cache in this daemon's memory (${what}), and subsystem ${this.nqn} is one that several ` +
+        `gateways may serve (${why}): ${harm}; ${remedy}`,
     )
   }
 

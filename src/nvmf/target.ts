@@ -258,12 +258,7 @@ export class NvmfTarget implements Configurable {
     const claim = this.#bdevs.claim(bdev.name, `subsystem ${subsystem.nqn}`, 'exclusive_write')
     subsystem.addNamespace(options, plan, bdev, claim)
     await this.#publish({ subsystem: subsystem.snapshot() })
-    if (bdev.heldWrites !== undefined) {
-      log.warning(
-        `namespace ${plan.nsid} of ${subsystem.nqn}: bdev ${bdev.name} keeps acknowledged writes in this daemon's memory ` +
-          `(${bdev.heldWrites.by}): a host that connects again after a crash of this daemon is not told that they are lost`,
-      )
-    }
+    warnOfHeldWrites(plan.nsid, subsystem, bdev)
     return plan.nsid
   }
 
@@ -488,4 +483,12 @@ export class NvmfTarget implements Configurable {
       lease: this.lease.buffer,
     }
   }
+}
+
+function warnOfHeldWrites(nsid: number, { nqn }: Subsystem, { name, privateCache }: BdevInfo): void {
+  if (privateCache === undefined || privateCache.heldBytesMax === 0) return
+  log.warning(
+    `namespace ${nsid} of ${nqn}: bdev ${name} keeps acknowledged writes in this daemon's memory until a flush ` +
+      `(${privateCache.what}): hosts that connect again after a crash are not told that they are lost`,
+  )
 }

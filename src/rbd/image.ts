@@ -122,13 +122,11 @@ export class RbdImage {
   }
 
   /** Hosts that were told of no cache do not flush, and a subsystem of several gateways may have the device. */
-  #refuseNewCache({ heldWrites }: OpenCache): void {
-    const { name, readOnly } = this.info
-    if (heldWrites === undefined || this.info.heldWrites !== undefined || readOnly) return
-    throw new RpcError(
-      'EINVAL',
-      `${name} was opened without a cache that keeps writes back, and would have ${heldWrites.by} now: ${heldWrites.remedy}`,
-    )
+  #refuseNewCache({ privateCache }: OpenCache): void {
+    const { name } = this.info
+    if (privateCache === undefined || this.info.privateCache !== undefined) return
+    const { what, remedy } = privateCache
+    throw new RpcError('EINVAL', `${name} was opened without a cache, and would have ${what} now: ${remedy}`)
   }
 
   /** Nothing uses the device any more. Throws `SysError` when Ceph has something to say; it is closed all the same. */
@@ -137,6 +135,11 @@ export class RbdImage {
     const result = await closeHandles(this.#handles)
     closeDescriptors(this.info.device as OpenImage)
     if (result < 0) throw new SysError('rbd_close', -result, `of ${this.path}`)
+  }
+
+  /** When it was opened, and has not been flattened here since. */
+  get isClone(): boolean {
+    return (this.info.driverSpecific['rbd'] as Record<string, unknown>)['parent'] !== undefined
   }
 
   /** It is no clone any more. */
@@ -159,7 +162,9 @@ async function openHandles(options: ImageOptions, cluster: Cluster): Promise<Ope
   const image = await library.openImage(pool, imageName, snapshot, options.readOnly || snapshot !== null)
   if (image >= 0) {
     const path = pathOf(options)
-    return { pool, image, cache: openCacheOf(await readLive(image, path), path) }
+    const live = await readLive(image, path)
+    const about = { path, isSnapshot: snapshot !== null, isReadOnly: options.readOnly }
+    return { pool, image, cache: openCacheOf(live, about) }
   }
   library.closePool(pool)
   throw openError(`${name}: the image ${pathOf(options)}`, -image)
@@ -209,7 +214,6 @@ async function describeBdev(
     library.imageId(image),
     snapshot ?? '',
   ]
-  const readOnly = options.readOnly || snapshot !== undefined
   return {
     name,
     aliases: [],
@@ -229,8 +233,8 @@ async function describeBdev(
       IoType.COMPARE_AND_WRITE,
     ]),
     writeCache: facts.isCached,
-    ...(cache.heldWrites === undefined || readOnly ? {} : { heldWrites: cache.heldWrites }),
-    readOnly,
+    ...(cache.privateCache === undefined ? {} : { privateCache: cache.privateCache }),
+    readOnly: options.readOnly || snapshot !== undefined,
     bases: [],
     device,
     driverSpecific: { rbd: describe(options, facts) },

@@ -269,9 +269,9 @@ it.each([
   ['delay', { base_bdev_name: 'm1', ...SLOW }],
   ['error', { base_name: 'm1' }],
   ['passthru', { base_bdev_name: 'm1' }],
-])('a %s filter holds the writes that its base holds', async (driver, params) => {
-  const heldWrites = { bytesMax: 4096, by: 'a cache', remedy: 'switch it off' }
-  await reactors.run(bdevs.add({ ...bdevs.get('m0'), name: 'm1', uuid: randomUUID(), heldWrites }))
+])('a %s filter has the private cache of its base', async (driver, params) => {
+  const privateCache = { heldBytesMax: 4096, what: 'a cache', remedy: 'switch it off' }
+  await reactors.run(bdevs.add({ ...bdevs.get('m0'), name: 'm1', uuid: randomUUID(), privateCache }))
   await reactors.run(bdevs.create(driver, 'f1', params))
-  expect(bdevs.get('f1').heldWrites).toEqual(heldWrites)
+  expect(bdevs.get('f1').privateCache).toEqual(privateCache)
 })

@@ -55,8 +55,8 @@ const ROWS: readonly Row[] = [
   { row: 7, inFile: undefined, mode: 'unsafe', effective: true },
 ]
 
-/** Written to only when it is flushed or closed: what is lost with the process is then all that was kept back. */
-const LAZY = { rbd_cache_policy: 'writeback', rbd_cache_max_dirty_age: '3600' }
+/** The cache, written out only when it is flushed or closed: what is lost with the process is all that was kept back. */
+const LAZY = { rbd_cache: 'true', rbd_cache_policy: 'writeback', rbd_cache_max_dirty_age: '3600' }
 
 await describeWith([...CEPH_PROGRAMS, 'qemu-io', 'block-rbd.so', 'stdbuf'], 'the RBD cache', () => {
   let ceph: Ceph
@@ -188,7 +188,7 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io', 'block-rbd.so', 'stdbuf'], 'the
         expect(answer.dangerous).toBe(false)
       })
 
-      it('is in this daemon what its rule says', async () => {
+      it('is off in this daemon, whatever the file says', async () => {
         const image = await makeImage()
         const { path, socket } = makeConf(...linesOf(inFile ?? null))
         const cluster =
@@ -198,10 +198,21 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io', 'block-rbd.so', 'stdbuf'], 'the
         await open(image, cluster)
         const answer = await explain('qpair', image, { cache_mode: mode })
         expect(await inForce(socket)).toEqual(valuesOf(answer))
-        expect(answer.rbd_cache).toBe(inFile ?? true)
-        expect(answer.options[0]).toMatchObject(
-          inFile === undefined || inFile === null ? { source: 'default' } : { source: 'file' },
-        )
+        expect(answer.options[0]).toMatchObject({ name: 'rbd_cache', value: 'false', source: 'qpair' })
+      })
+
+      it('is on in this daemon when an option says so, whatever the file says', async () => {
+        const image = await makeImage()
+        const { path, socket } = makeConf(...linesOf(inFile ?? null))
+        // Ceph takes blanks for underscores.
+        const cluster =
+          inFile === undefined
+            ? { config_param: { ...connection(), admin_socket: socket, rbd_cache: 'true' } }
+            : { config_file: path, config_param: { 'rbd cache': 'true' } }
+        await open(image, cluster)
+        const answer = await explain('qpair', image, { cache_mode: mode })
+        expect(await inForce(socket)).toEqual(valuesOf(answer))
+        expect(answer.options[0]).toMatchObject({ name: 'rbd_cache', value: 'true', source: 'option' })
       })
     },
   )
@@ -223,13 +234,14 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io', 'block-rbd.so', 'stdbuf'], 'the
     await ceph.run('rbd', 'config', 'image', 'set', `volumes/${image}`, 'rbd_cache_max_dirty', '0')
     await ceph.run('rbd', 'config', 'pool', 'set', 'volumes', 'rbd_cache_target_dirty', '1M')
     await ceph.run('ceph', 'config', 'set', 'client', 'rbd_cache_size', '64M')
+    await ceph.run('ceph', 'config', 'set', 'client', 'rbd_cache', 'true')
     try {
       await open(image, { config_file: makeConf('rbd cache max dirty = 1M').path })
       const { options, loss } = await explain('qpair', image)
       expect(
         Object.fromEntries(options.map(each => [each.name, `${each.value} ${each.source}`])),
       ).toMatchObject({
-        rbd_cache: 'true default',
+        rbd_cache: 'false qpair',
         rbd_cache_max_dirty: '0 image',
         rbd_cache_target_dirty: '1048576 pool',
         rbd_cache_size: '67108864 config',
@@ -238,6 +250,7 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io', 'block-rbd.so', 'stdbuf'], 'the
     } finally {
       await ceph.run('rbd', 'config', 'pool', 'rm', 'volumes', 'rbd_cache_target_dirty')
       await ceph.run('ceph', 'config', 'rm', 'client', 'rbd_cache_size')
+      await ceph.run('ceph', 'config', 'rm', 'client', 'rbd_cache')
     }
   })
 
@@ -288,6 +301,36 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io', 'block-rbd.so', 'stdbuf'], 'the
       const data = await content(image)
       expect(data.subarray(0, 65536).equals(Buffer.alloc(65536, 1))).toBe(true)
       expect(data.subarray(1 << 20, (1 << 20) + 65536).equals(Buffer.alloc(65536))).toBe(true)
+    })
+
+    it('has everything without the cache, also what was written since the last flush', async () => {
+      const image = await makeImage()
+      const { rbd_cache: _, ...lazy } = LAZY
+      await open(image, { config_param: { ...connection(), ...lazy } })
+      expect(await explain('qpair', image)).toMatchObject({ loss: 'nothing' })
+      await writeOverNbd(image, 'write -P 1 0 64k', 'flush', 'write -P 2 1M 64k')
+      await target.daemon.kill('SIGKILL')
+      expect((await content(image)).subarray(1 << 20, (1 << 20) + 65536).equals(Buffer.alloc(65536, 2))).toBe(
+        true,
+      )
+    })
+
+    it.each(['pool', 'image'])('loses with the cache of the %s what it says it would', async kind => {
+      const image = await makeImage()
+      const subject = kind === 'pool' ? 'volumes' : `volumes/${image}`
+      await ceph.run('rbd', 'config', kind, 'set', subject, 'rbd_cache', 'true')
+      try {
+        await open(image, { config_param: { ...connection(), ...LAZY, rbd_cache: 'false' } })
+        const answer = await explain('qpair', image)
+        expect(answer).toMatchObject({ loss: 'unflushed' })
+        expect(answer.options[0]).toMatchObject({ name: 'rbd_cache', value: 'true', source: kind })
+        await writeOverNbd(image, 'write -P 1 0 64k', 'flush', 'write -P 2 1M 64k')
+        await target.daemon.kill('SIGKILL')
+        const data = await content(image)
+        expect(data.subarray(1 << 20, (1 << 20) + 65536).equals(Buffer.alloc(65536))).toBe(true)
+      } finally {
+        await ceph.run('rbd', 'config', kind, 'rm', subject, 'rbd_cache')
+      }
     })
 
     it('loses what it says it would without write-through until the first flush', async () => {

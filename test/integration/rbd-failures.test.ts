@@ -1,13 +1,11 @@
 /** What befalls a Ceph cluster, under a verified workload: I/O waits or fails as Ceph says, and goes on by itself. */
 import { renameSync } from 'node:fs'
-import { join } from 'node:path'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
-import { Child } from './lab/child.ts'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
 import { eventually } from './lab/linux-host.ts'
-import { findProgram } from './lab/packages.ts'
+import { NbdClient } from './lab/nbd-client.ts'
 
 interface Workload {
   readonly id: number
@@ -15,38 +13,6 @@ interface Workload {
   readonly miscompares: number
   readonly writes: number
   readonly in_flight: number
-}
-
-/** qemu-io on a device of the daemon, through an NBD export. */
-class NbdClient {
-  readonly #daemon: Daemon
-  readonly #name: string
-  #uri = ''
-
-  constructor(daemon: Daemon, name: string) {
-    this.#daemon = daemon
-    this.#name = name
-  }
-
-  async start(): Promise<void> {
-    const unix = join(this.#daemon.directory, `${this.#name}.sock`)
-    const params = { bdev_name: this.#name, unix }
-    this.#uri = (await this.#daemon.rpc<{ uri: string }>('nbd_export_start', params)).uri
-  }
-
-  /** The exit code: 1 when one of the commands failed. `abort` ends it without the flush that is its last otherwise. */
-  async run(...commands: string[]): Promise<number | null> {
-    const all = commands.flatMap(command => ['-c', command])
-    const child = await Child.start(findProgram('qemu-io')!, [
-      '-f',
-      'raw',
-      '-t',
-      'writeback',
-      ...all,
-      this.#uri,
-    ])
-    return (await child.exited).code
-  }
 }
 
 /** With three OSDs, of which each has every block. */
@@ -137,9 +103,10 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'a Ceph cluster in trouble', (
   })
 
   it('shuts the daemon out: I/O fails, and the daemon comes back as another client', async () => {
-    const lazy = { rbd_cache_policy: 'writeback', rbd_cache_max_dirty_age: '3600' }
+    const lazy = { rbd_cache: 'true', rbd_cache_policy: 'writeback', rbd_cache_max_dirty_age: '3600' }
     const cached = new NbdClient(daemon, 'cached')
     const through = new NbdClient(daemon, 'through')
+    const unflushed = new NbdClient(daemon, 'unflushed')
     await open('cached', lazy)
     await open('through', { ...lazy, rbd_cache_max_dirty: '0' })
     for (const client of [cached, through]) {
@@ -147,6 +114,12 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'a Ceph cluster in trouble', (
       // Without a flush librbd would write through.
       await client.run('write -P 1 0 64k', 'flush', 'write -P 2 64k 64k', 'abort')
     }
+    await open('unflushed', lazy)
+    await unflushed.start()
+    await unflushed.run('write -P 1 0 64k', 'abort')
+    // Hosts were told of no cache, so it may not have one when it is opened anew.
+    await open('turned')
+    await ceph.run('rbd', 'config', 'image', 'set', 'volumes/turned', 'rbd_cache', 'true')
     const id = await load('disk')
     await progress(id)
     const { watchers } = JSON.parse(await ceph.run('rbd', 'status', 'volumes/disk', '--format', 'json')) as {
@@ -155,15 +128,19 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'a Ceph cluster in trouble', (
     await ceph.run('ceph', 'osd', 'blocklist', 'add', watchers[0]!.address)
     await eventually(async () => (await workload(id)).errors).toBeGreaterThan(0)
     await eventually(() => lines('Ceph has shut this daemon out')).toBe(1)
+    await eventually(() => lines('turned was opened without a cache')).toBe(1)
+    expect(lines('open again, as another client of Ceph')).toBe(0)
+    await ceph.run('rbd', 'config', 'image', 'set', 'volumes/turned', 'rbd_cache', 'false')
     await eventually(() => lines('open again, as another client of Ceph')).toBe(1)
     expect(await stop(id)).toMatchObject({ miscompares: 0 })
 
     expect(lines('cached: what was acknowledged since the last flush may be lost')).toBe(1)
-    expect(lines('through: what was acknowledged')).toBe(0)
+    for (const name of ['through', 'unflushed']) expect(lines(`${name}: what was acknowledged`)).toBe(0)
     expect(await cached.run('flush')).toBe(1)
     expect(await cached.run('read -P 1 0 64k', 'read -P 0 64k 64k', 'flush')).toBe(0)
     expect(await through.run('read -P 2 64k 64k', 'flush')).toBe(0)
-    for (const name of ['cached', 'through']) await rpc('bdev_rbd_delete', { name })
+    expect(await unflushed.run('read -P 1 0 64k', 'flush')).toBe(0)
+    for (const name of ['cached', 'through', 'unflushed', 'turned']) await rpc('bdev_rbd_delete', { name })
 
     const again = await load('disk')
     await progress(again)
@@ -210,7 +187,9 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'a Ceph cluster in trouble', (
       await ceph.run('rbd', 'status', 'volumes/doomed', '--format', 'json'),
     ) as { watchers: { address: string }[] }
     await ceph.run('ceph', 'osd', 'blocklist', 'add', watchers[0]!.address)
-    await ceph.run('rbd', 'rm', '--no-progress', 'volumes/doomed')
+    // Not before the OSDs have the map of the cluster that has the client shut out.
+    const remove = (): Promise<string> => ceph.run('rbd', 'rm', '--no-progress', 'volumes/doomed')
+    await eventually(() => remove().then(() => 'removed', String)).toBe('removed')
     const id = await load('disk')
     await eventually(() => lines('volumes/doomed does not exist')).toBe(1)
     await eventually(() => lines('open again')).toBe(3)

@@ -22,36 +22,45 @@ async function refused(call: Promise<unknown>, code: string, ...parts: string[])
   expect(error.code).toBe(code)
 }
 
-describe('a bdev whose acknowledged writes go with this daemon', () => {
+describe('a bdev with a cache that only this daemon has', () => {
   const CACHED_UUID = '2d2d3f0a-9a2b-4c55-8b1e-6a7f1c3c9d11'
-  const HELD = { bytesMax: 24 << 20, by: 'a cache', remedy: 'switch the cache off' }
+  const CACHE = { what: 'a cache', remedy: 'switch the cache off' }
   const SHARED = [
     [{ ana_reporting: true }, 'it reports ANA states'],
     [{ min_cntlid: 1, max_cntlid: 32760 }, 'its controller identifiers are only 1 to 32760'],
     [{ min_cntlid: 32761 }, 'its controller identifiers are only 32761 to 65519'],
   ] as const
 
-  beforeEach(async () => {
-    const info = rig.bdevs.get('disk1')
-    await rig.run(rig.bdevs.add({ ...info, name: 'cached', uuid: CACHED_UUID, heldWrites: HELD }))
-  })
+  const makeCached = async (heldBytesMax: number): Promise<void> => {
+    const privateCache = { ...CACHE, heldBytesMax }
+    const info = { ...rig.bdevs.get('disk1'), name: 'cached', uuid: CACHED_UUID, privateCache }
+    await rig.run(rig.bdevs.add(info))
+  }
 
   it.each(SHARED)(
     'is no namespace of a subsystem that several gateways may serve: %j',
     async (params, why) => {
+      await makeCached(24 << 20)
       await create({ nqn: OTHER, ...params })
-      const add = (): Promise<unknown> => addNs({ bdev_name: 'cached' }, OTHER)
-      const all = [`bdev cached keeps up to 24 MiB`, '(a cache)', OTHER, why, 'switch the cache off']
-      await refused(add(), 'EINVAL', ...all)
+      const parts = ['bdev cached', '(a cache)', OTHER, why, 'up to 24 MiB', 'switch the cache off']
+      await refused(addNs({ bdev_name: 'cached' }, OTHER), 'EINVAL', ...parts)
       // Nothing of the refusal is left: the device is free, and so is the nsid.
       expect(await addNs({ bdev_name: 'disk1' }, OTHER)).toBe(1)
       expect(rig.bdevs.ownersOf('cached')).toBe('')
     },
   )
 
+  it('is refused there when it writes through, too: it answers reads', async () => {
+    await makeCached(0)
+    await create({ nqn: OTHER, ana_reporting: true })
+    const harm = 'hosts would read from it what was replaced through another gateway'
+    await refused(addNs({ bdev_name: 'cached' }, OTHER), 'EINVAL', harm)
+  })
+
   it.each([{}, { min_cntlid: 1, max_cntlid: 65519, ana_reporting: false }])(
     'is one of a subsystem that nothing says others serve: %j',
     async params => {
+      await makeCached(24 << 20)
       await create({ nqn: OTHER, ...params })
       expect(await addNs({ bdev_name: 'cached' }, OTHER)).toBe(1)
     },

@@ -38,8 +38,7 @@ const addNs = method({
     INVALID_PARAMS: UNKNOWN_NQN,
     ENODEV: 'no bdev has that name',
     EPERM: 'another has claimed the bdev for itself',
-    EINVAL:
-      'the bdev would lose acknowledged writes with this daemon, and other gateways may serve the subsystem',
+    EINVAL: 'the bdev has a cache in this daemon, and other gateways may serve the subsystem',
   },
   relaxed: true,
   saves: true,

@@ -152,7 +152,11 @@ function notesOfQemu(rule: Rule, { file, options }: Sayings): string[] {
   ]
 }
 
-function notesOfQpair({ loss }: Judgement, { rbd_cache: cache }: Values, { file }: Sayings): string[] {
+function notesOfQpair(
+  { enabled, loss }: Judgement,
+  { rbd_cache: cache }: Values,
+  { file }: Sayings,
+): string[] {
   const notes = [
     'a cache mode of the guest does not reach librbd; its flushes and FUA writes do, and a vhost guest that cannot flush has every write flushed',
   ]
@@ -165,8 +169,10 @@ function notesOfQpair({ loss }: Judgement, { rbd_cache: cache }: Values, { file 
   }
   if (loss !== 'nothing') {
     notes.push(
-      'a host that goes on through another gateway, or connects again to this daemon when that was killed, is not told what is lost: a subsystem that several gateways serve refuses the device',
+      'a host that goes on through another gateway, or connects again to this daemon when that was killed, is not told what is lost',
     )
   }
+  if (enabled)
+    notes.push('a subsystem that several gateways may serve refuses the device, as long as the cache is on')
   return notes
 }

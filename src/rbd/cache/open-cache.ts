@@ -1,24 +1,35 @@
 /** The cache of an image that is open here: what it keeps back, and what others have to know of it. */
-import type { HeldWrites } from '../../bdev/bdev.ts'
+import type { PrivateCache } from '../../bdev/bdev.ts'
 import { judge, type LiveConfig, liveValues, type Retention, retentionOf, type Value } from './rules.ts'
 
 export interface OpenCache {
   readonly retention: Retention
-  /** Undefined when nothing is kept back. */
-  readonly heldWrites: HeldWrites | undefined
+  /** Undefined when the cache can do no harm to those who have the image open elsewhere. */
+  readonly privateCache: PrivateCache | undefined
 }
 
-/** `path`: of the image. */
-export function openCacheOf(live: LiveConfig, path: string): OpenCache {
+export interface CachedImage {
+  readonly path: string
+  /** What does not change may be kept by everybody. */
+  readonly isSnapshot: boolean
+  readonly isReadOnly: boolean
+}
+
+export function openCacheOf(live: LiveConfig, { path, isSnapshot, isReadOnly }: CachedImage): OpenCache {
   const values = liveValues(live)
   // A cache mode has no say here.
   const judgement = judge('qpair', 'writeback', values)
-  const retention = retentionOf(judgement)
-  if (retention === 'nothing') return { retention, heldWrites: undefined }
-  const by = `RBD's cache, which is on by ${byOf(values.rbd_cache)}`
+  const retention = isReadOnly || isSnapshot ? 'nothing' : retentionOf(judgement)
+  // Others have the exclusive lock while they write, but librbd reads without it, and is not told to forget.
+  const keepsReads = judgement.enabled && values.rbd_cache_policy.value !== 'writearound' && !isSnapshot
+  if (retention === 'nothing' && !keepsReads) return { retention, privateCache: undefined }
   return {
     retention,
-    heldWrites: { bytesMax: judgement.lossBytesMax, by, remedy: remedyOf(values.rbd_cache, path) },
+    privateCache: {
+      heldBytesMax: retention === 'nothing' ? 0 : judgement.lossBytesMax,
+      what: `RBD's cache, which is on by ${byOf(values.rbd_cache)}`,
+      remedy: remedyOf(values.rbd_cache, path),
+    },
   }
 }
 
