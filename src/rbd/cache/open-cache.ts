@@ -20,8 +20,7 @@ export function openCacheOf(live: LiveConfig, { path, isSnapshot, isReadOnly }: 
   // A cache mode has no say here.
   const judgement = judge('qpair', 'writeback', values)
   const retention = isReadOnly || isSnapshot ? 'nothing' : retentionOf(judgement)
-  // Others have the exclusive lock while they write, but librbd reads without it, and is not told to forget.
-  const keepsReads = judgement.enabled && values.rbd_cache_policy.value !== 'writearound' && !isSnapshot
+  const keepsReads = judgement.keepsReads && !isSnapshot
   if (retention === 'nothing' && !keepsReads) return { retention, privateCache: undefined }
   return {
     retention,

@@ -59,6 +59,11 @@ export type Loss = 'nothing' | 'unflushed' | 'flushed'
 export interface Judgement {
   readonly enabled: boolean
   readonly policy: Policy
+  /**
+   * Reads may be answered from it. Others hold the exclusive lock while they write, but librbd reads without that, and is
+   * not told to forget.
+   */
+  readonly keepsReads: boolean
   /** Write-through until somebody flushes. */
   readonly untilFlush: boolean
   /** The guest is told of a volatile write cache. */
@@ -124,6 +129,7 @@ export function judge(rule: Rule, mode: CacheMode, values: Values): Judgement {
   return {
     enabled,
     policy,
+    keepsReads: enabled && values.rbd_cache_policy.value !== 'writearound',
     untilFlush: isKeptBack && waits,
     guestSeesCache: isQemu ? !isThrough : enabled,
     flushesHonoured: !isDeaf,
