@@ -156,6 +156,8 @@ function readTarget(reader: XmlReader | undefined, poolType: PoolType): VolumeTa
 function readEncryption(reader: XmlReader | undefined): Encryption | undefined {
   if (reader === undefined) return undefined
   const secret = reader.child('secret')
+  // There is only one type; it is written, and nobody needs to hear it.
+  secret?.choice('type', ['passphrase'])
   const uuid = secret?.attribute('uuid')
   const usage = secret?.attribute('usage')
   return {

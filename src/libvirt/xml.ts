@@ -114,7 +114,7 @@ function checkDepth(root: Element, what: string): void {
   let level: Element[] = [root]
   for (let depth = 1; level.length > 0; depth++) {
     if (depth > DEPTH_MAX) refuse(what, level[0]!, `elements are nested more than ${DEPTH_MAX} deep`)
-    level = level.flatMap(elementsIn)
+    level = level.flatMap(element => elementsIn(element))
   }
 }
 
