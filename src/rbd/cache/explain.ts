@@ -153,7 +153,7 @@ function notesOfQemu(rule: Rule, { file, options }: Sayings): string[] {
 }
 
 function notesOfQpair(
-  { enabled, loss }: Judgement,
+  { keepsReads, loss }: Judgement,
   { rbd_cache: cache }: Values,
   { file }: Sayings,
 ): string[] {
@@ -172,7 +172,7 @@ function notesOfQpair(
       'a host that goes on through another gateway, or connects again to this daemon when that was killed, is not told what is lost',
     )
   }
-  if (enabled)
+  if (loss !== 'nothing' || keepsReads)
     notes.push('a subsystem that several gateways may serve refuses the device, as long as the cache is on')
   return notes
 }

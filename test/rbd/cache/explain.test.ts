@@ -250,6 +250,7 @@ describe('what qpair says beside its rule', () => {
   it.each([
     [{}, false, false],
     [{ rbd_cache: 'true', rbd_cache_policy: 'writethrough' }, true, false],
+    [{ rbd_cache: 'true', rbd_cache_policy: 'writearound', rbd_cache_max_dirty: '0' }, false, false],
     [{ rbd_cache: 'true' }, true, true],
   ])(
     'tells who refuses the device, and that nobody hears of a loss: %j',
