@@ -104,10 +104,10 @@ export class RbdImages {
   }
 
   /**
-   * Does something to an image that nobody may have in use meanwhile, and looks at its size afterwards. Throws `RpcError`
-   * ENODEV, EBUSY, or what `work` throws.
+   * Takes an image that nobody may have in use meanwhile. `giveBack` looks at its size, which may be another now. Throws
+   * `RpcError` ENODEV, EBUSY.
    */
-  async whileUnused(name: string, doing: string, work: (image: RbdImage) => Promise<void>): Promise<void> {
+  takeUnused(name: string, doing: string): { readonly image: RbdImage; giveBack(): Promise<void> } {
     const image = this.opened(name)
     const owners = this.#bdevs.ownersOf(name)
     if (owners !== '') {
@@ -117,12 +117,13 @@ export class RbdImages {
       )
     }
     const claim = this.#bdevs.claim(name, doing, 'exclusive_write')
-    try {
-      await work(image)
-    } finally {
-      claim.release()
+    return {
+      image,
+      giveBack: () => {
+        claim.release()
+        return this.#checkSize(image)
+      },
     }
-    await this.#checkSize(image)
   }
 
   /** Takes the device away, and resolves when the image is closed: another gateway may have its lock then. */

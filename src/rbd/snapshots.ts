@@ -1,11 +1,11 @@
 /** Snapshots and clones of images that are open as devices. */
-import { RpcError, SysError } from '../core/errors.ts'
-import { logger } from '../core/log.ts'
+import { errnoNumber, RpcError, SysError } from '../core/errors.ts'
 import { librbd } from '../sys/librbd.ts'
 import type { RbdImage } from './image.ts'
 import type { RbdImages } from './images.ts'
 
-const log = logger('rbd')
+/** Objects of the image that are done with, and how many there are. */
+export type Report = (done: number, total: number) => void
 
 export interface Snapshot {
   readonly id: number
@@ -77,18 +77,24 @@ export class RbdSnapshots {
     return this.#images.opened(name).use(image => listSnapshots(name, image))
   }
 
-  /** Makes the image what it was then, which takes the longer the more it holds. Nobody may have it in use. */
-  async rollBack(name: string, snapshot: string): Promise<void> {
-    await this.#images.whileUnused(name, `rolling back to ${snapshot}`, opened =>
-      logged(`${name} is rolled back to ${snapshot}`, async () =>
-        check(
-          opened,
-          'roll back to',
-          snapshot,
-          await opened.use(image => librbd().rollBack(image, snapshot)),
-        ),
-      ),
-    )
+  /**
+   * Makes the image what it was then, which takes the longer the more it holds: the work that is to be done. Nobody may
+   * have the device in use until it has ended. Throws `RpcError`: ENODEV, ENOENT, EBUSY.
+   */
+  async rollBack(name: string, snapshot: string): Promise<(report: Report) => Promise<void>> {
+    const there = await this.list(name)
+    if (!there.some(each => each.name === snapshot)) {
+      check(this.#images.opened(name), 'roll back to', snapshot, -errnoNumber('ENOENT'))
+    }
+    const { image: opened, giveBack } = this.#images.takeUnused(name, `rolling back to ${snapshot}`)
+    return async report => {
+      try {
+        const result = await opened.use(image => librbd().rollBack(image, snapshot, report))
+        check(opened, 'roll back to', snapshot, result)
+      } finally {
+        await giveBack()
+      }
+    }
   }
 
   async clone(name: string, options: CloneOptions): Promise<void> {
@@ -97,13 +103,17 @@ export class RbdSnapshots {
     check(opened, 'clone', options.snapshot, result)
   }
 
-  /** Copies to a clone what it still has from its parent, while it is in use: that may take long. */
-  async flatten(name: string): Promise<void> {
+  /**
+   * Copies to a clone what it still has from its parent, while it is in use, which may take long: the work that is to be
+   * done. Throws `RpcError`: ENODEV, EINVAL.
+   */
+  flatten(name: string): (report: Report) => Promise<void> {
     const opened = this.#images.opened(name)
-    await logged(`${name} is flattened`, async () =>
-      check(opened, 'flatten', undefined, await opened.use(image => librbd().flatten(image))),
-    )
-    opened.flattened()
+    if (!opened.isClone) check(opened, 'flatten', undefined, -errnoNumber('EINVAL'))
+    return async report => {
+      check(opened, 'flatten', undefined, await opened.use(image => librbd().flatten(image, report)))
+      opened.flattened()
+    }
   }
 }
 
@@ -133,14 +143,6 @@ async function clone(
   } finally {
     if (target !== parentPool) library.closePool(target)
   }
-}
-
-/** librbd tells how far it is only on threads of its own, which may not call into JavaScript: so begin and end are told. */
-async function logged(what: string, work: () => Promise<void>): Promise<void> {
-  const startMs = performance.now()
-  log.notice(`${what}: started`)
-  await work()
-  log.notice(`${what}: done after ${Math.round((performance.now() - startMs) / 1000)} s`)
 }
 
 function check(

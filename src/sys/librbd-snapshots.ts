@@ -2,6 +2,7 @@
 import type { LibraryHandle } from 'koffi'
 import { blocking, i32At, PAGE_SIZE, stringAt, textAt, u64At, withPage } from './blocking.ts'
 import { viewAt } from './memory.ts'
+import { progressCallback, reportingProgress } from './progress.ts'
 
 export interface SnapshotInfo {
   readonly id: number
@@ -15,11 +16,14 @@ export interface ImageConfig {
   readonly source: 'config' | 'pool' | 'image'
 }
 
+/** Called now and then while work is done: the objects that are done with, and how many there are. */
+export type Report = (done: number, total: number) => void
+
 /** Results are 0 or more, or -errno. */
 export interface Snapshots {
   createSnapshot(image: number, name: string): Promise<number>
   removeSnapshot(image: number, name: string): Promise<number>
-  rollBack(image: number, name: string): Promise<number>
+  rollBack(image: number, name: string, report: Report): Promise<number>
   protectSnapshot(image: number, name: string): Promise<number>
   unprotectSnapshot(image: number, name: string): Promise<number>
   /** Or -errno. */
@@ -35,7 +39,7 @@ export interface Snapshots {
     childPool: number,
     child: string,
   ): Promise<number>
-  flatten(image: number): Promise<number>
+  flatten(image: number, report: Report): Promise<number>
   /** Bits of `RBD_FEATURE_*`, or -errno. */
   features(image: number): Promise<number>
   /** Bytes, or -errno. */
@@ -60,7 +64,6 @@ export function snapshotCalls(rbd: LibraryHandle): Snapshots {
   const named = (name: string) => blocking(rbd.func(`int ${name}(uintptr_t, const char *)`))
   const isProtected = blocking(rbd.func('int rbd_snap_is_protected(uintptr_t, const char *, uintptr_t)'))
   const timestamp = blocking(rbd.func('int rbd_snap_get_timestamp(uintptr_t, uint64_t, uintptr_t)'))
-  const flatten = blocking(rbd.func('int rbd_flatten(uintptr_t)'))
   const getFeatures = blocking(rbd.func('int rbd_get_features(uintptr_t, uintptr_t)'))
   const stat = blocking(rbd.func('int rbd_stat(uintptr_t, uintptr_t, size_t)'))
   const number = (call: ReturnType<typeof blocking>, image: number, at: number, ...rest: number[]) =>
@@ -71,7 +74,6 @@ export function snapshotCalls(rbd: LibraryHandle): Snapshots {
   return {
     createSnapshot: named('rbd_snap_create'),
     removeSnapshot: named('rbd_snap_remove'),
-    rollBack: named('rbd_snap_rollback'),
     protectSnapshot: named('rbd_snap_protect'),
     unprotectSnapshot: named('rbd_snap_unprotect'),
     isProtected: (image, name) =>
@@ -84,12 +86,31 @@ export function snapshotCalls(rbd: LibraryHandle): Snapshots {
         const result = await timestamp(image, id, out)
         return result < 0 ? result : u64At(out)
       }),
-    flatten: image => flatten(image),
     features: image => number(getFeatures, image, 0),
     objectSize: image => number(stat, image, OBJECT_SIZE_AT, STAT_SIZE),
     dataPoolId: rbd.func('int64_t rbd_get_data_pool_id(uintptr_t)'),
+    ...longCalls(rbd),
     ...cloneCalls(rbd),
     ...listCalls(rbd),
+  }
+}
+
+/** Those that tell how far they are, where that can be heard. */
+function longCalls(rbd: LibraryHandle): Pick<Snapshots, 'flatten' | 'rollBack'> {
+  const flatten = blocking(rbd.func('int rbd_flatten(uintptr_t)'))
+  const flattenTelling = blocking(rbd.func('int rbd_flatten_with_progress(uintptr_t, uintptr_t, uintptr_t)'))
+  const rollBack = blocking(rbd.func('int rbd_snap_rollback(uintptr_t, const char *)'))
+  const rollBackTelling = blocking(
+    rbd.func('int rbd_snap_rollback_with_progress(uintptr_t, const char *, uintptr_t, uintptr_t)'),
+  )
+  const callback = progressCallback()
+  if (callback === 0) {
+    return { flatten: image => flatten(image), rollBack: (image, name) => rollBack(image, name) }
+  }
+  return {
+    flatten: (image, report) => reportingProgress(report, cell => flattenTelling(image, callback, cell)),
+    rollBack: (image, name, report) =>
+      reportingProgress(report, cell => rollBackTelling(image, name, callback, cell)),
   }
 }
 

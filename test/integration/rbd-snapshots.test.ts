@@ -3,9 +3,11 @@ import { createHash } from 'node:crypto'
 import { readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect, it } from 'vitest'
+import type { WireJob } from '../../src/rpc/job-methods.ts'
 import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
+import { eventually } from './lab/linux-host.ts'
 import { qpair } from './lab/qpair.ts'
 
 interface RbdInfo {
@@ -91,6 +93,36 @@ await describeWith(CEPH_PROGRAMS, 'snapshots and names of RBD images', () => {
     expect(await content('disk')).toBe(first)
     await run('rbd', 'snapshot', 'delete', 'r0', 'then')
     expect(await run('rbd', 'snapshot', 'list', 'r0', '--json')).toBe('[]')
+  })
+
+  it('tell how far a long one is, and go on with it after the daemon was killed', async () => {
+    const job = async (id: number): Promise<WireJob> => daemon.rpc<WireJob>('job_get', { id })
+    await ceph.run('rbd', 'create', '--size', '128', '--object-size', '64K', 'volumes/parent')
+    await run('rbd', 'open', `rbd:volumes/parent:conf=${ceph.conf}`, '-b', 'p0')
+    await scribble('p0', 4)
+    const first = await content('parent')
+    await run('rbd', 'snapshot', 'create', 'p0', 'base')
+    await run('rbd', 'snapshot', 'protect', 'p0', 'base')
+    await run('rbd', 'clone', 'p0', 'base', 'long')
+    await run('rbd', 'open', `rbd:volumes/long:conf=${ceph.conf}`, '-b', 'l0')
+
+    const { job_id: id } = JSON.parse(await run('rbd', 'flatten', 'l0', '--no-wait'))
+    await eventually(async () => (await job(id)).done).toBeGreaterThan(0)
+    ceph.signalOsd(0, 'SIGSTOP')
+    expect(await job(id)).toMatchObject({ state: 'running', unit: 'objects', total: 2048 })
+    await expect(run('rbd', 'flatten', 'l0')).rejects.toThrow(/l0/)
+    await expect(run('job', 'cancel', String(id))).rejects.toThrow('cannot be stopped half-way')
+    await daemon.kill('SIGKILL')
+    ceph.signalOsd(0, 'SIGCONT')
+    await daemon.start()
+
+    const [again] = await daemon.rpc<WireJob[]>('job_list')
+    await run('job', 'wait', String(again!.id))
+    expect(await job(again!.id)).toMatchObject({ kind: 'bdev_rbd_flatten', name: 'l0', percent: 100 })
+    expect((await info('long')).parent).toBeUndefined()
+    expect(await content('long')).toBe(first)
+    expect(await daemon.rpc('framework_get_config', { name: 'job' })).toEqual([])
+    for (const name of ['l0', 'p0']) await daemon.rpc('bdev_rbd_delete', { name })
   })
 
   it('roll back only what nobody has, and to the size of then', async () => {

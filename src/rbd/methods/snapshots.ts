@@ -1,5 +1,6 @@
 /** Snapshots and clones of images that are open. */
 import { z } from 'zod'
+import { jobStarted, type NeedsJobs } from '../../rpc/job-methods.ts'
 import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
 import { RbdSnapshots, type SnapshotAction } from '../snapshots.ts'
@@ -11,6 +12,9 @@ const ERRORS = {
   EROFS: 'the device is read only',
   EIO: 'Ceph cannot do it for another reason, which is named',
 } as const
+
+/** librbd counts objects, and cannot be stopped. */
+const LONG = { unit: 'objects', isCancellable: false } as const
 
 const snapshot = z.string().min(1).describe('The snapshot')
 
@@ -96,13 +100,20 @@ export const bdevRbdSnapshotRollback = method({
   name: 'bdev_rbd_snapshot_rollback',
   summary: 'Makes an image what it was when the snapshot was made. Nobody may have the device in use.',
   params: z.object({ name: deviceName, snapshot }),
-  result: done,
-  errors: { ...ERRORS, EBUSY: 'somebody has the device' },
+  result: jobStarted,
+  errors: { ...ERRORS, EBUSY: 'somebody has the device, or it is being rolled back' },
+  saves: true,
   concurrent: true,
-  cli: { positional: ['name', 'snapshot'], commands: ['rbd snapshot-rollback'] },
-  async run(params, { rbd }: RbdContext) {
-    await new RbdSnapshots(rbd).rollBack(params.name, params.snapshot)
-    return true as const
+  cli: {
+    positional: ['name', 'snapshot'],
+    commands: ['rbd snapshot-rollback'],
+    job: ({ job_id }) => job_id,
+  },
+  async run(params, { rbd, jobs }: RbdContext & NeedsJobs) {
+    const work = await new RbdSnapshots(rbd).rollBack(params.name, params.snapshot)
+    // One that was cut short would leave an image that is partly what it was.
+    const resume = { method: 'bdev_rbd_snapshot_rollback', params }
+    return jobs.start({ kind: 'bdev_rbd_snapshot_rollback', name: params.name, ...LONG, resume }, work)
   },
 })
 
@@ -130,12 +141,14 @@ export const bdevRbdFlatten = method({
   summary:
     'Copies to a clone what it has from its parent, so that it needs it no more. It may be in use meanwhile.',
   params: z.object({ name: deviceName }),
-  result: done,
-  errors: { ...ERRORS, EINVAL: 'it is no clone' },
+  result: jobStarted,
+  errors: { ...ERRORS, EINVAL: 'it is no clone', EBUSY: 'it is being flattened already' },
+  saves: true,
   concurrent: true,
-  cli: { positional: ['name'], commands: ['rbd flatten'] },
-  async run({ name }, { rbd }: RbdContext) {
-    await new RbdSnapshots(rbd).flatten(name)
-    return true as const
+  cli: { positional: ['name'], commands: ['rbd flatten'], job: ({ job_id }) => job_id },
+  run(params, { rbd, jobs }: RbdContext & NeedsJobs) {
+    const work = new RbdSnapshots(rbd).flatten(params.name)
+    const resume = { method: 'bdev_rbd_flatten', params }
+    return jobs.start({ kind: 'bdev_rbd_flatten', name: params.name, ...LONG, resume }, work)
   },
 })
