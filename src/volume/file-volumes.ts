@@ -171,7 +171,7 @@ export function fileOpening(volume: VolumeFacts, { readOnly }: OpenOptions): Met
   switch (format) {
     case 'raw':
     case 'iso':
-      return readOnly || format === 'iso'
+      return readOnly
         ? { method: 'bdev_aio_create', params: { filename, readonly: true } }
         : { method: 'bdev_uring_create', params: { filename } }
     default:

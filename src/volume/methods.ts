@@ -1,6 +1,7 @@
 /** Every method of pools and volumes. */
+import { exportMethods } from './methods/export.ts'
 import { poolMethods } from './methods/pools.ts'
 import { snapshotMethods } from './methods/snapshots.ts'
 import { volumeMethods } from './methods/volumes.ts'
 
-export const storageMethods = [...poolMethods, ...volumeMethods, ...snapshotMethods]
+export const storageMethods = [...poolMethods, ...volumeMethods, ...snapshotMethods, ...exportMethods]

@@ -4,6 +4,8 @@ import { RpcError, thereAre } from '../core/errors.ts'
 import { formatSize } from '../core/format-size.ts'
 import { logger } from '../core/log.ts'
 import type { Jobs } from '../rpc/jobs.ts'
+import { VolumeExports } from './export.ts'
+import type { Call } from './nvme-export.ts'
 import {
   type CreateVolume,
   QUIET,
@@ -25,8 +27,8 @@ export interface VolumesOptions {
   readonly pools: StoragePools
   readonly bdevs: BdevRegistry
   readonly jobs: Jobs
-  /** A method of the daemon at once, saving nothing: whoever calls saves. */
-  readonly replay: (method: string, params?: unknown) => Promise<unknown>
+  /** A method of the daemon, in its turn and saved. */
+  readonly call: Call
 }
 
 export interface Found {
@@ -38,15 +40,17 @@ export class Volumes {
   readonly pools: StoragePools
   readonly bdevs: BdevRegistry
   readonly jobs: Jobs
-  readonly #replay: VolumesOptions['replay']
+  readonly exports: VolumeExports
+  readonly #call: Call
   /** Volumes that long work has to itself, and names that it will give, with what is done: `POOL/NAME`. */
   readonly #taken = new Map<string, string>()
 
-  constructor({ pools, bdevs, jobs, replay }: VolumesOptions) {
+  constructor({ pools, bdevs, jobs, call }: VolumesOptions) {
     this.pools = pools
     this.bdevs = bdevs
     this.jobs = jobs
-    this.#replay = replay
+    this.#call = call
+    this.exports = new VolumeExports(this, call)
   }
 
   /** By POOL/NAME, by name where it is the only one, by key or path. Throws `RpcError` ENOENT or EINVAL. */
@@ -86,6 +90,16 @@ export class Volumes {
 
   useOf({ volume }: Found): Promise<VolumeUse> {
     return useOf(volume, this.bdevs, this.pools.list())
+  }
+
+  /** Makes a bdev of that name over the volume; saved. */
+  async open({ pool, volume }: Found, bdev: string, readOnly: boolean): Promise<string> {
+    const { method, params } = pool.backend.opening(volume, { readOnly: readOnly || volume.format === 'iso' })
+    return (await this.#call(method, { ...params, name: bdev })) as string
+  }
+
+  async close(bdev: string): Promise<void> {
+    await this.#call(`bdev_${this.bdevs.get(bdev).driver}_delete`, { name: bdev })
   }
 
   /** Makes a volume. Preallocating takes long: then it is a job, whose number is answered. */
@@ -148,7 +162,7 @@ export class Volumes {
       }
       if (use.programs.length > 0) refuseInUse(volume, 'resized', { ...use, bdev: undefined })
       await operation(volume, capacityBytes, { isOpen: use.bdev !== undefined, allocate: options.allocate })
-      for (const { name, driver } of use.bdevs) await this.#replay(`bdev_${driver}_rescan`, { name })
+      for (const { name, driver } of use.bdevs) await this.#call(`bdev_${driver}_rescan`, { name })
     })
   }
 

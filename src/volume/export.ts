@@ -1,0 +1,202 @@
+/**
+ * `qpair volume export`: a volume as a disk, by the methods that anybody could call one by one, so that the saved
+ * configuration says nothing that SPDK's would not. What a volume is exported by is found from the bdev over it.
+ */
+import { RpcError } from '../core/errors.ts'
+import { type Call, exportOverNvme, unexportFromNvme } from './nvme-export.ts'
+import { Turns } from './turns.ts'
+import type { VolumeUse } from './use.ts'
+import type { Found, Volumes } from './volumes.ts'
+
+export type ExportKind = 'nvme' | 'vhost' | 'nbd'
+
+export interface ExportOptions {
+  readonly kind: ExportKind
+  /** The bdev's name; made of the names of pool and volume when absent. */
+  readonly bdev?: string | undefined
+  /** `IP:PORT` (nvme, nbd). */
+  readonly listen: readonly string[]
+  readonly nqn?: string | undefined
+  /** Path of a Unix socket instead (nbd). */
+  readonly unix?: string | undefined
+  readonly readOnly: boolean
+  /** Go on though somebody has the volume. */
+  readonly shared: boolean
+}
+
+export interface Exported {
+  readonly bdev: string
+  readonly kind: ExportKind
+  /** What to type next, and where. */
+  readonly next: string
+}
+
+const NVME_LISTEN = '127.0.0.1:4420'
+const NBD_LISTEN = '127.0.0.1:10809'
+
+export class VolumeExports {
+  readonly #volumes: Volumes
+  readonly #call: Call
+  /** The calls of one export stand together. */
+  readonly #turns = new Turns()
+
+  /** `call` takes its turn among the daemon's methods, and saves. */
+  constructor(volumes: Volumes, call: Call) {
+    this.#volumes = volumes
+    this.#call = call
+  }
+
+  async export(found: Found, options: ExportOptions): Promise<Exported> {
+    const { pool, volume } = found
+    return this.#turns.next(async () => {
+      this.#volumes.refuseTaken(pool, volume.name, 'exported')
+      const use = await this.#volumes.useOf(found)
+      if (!options.shared) refuseSecondWriter(found, use, options.readOnly)
+      const { bdev, isNew } = await this.#open(found, use, options)
+      try {
+        return { bdev, kind: options.kind, next: await this.#publish(bdev, found, options) }
+      } catch (error) {
+        if (isNew) await this.#volumes.close(bdev)
+        throw error
+      }
+    })
+  }
+
+  /** Takes a volume back from whatever serves it. Answers what that was. */
+  async unexport(found: Found): Promise<string[]> {
+    return this.#turns.next(async () => {
+      const { bdevs } = await this.#volumes.useOf(found)
+      if (bdevs.length === 0) {
+        throw new RpcError('EINVAL', `volume ${found.volume.name} is not exported: nothing has it open here`)
+      }
+      const left: string[] = []
+      for (const { name } of bdevs) {
+        left.push(...(await this.#release(name)))
+        const others = this.#volumes.bdevs.ownersOf(name)
+        if (others !== '') {
+          throw new RpcError(
+            'EBUSY',
+            `bdev ${name} over volume ${found.volume.name} is used by ${others}: take it away from there first`,
+          )
+        }
+        await this.#volumes.close(name)
+        left.push(`bdev ${name}`)
+      }
+      return left
+    })
+  }
+
+  async #release(bdev: string): Promise<string[]> {
+    const left = (await unexportFromNvme(this.#call, bdev)).map(nqn => `subsystem ${nqn}`)
+    const exports = (await this.#call('nbd_export_list')) as { name: string; bdev_name: string }[]
+    for (const { name } of exports.filter(({ bdev_name }) => bdev_name === bdev)) {
+      await this.#call('nbd_export_stop', { name })
+      left.push(`NBD export ${name}`)
+    }
+    const controllers = (await this.#call('vhost_get_controllers')) as {
+      ctrlr: string
+      backend_specific: { block?: { bdev: string } }
+    }[]
+    for (const { ctrlr, backend_specific } of controllers) {
+      if (backend_specific.block?.bdev !== bdev) continue
+      await this.#call('vhost_delete_controller', { ctrlr })
+      left.push(`vhost controller ${ctrlr}`)
+    }
+    return left
+  }
+
+  /** The bdev over the volume: that which is there, or a new one. */
+  async #open(
+    found: Found,
+    use: VolumeUse,
+    { bdev, readOnly }: ExportOptions,
+  ): Promise<{ bdev: string; isNew: boolean }> {
+    const open = use.bdevs.find(each => readOnly || !each.readOnly)
+    if (open !== undefined) return { bdev: open.name, isNew: false }
+    const name = bdev ?? bdevName(found)
+    return { bdev: await this.#volumes.open(found, name, readOnly), isNew: true }
+  }
+
+  async #publish(bdev: string, found: Found, options: ExportOptions): Promise<string> {
+    switch (options.kind) {
+      case 'nvme': {
+        const nqn = options.nqn ?? nqnOf(found)
+        const listen = options.listen.length > 0 ? options.listen : [NVME_LISTEN]
+        const connect = await exportOverNvme(this.#call, { bdev, nqn, listen })
+        return [
+          'On the Linux host that is to use it, as root:',
+          '  modprobe nvme-tcp',
+          ...indent(connect),
+        ].join('\n')
+      }
+      case 'vhost': {
+        await this.#call('vhost_create_blk_controller', {
+          ...{ ctrlr: bdev, dev_name: bdev },
+          ...(options.readOnly ? { readonly: true } : {}),
+        })
+        const args = (await this.#call('vhost_qemu_args', { ctrlr: bdev })) as string
+        return ['Arguments of QEMU:', ...indent([args]), `For libvirt: qpair vhost libvirt-xml ${bdev}`].join(
+          '\n',
+        )
+      }
+      case 'nbd': {
+        const started = (await this.#call('nbd_export_start', {
+          ...{ bdev_name: bdev, read_only: options.readOnly },
+          ...nbdAddress(options),
+        })) as { name: string; uri: string }
+        return [
+          'Clients open:',
+          ...indent([started.uri, `nbd-client, qemu-img info '${started.uri}', nbdcopy …`]),
+          `For QEMU: qpair nbd qemu-args ${started.name}`,
+        ].join('\n')
+      }
+    }
+  }
+}
+
+const indent = (lines: readonly string[]): string[] => lines.map(line => `  ${line}`)
+
+function nbdAddress({ unix, listen }: ExportOptions): object {
+  if (unix !== undefined) return { unix }
+  if (listen.length > 1) {
+    throw new RpcError(
+      'EINVAL',
+      `an NBD export has one address, and ${listen.length} are given (${listen.join(', ')})`,
+    )
+  }
+  const [, host6, host4, port] = /^(?:\[(.+)\]|([^:]+)):(\d+)$/.exec(listen[0] ?? NBD_LISTEN) ?? []
+  if (port === undefined) {
+    throw new RpcError('EINVAL', `--listen ${listen[0]}: give IP:PORT, such as 192.0.2.7:10809`)
+  }
+  return { host: host6 ?? host4, port: Number(port) }
+}
+
+/** Two writers that know nothing of each other destroy a file system. */
+function refuseSecondWriter({ volume }: Found, use: VolumeUse, readOnly: boolean): void {
+  const { owners, programs, dependents } = use
+  const others = [owners, ...programs].filter(each => each !== '')
+  if (others.length > 0) {
+    throw new RpcError(
+      'EBUSY',
+      `volume ${volume.name} is used by ${others.join(', ')} already: qpair volume unexport ${volume.name} takes it back; ` +
+        '--shared serves it to both, which only clients survive that know of each other',
+    )
+  }
+  if (!readOnly && dependents.length > 0) {
+    throw new RpcError(
+      'EBUSY',
+      `volume ${volume.name} is the backing store of ${dependents.map(({ name }) => name).join(', ')}, which writes to it ` +
+        'would destroy: export it with --read-only, or one of those',
+    )
+  }
+}
+
+/** Names of bdevs and of vhost's sockets have no slash. */
+function bdevName({ pool, volume }: Found): string {
+  return `${pool.name}-${volume.name}`.replace(/[^\w.-]/g, '_')
+}
+
+/** The same wherever the pool has this name, and lower case, as names of domains are. */
+function nqnOf(found: Found): string {
+  return `nqn.2026-11.io.qpair:${bdevName(found).toLowerCase()}`
+}
