@@ -134,7 +134,7 @@ export function renderCliReference(methods: Declarations): string {
     `\`qpair NOUN VERB\` calls the method of that name: \`bdev_get_bdevs\` is \`qpair bdev get-bdevs\`, or \`qpair bdev list\`.
 \`qpair rpc METHOD\` takes command lines of SPDK's \`rpc.py\` as they are, or parameters as JSON. On a terminal results are
 tables; programs get JSON, and so does everybody with \`--json\`. Exit codes: 0 it is done, 1 the daemon refused or is not
-there, 2 the command line is wrong.\n`,
+there, or the job failed, 2 the command line is wrong, 130 Ctrl-C left a job running.\n`,
     table('| command | |', own),
     table('| option, before the command | |', options),
     '## Without a noun\n',
