@@ -9,6 +9,7 @@ import { logger } from '../core/log.ts'
 import type { Acceptor } from '../reactor/acceptor.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
 import type { SocketAddress } from '../reactor/network.ts'
+import { type AccessOptions, applyAccess, resolveAccess } from '../reactor/socket-access.ts'
 import type { Configurable, MethodCall } from '../rpc/config.ts'
 import { NBD_PORT } from '../spec/nbd.ts'
 import { formatAddress } from '../sys/socket.ts'
@@ -26,6 +27,8 @@ export interface ExportOptions {
   readonly description: string
   /** 0: as many as come. */
   readonly connectionsMax: number
+  /** Who may connect to a Unix socket; what is undefined is as the process makes files. */
+  readonly access?: AccessOptions
 }
 
 /** An export that is being served. */
@@ -97,12 +100,14 @@ export class NbdExports implements Configurable {
         `an NBD export named "${name}" exists already, of ${taken.bdev} at ${taken.uri}: choose another name`,
       )
     }
+    const access = await resolveAccess(options.access ?? { mode: undefined, owner: undefined })
     const readOnly = options.readOnly || info.readOnly
     if (readOnly && !options.readOnly) log.notice(`export "${name}" is read only, as ${info.name} is`)
     const claim = this.#bdevs.claim(info.name, `NBD export "${name}"`, readOnly ? 'read' : 'write')
     try {
       const listener = await this.#openListener(options.address)
       try {
+        if (options.address.host.startsWith('/')) applyAccess(options.address.host, access)
         const entry = this.#describe(options, info, { name, readOnly, listener, claim })
         await this.#announce(entry)
         this.#exports.set(name, entry)
@@ -142,6 +147,8 @@ export class NbdExports implements Configurable {
         ...(options.readOnly ? { read_only: true } : {}),
         ...(options.description === '' ? {} : { description: options.description }),
         ...(options.connectionsMax === 0 ? {} : { max_connections: options.connectionsMax }),
+        ...(options.access?.mode === undefined ? {} : { socket_mode: options.access.mode }),
+        ...(options.access?.owner === undefined ? {} : { socket_owner: options.access.owner }),
       },
     }))
   }

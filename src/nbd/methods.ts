@@ -57,11 +57,21 @@ export const nbdExportStart = method({
     read_only: z.boolean().default(false).describe('Refuse writes'),
     description: text.default('').describe('Shown to clients that ask'),
     max_connections: uint32.default(0).describe('Most clients at once; 0 for no limit'),
+    socket_mode: z
+      .string()
+      .optional()
+      .describe(
+        'Who may connect to the Unix socket, as for chmod: 0660; as the daemon makes files when absent',
+      ),
+    socket_owner: z
+      .string()
+      .optional()
+      .describe("Whose the Unix socket is, as for chown: libvirt-qemu:kvm; the daemon's when absent"),
   }),
   result: exportRow,
   errors: {
     ENODEV: 'no bdev has that name',
-    EPERM: 'another user has the bdev for itself',
+    EPERM: 'another user has the bdev for itself, or the daemon may not give the socket away',
     EEXIST: 'an export has that name, or a file that is no socket is at the path',
     EADDRINUSE: 'another process listens there',
     EADDRNOTAVAIL: 'the address is none of this machine',
@@ -82,6 +92,7 @@ export const nbdExportStart = method({
       readOnly: params.read_only,
       description: params.description,
       connectionsMax: params.max_connections,
+      access: { mode: params.socket_mode, owner: params.socket_owner },
     })
     return row(started)
   },
@@ -144,10 +155,15 @@ interface AddressParams {
   readonly unix?: string | undefined
   readonly host?: string | undefined
   readonly port?: number | undefined
+  readonly socket_mode?: string | undefined
+  readonly socket_owner?: string | undefined
 }
 
-function addressOf({ unix, host, port }: AddressParams): SocketAddress {
+function addressOf({ unix, host, port, socket_mode, socket_owner }: AddressParams): SocketAddress {
   if (unix === undefined) {
+    if (socket_mode !== undefined || socket_owner !== undefined) {
+      throw new RpcError('EINVAL', 'a mode or an owner is given without a Unix socket: TCP ports have none')
+    }
     const address = { host: host ?? '127.0.0.1', port: port ?? NBD_PORT }
     if (isIP(address.host) !== 0) return address
     throw new RpcError('EINVAL', `"${address.host}" is no IPv4 or IPv6 address: names are not looked up here`)

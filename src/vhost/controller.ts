@@ -1,10 +1,10 @@
 /** One controller: a name, a socket, the device behind it, and the front ends that are connected at this moment. */
 import { type Logger, logger } from '../core/log.ts'
 import { limitLines } from '../core/log-limit.ts'
+import type { SocketAccess } from '../reactor/socket-access.ts'
 import type { Backing } from './backing.ts'
 import type { SessionStats, Tuning } from './messages.ts'
 import type { DeviceModel } from './model.ts'
-import type { SocketAccess } from './socket-access.ts'
 
 const log = logger('vhost')
 

@@ -2,6 +2,7 @@
 import { drivers } from '../../src/bdev/drivers/index.ts'
 import { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
 import { BdevRegistry } from '../../src/bdev/registry.ts'
+import type { SocketAccess } from '../../src/reactor/socket-access.ts'
 import type { MethodCall } from '../../src/rpc/config.ts'
 import { Dispatcher, type RpcInfo } from '../../src/rpc/dispatcher.ts'
 import type {
@@ -14,7 +15,6 @@ import type {
 import { VhostControllers } from '../../src/vhost/controllers.ts'
 import type { QueueStats, SessionStats, Tuning } from '../../src/vhost/messages.ts'
 import { type VhostContext, vhostMethods } from '../../src/vhost/methods.ts'
-import type { SocketAccess } from '../../src/vhost/socket-access.ts'
 import { LocalReactorGroup } from '../support/reactor.ts'
 
 /** A queue on which nothing has happened. */

@@ -1,5 +1,8 @@
+import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { type Lookup, resolveAccess } from '../../src/vhost/socket-access.ts'
+import { applyAccess, type Lookup, resolveAccess } from '../../src/reactor/socket-access.ts'
 
 const DATABASES: Record<string, Record<string, string>> = {
   passwd: { qemu: 'qemu:x:107:36:qemu user:/:/sbin/nologin' },
@@ -41,5 +44,24 @@ describe('the access to a socket', () => {
 
   it("looks names up in the system's own databases", async () => {
     expect(await resolveAccess({ mode: undefined, owner: 'root:root' })).toEqual({ uid: 0, gid: 0 })
+  })
+})
+
+describe('access that is applied', () => {
+  it('gives a socket its mode, and says of which file and why when it cannot', () => {
+    const directory = mkdtempSync(join(tmpdir(), 'qpair-access-'))
+    try {
+      const path = join(directory, 'socket')
+      writeFileSync(path, '')
+      applyAccess(path, { mode: 0o620 })
+      expect(statSync(path).mode & 0o777).toBe(0o620)
+      applyAccess(path, {})
+      expect(statSync(path).mode & 0o777).toBe(0o620)
+      expect(() => applyAccess(join(directory, 'none'), { uid: 1, gid: 2 })).toThrow(
+        /none cannot be given to 1:2: only root gives files to another user/,
+      )
+    } finally {
+      rmSync(directory, { recursive: true })
+    }
   })
 })

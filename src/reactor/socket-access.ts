@@ -1,5 +1,6 @@
-/** Who may connect to a controller's socket: what the operator writes, as the system calls want it. */
+/** Who may connect to a Unix socket: what the operator writes, as the system calls want it. */
 import { execFile } from 'node:child_process'
+import { chmodSync, chownSync } from 'node:fs'
 import { RpcError } from '../core/errors.ts'
 
 /** What is absent is as the process makes files. */
@@ -61,6 +62,26 @@ async function idOf(database: 'passwd' | 'group', name: string, lookup: Lookup):
     'EINVAL',
     `there is no ${what} ${JSON.stringify(name)} on this machine: "getent ${database}" lists those there are, and a number is taken as it is`,
   )
+}
+
+/**
+ * Gives a socket that listens already its owner and then its mode, so that nobody may connect in between who may not in
+ * the end. Throws `RpcError` EPERM when this process may not give files away.
+ */
+export function applyAccess(path: string, { mode, uid, gid }: SocketAccess): void {
+  try {
+    // -1 leaves it as it is.
+    if (uid !== undefined || gid !== undefined) chownSync(path, uid ?? -1, gid ?? -1)
+    if (mode !== undefined) chmodSync(path, mode)
+  } catch (cause) {
+    const owner = `${uid ?? ''}:${gid ?? ''}`
+    throw new RpcError(
+      'EPERM',
+      `the socket ${path} cannot be given to ${owner}: only root gives files to another user. Leave the owner out, or ` +
+        'choose a group that this process is in',
+      { cause },
+    )
+  }
 }
 
 /** Node has no call for the system's databases, which may be in LDAP or elsewhere. */
