@@ -60,6 +60,11 @@ export class DirectoryPool implements PoolBackend {
   }
 
   async start(): Promise<void> {
+    await this.requireDirectory()
+    await this.volumes.removeLeftovers()
+  }
+
+  protected async requireDirectory(): Promise<void> {
     const stats = await stat(this.path).catch((cause: NodeJS.ErrnoException) => {
       const remedy = cause.code === 'ENOENT' ? `; qpair pool build ${this.document.name} makes it` : ''
       throw new RpcError(
@@ -74,7 +79,6 @@ export class DirectoryPool implements PoolBackend {
         `${this.path}, the target of pool ${this.document.name}, is no directory: name one`,
       )
     }
-    await this.volumes.removeLeftovers()
   }
 
   async stop(): Promise<void> {}

@@ -1,5 +1,11 @@
 /** Every pool type, one line each. */
 import type { PoolBackendType } from '../pool.ts'
 import { directoryPool } from './directory.ts'
+import { fileSystemPool, glusterPool, networkFileSystemPool } from './file-system.ts'
 
-export const poolBackends: readonly PoolBackendType[] = [directoryPool]
+export const poolBackends: readonly PoolBackendType[] = [
+  directoryPool,
+  fileSystemPool,
+  networkFileSystemPool,
+  glusterPool,
+]

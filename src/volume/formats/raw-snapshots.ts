@@ -82,6 +82,9 @@ export class RawSnapshots implements SnapshotOperations {
 
   async deleteAll(volume: VolumeFacts): Promise<void> {
     await rm(join(this.#directory, volume.name), { recursive: true, force: true })
+    await rmdir(this.#directory).catch(() => {
+      // It is not there, or has snapshots of others.
+    })
   }
 
   async renameAll(volume: VolumeFacts, name: string): Promise<void> {
@@ -105,9 +108,11 @@ export class RawSnapshots implements SnapshotOperations {
 
   async #removeEmpty(volume: VolumeFacts): Promise<void> {
     if ((await this.#names(volume)).length > 0) return
-    await rmdir(join(this.#directory, volume.name)).catch(() => {
-      // Something else is in it: it stays.
-    })
+    for (const directory of [join(this.#directory, volume.name), this.#directory]) {
+      await rmdir(directory).catch(() => {
+        // Something else is in it: it stays.
+      })
+    }
   }
 }
 

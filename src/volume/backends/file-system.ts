@@ -1,0 +1,214 @@
+/** Pools that are mounted on a directory: `fs` from a block device, `netfs` from a server, `gluster` by its mount. */
+import { realpath } from 'node:fs/promises'
+import { RpcError } from '../../core/errors.ts'
+import { ProgramError, runProgram } from '../../core/program.ts'
+import type { PoolDocument } from '../../libvirt/pool-xml.ts'
+import { fileBehind, type Mount, mountAt, readMounts } from '../mounts.ts'
+import type { BuildMode, PoolBackendType } from '../pool.ts'
+import { install, runTool } from '../tools.ts'
+import { DirectoryPool } from './directory.ts'
+
+/** As libvirt has them: an image in a pool is data, whatever it says of itself. */
+const SAFE_OPTIONS = ['nodev', 'nosuid', 'noexec']
+/** A server that does not answer is told after this time. */
+const MOUNT_TIMEOUT_MS = 90_000
+/** Where pools without a target of their own are mounted. */
+const MOUNTS = '/run/qpair/pools'
+
+export const fileSystemPool: PoolBackendType = {
+  type: 'fs',
+  summary: 'A block device with a file system, mounted on a directory whose files are the volumes.',
+  create(document) {
+    const device = document.source.devices![0]!.path
+    const { format = 'auto' } = document.source
+    return new MountedPool(document, { source: device, type: format, options: [], device })
+  },
+}
+
+export const networkFileSystemPool: PoolBackendType = {
+  type: 'netfs',
+  summary: 'A directory of a server (NFS, SMB, Gluster), mounted on a directory.',
+  create: document => new MountedPool(document, networkSource(document)),
+}
+
+export const glusterPool: PoolBackendType = {
+  type: 'gluster',
+  summary: `A Gluster volume, mounted as a directory below ${MOUNTS}: its own client fails over.`,
+  create(document) {
+    const { hosts, name, dir = '/' } = document.source
+    const source = `${bracketed(hosts![0]!.name)}:/${name}${dir === '/' ? '' : `/${dir.replace(/^\/+/, '')}`}`
+    const servers = hosts!.slice(1).map(host => host.name)
+    const options = servers.length === 0 ? [] : [`backup-volfile-servers=${servers.join(':')}`]
+    const target = { path: `${MOUNTS}/${document.name}` }
+    return new MountedPool({ ...document, target }, { source, type: 'glusterfs', options })
+  },
+}
+
+interface MountSource {
+  readonly source: string
+  /** As of `mount -t`. */
+  readonly type: string
+  readonly options: readonly string[]
+  /** What `build` may format. */
+  readonly device?: string
+}
+
+function networkSource({ name, source }: PoolDocument): MountSource {
+  const { format = 'auto', dir, hosts, protocolVersion } = source
+  const host = hosts![0]!
+  if (hosts!.length > 1) {
+    const names = hosts!.map(each => each.name).join(', ')
+    throw new RpcError('EINVAL', `pool ${name} has ${hosts!.length} hosts (${names}): a netfs pool has one`)
+  }
+  const port = host.port === undefined ? [] : [`port=${host.port}`]
+  switch (format) {
+    case 'cifs':
+      return {
+        source: `//${host.name}/${dir!.replace(/^\/+/, '')}`,
+        type: 'cifs',
+        options: ['guest', ...port],
+      }
+    case 'glusterfs':
+      return { source: `${bracketed(host.name)}:${dir}`, type: 'glusterfs', options: ['direct-io-mode=1'] }
+    default: {
+      const version = protocolVersion === undefined ? [] : [`nfsvers=${protocolVersion}`]
+      return { source: `${bracketed(host.name)}:${dir}`, type: 'nfs', options: [...version, ...port] }
+    }
+  }
+}
+
+const bracketed = (host: string): string => (host.includes(':') ? `[${host}]` : host)
+
+export class MountedPool extends DirectoryPool {
+  readonly #mount: MountSource
+
+  constructor(document: PoolDocument, mount: MountSource) {
+    super(document)
+    this.#mount = mount
+  }
+
+  override async build(mode: BuildMode): Promise<void> {
+    await this.makeDirectory()
+    if (mode === 'default') return
+    const { device } = this.#mount
+    if (device === undefined) {
+      throw new RpcError(
+        'EINVAL',
+        `pool ${this.document.name} is on a server and is not formatted from here: leave --${mode} out`,
+      )
+    }
+    if (mode === 'no-overwrite') await this.#refuseFormatted(device)
+    await this.#format(device)
+  }
+
+  async isStarted(): Promise<boolean> {
+    const mount = mountAt(await readMounts(), this.path)
+    return mount !== undefined && (await this.#isOurs(mount))
+  }
+
+  override async start(): Promise<void> {
+    const { name } = this.document
+    const mount = mountAt(await readMounts(), this.path)
+    if (mount !== undefined && !(await this.#isOurs(mount))) {
+      throw new RpcError(
+        'EBUSY',
+        `${this.path}, the target of pool ${name}, has ${mount.source} mounted on it, not ${this.#mount.source}: ` +
+          'unmount that, or give the pool another target',
+      )
+    }
+    if (this.document.type === 'gluster') await this.makeDirectory()
+    if (mount === undefined) {
+      await this.requireDirectory()
+      await this.#mountIt()
+    }
+    await super.start()
+  }
+
+  override async stop(): Promise<void> {
+    if (!(await this.isStarted())) return
+    await runTool(`pool ${this.document.name} cannot be unmounted`, 'umount', [this.path], {
+      remedy: said =>
+        /busy/.test(said)
+          ? `Somebody uses files below ${this.path}: fuser -vm ${this.path} says who`
+          : undefined,
+    })
+  }
+
+  async #mountIt(): Promise<void> {
+    const { source, type, options } = this.#mount
+    const all = [...SAFE_OPTIONS, ...options, ...(this.document.mountOptions ?? [])]
+    const args = ['-t', type, '-o', all.join(','), source, this.path]
+    await runTool(`pool ${this.document.name} cannot be mounted`, 'mount', args, {
+      timeoutMs: MOUNT_TIMEOUT_MS,
+      remedy: said => mountRemedy(said, type),
+    })
+  }
+
+  /** The kernel says another name of what we gave: a loop device for a file, a real path for a link. */
+  async #isOurs(mount: Mount): Promise<boolean> {
+    const { source } = this.#mount
+    const seen = await fileBehind(mount.source)
+    if (seen === source || seen.replace(/\/$/, '') === source.replace(/\/$/, '')) return true
+    if (!source.startsWith('/') || source.startsWith('//')) return false
+    const [one, other] = await Promise.all([source, seen].map(path => realpath(path).catch(() => path)))
+    return one === other
+  }
+
+  async #refuseFormatted(device: string): Promise<void> {
+    const what = `pool ${this.document.name} cannot be built`
+    const found = await probeDevice(what, device)
+    if (found === '') return
+    throw new RpcError(
+      'EEXIST',
+      `${what}: ${device} has ${found} on it already. --overwrite formats it all the same, and what it holds is lost`,
+    )
+  }
+
+  async #format(device: string): Promise<void> {
+    const { name, source } = this.document
+    const { format = 'auto' } = source
+    const force = FORCE[format]
+    if (force === undefined) {
+      throw new RpcError(
+        'EINVAL',
+        `pool ${name} has the format ${format}, which is not made here: one of ${Object.keys(FORCE).join(', ')} is`,
+      )
+    }
+    await runTool(`pool ${name} cannot be formatted`, `mkfs.${format}`, [...force, device], {
+      timeoutMs: Number.POSITIVE_INFINITY,
+    })
+  }
+}
+
+/** Formats that are made here, and how their programs are told not to ask. */
+const FORCE: Readonly<Record<string, readonly string[]>> = {
+  ext2: ['-q', '-F'],
+  ext3: ['-q', '-F'],
+  ext4: ['-q', '-F'],
+  xfs: ['-q', '-f'],
+  vfat: [],
+}
+
+const BLKID_NOTHING = 2
+
+/** What is on a device (`ext4`, `LVM2_member`, a partition table), or nothing. */
+async function probeDevice(what: string, device: string): Promise<string> {
+  try {
+    const said = await runProgram('blkid', ['-p', '-o', 'export', device])
+    const facts = new Map(said.split('\n').map(line => line.split('=', 2) as [string, string]))
+    const table = facts.get('PTTYPE')
+    return facts.get('TYPE') ?? (table === undefined ? 'something' : `a ${table} partition table`)
+  } catch (error) {
+    if (error instanceof ProgramError && error.exitCode === BLKID_NOTHING && error.stderr === '') return ''
+    return runTool(what, 'blkid', ['-p', '-o', 'export', device])
+  }
+}
+
+function mountRemedy(said: string, type: string): string | undefined {
+  const helper = type === 'nfs' ? 'mount.nfs' : `mount.${type}`
+  if (/helper program/.test(said)) return `There is no ${helper}: ${install(helper)}`
+  if (/unknown filesystem type/.test(said))
+    return `The kernel has no ${type}, or its module is not loaded: modprobe ${type}`
+  if (/does not exist|No such (file|device)/.test(said)) return 'Is the source of the pool there?'
+  return undefined
+}

@@ -1,0 +1,41 @@
+/** What is mounted, as the kernel says it (proc_pid_mountinfo(5)). */
+import { readFile } from 'node:fs/promises'
+import { readText } from '../bdev/drivers/file-identity.ts'
+
+export interface Mount {
+  readonly mountPoint: string
+  readonly type: string
+  /** A device, `server:/export`, or anything else. */
+  readonly source: string
+}
+
+export async function readMounts(): Promise<Mount[]> {
+  return parseMounts(await readFile('/proc/self/mountinfo', 'utf8'))
+}
+
+/** A line: `36 35 98:0 /root /mount/point options optional… - type source options`. */
+export function parseMounts(mountinfo: string): Mount[] {
+  return mountinfo
+    .split('\n')
+    .filter(line => line !== '')
+    .map(line => {
+      const [left = '', right = ''] = line.split(' - ')
+      const [type = '', source = ''] = right.split(' ')
+      return { mountPoint: plain(left.split(' ')[4] ?? ''), type, source: plain(source) }
+    })
+}
+
+/** Spaces and the like are octal escapes. */
+const plain = (text: string): string =>
+  text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)))
+
+/** What is seen at a path: the last that was mounted there. */
+export const mountAt = (mounts: readonly Mount[], path: string): Mount | undefined =>
+  mounts.findLast(({ mountPoint }) => mountPoint === path)
+
+/** The file behind a loop device, or the source itself. */
+export async function fileBehind(source: string): Promise<string> {
+  const loop = /^\/dev\/(loop\d+)$/.exec(source)?.[1]
+  if (loop === undefined) return source
+  return (await readText(`/sys/block/${loop}/loop/backing_file`)) || source
+}

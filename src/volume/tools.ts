@@ -1,0 +1,76 @@
+/** The programs that do the work underneath: what is said when one is missing or fails. */
+import { type RpcCode, RpcError } from '../core/errors.ts'
+import { ProgramError, type ProgramOptions, runProgram } from '../core/program.ts'
+
+/** Where a program is found: packages of Debian, Fedora and SUSE. */
+export interface Packages {
+  readonly debian: string
+  readonly fedora: string
+  readonly suse: string
+}
+
+const same = (name: string): Packages => ({ debian: name, fedora: name, suse: name })
+
+/** Programs, and those that others start by themselves (`mount` starts `mount.nfs`). */
+const PACKAGES: Readonly<Record<string, Packages>> = {
+  mount: same('util-linux'),
+  umount: same('util-linux'),
+  blkid: same('util-linux'),
+  'mount.nfs': { debian: 'nfs-common', fedora: 'nfs-utils', suse: 'nfs-client' },
+  'mount.cifs': same('cifs-utils'),
+  'mount.glusterfs': { debian: 'glusterfs-client', fedora: 'glusterfs-fuse', suse: 'glusterfs' },
+  'mkfs.ext2': same('e2fsprogs'),
+  'mkfs.ext3': same('e2fsprogs'),
+  'mkfs.ext4': same('e2fsprogs'),
+  'mkfs.xfs': same('xfsprogs'),
+  'mkfs.vfat': same('dosfstools'),
+}
+
+/** How a message goes on that has said that a program is missing. */
+export function install(program: string, packages: Packages | undefined = PACKAGES[program]): string {
+  if (packages === undefined) return `install ${program}`
+  const { debian, fedora, suse } = packages
+  return `install ${debian} (Debian, Ubuntu), ${fedora} (Fedora) or ${suse} (SUSE)`
+}
+
+/** Words of programs, in the order in which they count, and the codes that they mean. */
+const CODES: readonly (readonly [RegExp, RpcCode])[] = [
+  [/busy|in use|already mounted/i, 'EBUSY'],
+  [/no space left/i, 'ENOSPC'],
+  [/permission denied|must be superuser|only root|not permitted|access denied/i, 'EPERM'],
+  [/no such file|does not exist|not found/i, 'ENOENT'],
+  [/timed out/i, 'ETIMEDOUT'],
+  [/already exists/i, 'EEXIST'],
+]
+
+export interface ToolOptions extends ProgramOptions {
+  /** Where the program is found, when it is not among those that are known. */
+  readonly packages?: Packages
+  /** What is to be done about what the program said, if that is known. */
+  readonly remedy?: (stderr: string) => string | undefined
+}
+
+/** Runs a program for `what` ("pool vms cannot be mounted"). Throws `RpcError` with its words and what to do. */
+export async function runTool(
+  what: string,
+  program: string,
+  args: readonly string[],
+  { packages, remedy, ...options }: ToolOptions = {},
+): Promise<string> {
+  try {
+    return await runProgram(program, args, options)
+  } catch (cause) {
+    if (!(cause instanceof ProgramError)) throw cause
+    if (cause.isMissing) {
+      throw new RpcError(
+        'ENOENT',
+        `${what}: there is no ${program} on this machine; ${install(program, packages)}`,
+        { cause },
+      )
+    }
+    const said = cause.stderr === '' ? cause.message : cause.stderr.replaceAll(/\s*\n\s*/g, '; ')
+    const hint = remedy?.(cause.stderr)
+    const code = CODES.find(([pattern]) => pattern.test(said))?.[1] ?? 'EIO'
+    throw new RpcError(code, `${what}: ${said}${hint === undefined ? '' : `. ${hint}`}`, { cause })
+  }
+}
