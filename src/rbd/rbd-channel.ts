@@ -167,14 +167,14 @@ export class RbdChannel implements DriverChannel {
   begin(): Opening {
     const opening = this.#openings[this.#openings.length - 1]!
     opening.running++
-    this.reactor.offloaded++
+    this.reactor.distant++
     return opening
   }
 
   /** Takes back what has ended, and starts what waits. */
   recycle(slot: Slot, opening: Opening): void {
     opening.running--
-    this.reactor.offloaded--
+    this.reactor.distant--
     if (opening.running === 0 && opening.onIdle !== null) {
       this.#forget(opening)
       opening.onIdle()

@@ -58,10 +58,16 @@ export class Reactor {
   /** How many things tell of news in memory alone (virtqueues without notifications): while there are any, it never sleeps. */
   polled = 0
   /**
-   * How many operations may be with the ring's worker threads, which kernels since 6.2 keep on the reactor's processor, or
-   * with threads of a library (librbd): while there are any, a round that finds nothing leaves the processor to them.
+   * How many operations may be with the ring's worker threads, which kernels since 6.2 keep on the reactor's processor:
+   * while there are any, a round that finds nothing leaves the processor to them.
    */
   offloaded = 0
+  /**
+   * How many operations are with threads of a library that talks to a network (librbd). They take many times as long as a
+   * wake-up, and looking for their end takes processor time from those threads: while there are any, a round that finds
+   * nothing is followed by sleep at once, also where that makes something nearer wait for the wake-up.
+   */
+  distant = 0
   /** The clock's microseconds at the start of this round: good enough for statistics, and free. */
   nowUs = 0
   /** When a round last found something to do. */

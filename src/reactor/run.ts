@@ -2,7 +2,8 @@
  * A reactor as a thread: spins while there is work, sleeps in its ring when there is none.
  *
  *   turn: 256 rounds or 2 ms  --setImmediate-->  turn  --setImmediate-->  turn …
- *     nothing found for `spinUs`: block in the ring until something completes, a timer is due or the doorbell rings
+ *     nothing found for `spinUs`, or at all while librbd works for us: block in the ring until something completes,
+ *     a timer is due or the doorbell rings
  *
  * Between turns Node's own loop runs: messages of the control thread, promises, user code.
  */
@@ -25,8 +26,8 @@ import { UringNetwork } from './uring-network.ts'
 const ROUNDS_PER_TURN = 256
 /** One round may complete thousands of I/Os, and messages of the control thread are not to wait for 256 such rounds. */
 const TURN_US_MAX = 2000
-/** After a wake-up Node's loop gets this many turns before the thread may block again: messages need two. */
-const TURNS_AFTER_WAKE = 3
+/** How many whole turns of Node's loop a message of the control thread takes to arrive after its doorbell. */
+const TURNS_OF_MESSAGE = 2
 const SLEEP_US_MAX = 250_000
 /** While a promise of user code is awaited, Node's own timers and sockets must be looked at this often. */
 const AWAITED_SLEEP_US_MAX = 1000
@@ -56,11 +57,10 @@ export function runReactor(build: (reactor: Reactor) => void): void {
     ring,
   })
   network.attach(reactor)
-  ringDoorbell(ring, options.doorbell)
   control.on('reactor.ready', () => true)
   control.on('reactor.log', applyLogSettings)
   build(reactor)
-  spin(reactor, ring, options.spinUs)
+  spin(reactor, ring, options)
 }
 
 /** Answers `reactor.stats`. Microseconds since the thread began to poll; asleep counts as idle. */
@@ -73,7 +73,7 @@ export interface ReactorStats {
   readonly timers: number
 }
 
-function spin(reactor: Reactor, ring: Uring, spinUs: number): void {
+function spin(reactor: Reactor, ring: Uring, { spinUs, doorbell }: ReactorOptions): void {
   const { clock } = reactor
   const startedUs = clock.nowUs()
   const tid = Number(readlinkSync('/proc/thread-self').split('/').at(-1))
@@ -87,40 +87,49 @@ function spin(reactor: Reactor, ring: Uring, spinUs: number): void {
       timers: clock.pending,
     }
   })
-  let turnsAwake = 0
+  /** Node's loop gets these before the thread may block. */
+  let turnsOwed = TURNS_OF_MESSAGE
+  ringDoorbell(ring, doorbell, () => {
+    turnsOwed = TURNS_OF_MESSAGE
+  })
   const turn = (): void => {
     if (mayBlock()) {
       const sleepUsMax = reactor.awaited > 0 ? AWAITED_SLEEP_US_MAX : SLEEP_US_MAX
       const sleepUs = Math.min(clock.nextDueUs() - clock.nowUs(), sleepUsMax)
       if (sleepUs > 0) ring.wait(sleepUs)
-      turnsAwake = 0
-    }
-    turnsAwake++
+      // User code makes its steps in Node's loop.
+      if (reactor.awaited > 0) turnsOwed = TURNS_OF_MESSAGE
+    } else if (turnsOwed > 0) turnsOwed--
     const turnUs = clock.nowUs()
     let events = 0
     for (let round = 0; round < ROUNDS_PER_TURN; round++) {
       const found = reactor.poll()
       events += found
-      if (found === 0 && reactor.offloaded > 0) schedYield()
-      if (found === 0 && reactor.nowUs - reactor.lastEventUs > spinUs) break
+      if (found === 0) {
+        if (reactor.nowUs - reactor.lastEventUs > patienceUs()) break
+        if (reactor.offloaded > 0 || reactor.distant > 0) schedYield()
+      }
       if (reactor.nowUs - turnUs > TURN_US_MAX) break
     }
     if (events > 0) busyUs += clock.nowUs() - turnUs
     setImmediate(turn)
   }
+  /** How long it is worth to look for something in vain. */
+  const patienceUs = (): number => (reactor.distant > 0 && reactor.polled === 0 ? -1 : spinUs)
   const mayBlock = (): boolean =>
-    turnsAwake >= TURNS_AFTER_WAKE &&
+    turnsOwed === 0 &&
     reactor.polled === 0 &&
     reactor.isQuiet &&
-    clock.nowUs() - reactor.lastEventUs > spinUs
+    clock.nowUs() - reactor.lastEventUs > patienceUs()
   turn()
 }
 
-/** Keeps a poll on the doorbell armed: its event only has to end the sleep. */
-function ringDoorbell(ring: Uring, doorbell: number): void {
+/** Keeps a poll on the doorbell armed: its event ends a sleep. */
+function ringDoorbell(ring: Uring, doorbell: number, onRing: () => void): void {
   const token = ring.register({
     complete(result, flags) {
       assert(result >= 0, `the doorbell can be polled, instead of ${errnoName(-result)}`)
+      onRing()
       if ((flags & CqeFlag.MORE) === 0) arm()
     },
   })

@@ -103,6 +103,19 @@ describe('RbdChannel', () => {
     channel.close()
   })
 
+  it('tells the reactor what librbd is at work on, from its start to its end', async () => {
+    const channel = open()
+    const reactor = reactors.reactors[0]!
+    const pending = [IoType.READ, IoType.FLUSH].map(
+      type => new PendingIo(channel, { type, blockCount: type === IoType.FLUSH ? 0 : 1 }),
+    )
+    expect(reactor.distant).toBe(2)
+    await finish(...pending)
+    expect(reactor.distant).toBe(0)
+    for (const each of pending) each.free()
+    channel.close()
+  })
+
   it(`ends each I/O once, on its own reactor, whoever finds its end (seed ${SEED})`, async () => {
     const prng = new Prng(SEED)
     const types = [IoType.READ, IoType.WRITE, IoType.FLUSH, IoType.UNMAP, IoType.WRITE_ZEROES]

@@ -286,8 +286,10 @@ export class Queue implements RequestQueue, Flushable {
     if (this.#coalescing.isCallDue) return
     const { nowUs } = this.#reactor
     const { quietUs } = this.#session.tuning
+    // Looking would take processor time from librbd's threads, and the front end may well wait for what they do.
+    const isDistant = this.#outstanding > 0 && this.#reactor.distant > 0
     // When requests come further apart than that, it is pure loss to wait for the next one.
-    if (this.#gapUs <= quietUs && nowUs - this.#lastArrivalUs < quietUs) return
+    if (!isDistant && this.#gapUs <= quietUs && nowUs - this.#lastArrivalUs < quietUs) return
     if (this.#ring.enableNotifications()) this.#ring.disableNotifications()
     else {
       this.#leave()
