@@ -160,14 +160,18 @@ async function openHandles(options: ImageOptions, cluster: Cluster): Promise<Ope
   const pool = await library.openPool(cluster.handle, options.pool, options.namespace)
   if (pool < 0) throw openError(`${name}: the pool ${options.pool}`, -pool)
   const image = await library.openImage(pool, imageName, snapshot, options.readOnly || snapshot !== null)
-  if (image >= 0) {
-    const path = pathOf(options)
-    const live = await readLive(image, path)
-    const about = { path, isSnapshot: snapshot !== null, isReadOnly: options.readOnly }
-    return { pool, image, cache: openCacheOf(live, about) }
+  const path = pathOf(options)
+  if (image < 0) {
+    library.closePool(pool)
+    throw openError(`${name}: the image ${path}`, -image)
   }
-  library.closePool(pool)
-  throw openError(`${name}: the image ${pathOf(options)}`, -image)
+  try {
+    const about = { path, isSnapshot: snapshot !== null, isReadOnly: options.readOnly }
+    return { pool, image, cache: openCacheOf(await readLive(image, path), about) }
+  } catch (error) {
+    await closeHandles({ pool, image })
+    throw error
+  }
 }
 
 async function closeHandles({ image, pool }: Handles): Promise<number> {
