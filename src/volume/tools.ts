@@ -68,7 +68,8 @@ export async function runTool(
         { cause },
       )
     }
-    const said = cause.stderr === '' ? cause.message : cause.stderr.replaceAll(/\s*\n\s*/g, '; ')
+    const said =
+      cause.stderr === '' ? cause.message : cause.stderr.replaceAll(/\.?\s*\n\s*/g, '; ').replace(/\.$/, '')
     const hint = remedy?.(cause.stderr)
     const code = CODES.find(([pattern]) => pattern.test(said))?.[1] ?? 'EIO'
     throw new RpcError(code, `${what}: ${said}${hint === undefined ? '' : `. ${hint}`}`, { cause })

@@ -206,7 +206,9 @@ async function probeDevice(what: string, device: string): Promise<string> {
 
 function mountRemedy(said: string, type: string): string | undefined {
   const helper = type === 'nfs' ? 'mount.nfs' : `mount.${type}`
-  if (/helper program/.test(said)) return `There is no ${helper}: ${install(helper)}`
+  if (/need a \/sbin\/mount\./.test(said)) return `There is no ${helper}: ${install(helper)}`
+  if (/wrong fs type/.test(said))
+    return 'If nothing is on it yet: qpair pool build POOL --no-overwrite formats it'
   if (/unknown filesystem type/.test(said))
     return `The kernel has no ${type}, or its module is not loaded: modprobe ${type}`
   if (/does not exist|No such (file|device)/.test(said)) return 'Is the source of the pool there?'
