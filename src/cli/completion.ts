@@ -6,7 +6,7 @@ import { SERVE_OPTIONS } from '../app/options.ts'
 import type { Declarations } from '../rpc/method.ts'
 import { commandsOfNoun, findCommand, findMethod, nounsOf, singleCommands } from './commands.ts'
 import { CONFIG_COMMANDS } from './config-commands.ts'
-import { OWN_COMMANDS } from './help.ts'
+import { NO_WAIT, OWN_COMMANDS } from './help.ts'
 import { type CommandLine, commandLine } from './options.ts'
 import { UsageError } from './parse-args.ts'
 
@@ -99,7 +99,10 @@ function candidates(methods: Declarations, before: readonly string[]): string[] 
     return method === undefined ? [] : flagsAndValues(commandLine(method), before)
   }
   const command = findCommand(methods, [first]) ?? findCommand(methods, [first, second ?? ''])
-  if (command !== undefined) return flagsAndValues(commandLine(command.method), before)
+  if (command !== undefined) {
+    const found = flagsAndValues(commandLine(command.method), before)
+    return command.method.cli.job === undefined ? found : [...found, NO_WAIT]
+  }
   if (second !== undefined) return []
   const own = OWN_COMMANDS.flatMap(([usage]) => (usage.startsWith(`${first} `) ? [usage.split(' ')[1]!] : []))
   return [...own, ...commandsOfNoun(methods, first).map(({ words }) => words[1]!)]

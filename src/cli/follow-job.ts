@@ -29,6 +29,7 @@ export async function followJob(
     interrupt = () => resolve(undefined)
   })
   const restore = terminal.onInterrupt?.(interrupt)
+  let isCancellable = false
   try {
     for (;;) {
       // The daemon answers with what job_wait's declaration says.
@@ -37,18 +38,20 @@ export async function followJob(
       if (job === undefined) {
         // The answer is not waited for any more; that the connection ends under it is no news.
         asked.catch(() => {})
-        terminal.writeError(
-          `\njob ${id} goes on in the daemon: "qpair job wait ${id}" follows it, "qpair job cancel ${id}" ends it if it can be ended\n`,
-        )
+        const end = isCancellable ? `, "qpair job cancel ${id}" ends it` : ''
+        terminal.writeError(`\njob ${id} goes on in the daemon: "qpair job wait ${id}" follows it${end}\n`)
         return { code: INTERRUPTED }
       }
       if (job.state === 'running') {
+        isCancellable = job.cancellable
         if (showsBar) terminal.write(CLEAR + progressLine(job, terminal.columns))
         continue
       }
       if (showsBar) terminal.write(`${CLEAR}${endLine(job)}\n`)
       if (job.error !== undefined) throw new RpcCallError(job.kind, job.error.code, job.error.message)
-      return { code: job.state === 'completed' ? 0 : 1, ended: job }
+      if (job.state === 'completed') return { code: 0, ended: job }
+      terminal.writeError(`job ${id} was ended: ${job.kind} of ${job.name} is not done\n`)
+      return { code: 1, ended: job }
     }
   } finally {
     restore?.()

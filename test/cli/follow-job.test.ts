@@ -1,5 +1,6 @@
 import { beforeEach, describe, expect, it } from 'vitest'
 import { z } from 'zod'
+import { complete } from '../../src/cli/completion.ts'
 import { progressLine } from '../../src/cli/follow-job.ts'
 import { main } from '../../src/cli/main.ts'
 import { RpcError } from '../../src/core/errors.ts'
@@ -96,6 +97,7 @@ describe('a command that starts a job', () => {
     const followed = qpair('job', 'wait', '1')
     expect(await qpair('job', 'cancel', '1')).toBe(0)
     expect(await followed).toBe(1)
+    expect(terminal.error).toBe('job 1 was ended: wall_paint of north is not done\n')
     expect(jobs.get(1).state).toBe('cancelled')
   })
 
@@ -110,13 +112,16 @@ describe('a command that starts a job', () => {
     )
     terminal.interruptsAt = text => text.includes('wall_paint north')
     expect(await qpair('wall', 'paint', 'north')).toBe(130)
-    expect(terminal.error).toContain('job 1 goes on in the daemon: "qpair job wait 1" follows it')
+    expect(terminal.error).toContain(
+      'job 1 goes on in the daemon: "qpair job wait 1" follows it, "qpair job cancel 1" ends it\n',
+    )
     expect(jobs.get(1).state).toBe('running')
     finish()
   })
 
-  it('has --no-wait in its help', async () => {
+  it('has --no-wait in its help and among its completions', async () => {
     const { qpair, terminal } = await wall(async () => {}, false)
+    expect(complete(table, ['wall', 'paint', ''])).toContain('--no-wait')
     expect(await qpair('wall', 'paint', '--help')).toBe(0)
     expect(terminal.out).toContain('--no-wait')
   })
