@@ -1,16 +1,22 @@
 /**
- * RBD images of a one-OSD cluster: the daemon's own workload on its device beside fio's rbd engine, which calls librbd
- * directly. Each has an image of its own, since two clients of one would take its lock from each other.
+ * RBD images of a one-OSD cluster: the daemon's own workload on its device, and a vhost-user front end of a device,
+ * beside fio's rbd engine, which calls librbd directly. Each has an image of its own, since two clients of one would take
+ * its lock from each other; all images are written to the last block, and no side has a cache.
  */
-import { execFileSync } from 'node:child_process'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { CEPH_PROGRAMS, type Ceph, startCeph } from '../test/integration/lab/ceph.ts'
 import { needs } from '../test/integration/lab/packages.ts'
 import { cpuSeconds, Daemon, hasProgram } from './process.ts'
 import { compare, type Row, type Sample } from './series.ts'
+import { Load } from './vhost.ts'
 
 const MEBIBYTES = 256
+/** fio connects, opens the image and takes its lock in this time, which is not measured. */
+const RAMP_SECONDS = 1
 
 interface Work {
   readonly isRead: boolean
@@ -35,29 +41,19 @@ export async function benchRbd(directory: string, seconds: number, rounds: numbe
   }
   const ceph = await startCeph()
   try {
-    const daemon = await Daemon.start(directory, 'rbd', ['--reactors', '1'])
     const conf = withoutCache(ceph, directory)
+    for (const image of ['driver', 'guest', 'theirs']) await makeImage(ceph, image)
+    const daemon = await Daemon.start(directory, 'rbd', ['--reactors', '1', '-S', directory])
     try {
       await daemon.call('bdev_rbd_register_cluster', { name: 'c', config_file: conf })
-      for (const image of ['ours', 'theirs']) await makeImage(ceph, image)
-      await daemon.call('bdev_rbd_create', {
-        name: 'ours',
-        pool_name: 'volumes',
-        rbd_name: 'ours',
-        block_size: 4096,
-        cluster_name: 'c',
-      })
-      const rows: Row[] = []
-      for (const work of works()) {
-        const { isRead, size, depth } = work
-        const title = `RBD, ${size >> 10} KiB random ${isRead ? 'read' : 'write'}, depth ${depth}`
-        const subjects = [
-          { name: 'qpair', measure: () => ours(daemon, work, seconds) },
-          { name: 'fio, librbd directly', measure: async () => theirs(conf, work, seconds) },
-        ]
-        rows.push(...(await compare(title, subjects, rounds)))
+      const theirs = {
+        name: 'fio, librbd directly',
+        of: (work: Work) => librbdDirectly(conf, work, seconds),
       }
-      return rows
+      return [
+        ...(await driverRows(daemon, theirs, seconds, rounds)),
+        ...(await guestRows(daemon, directory, theirs, seconds, rounds)),
+      ]
     } finally {
       await daemon.stop()
     }
@@ -66,12 +62,57 @@ export async function benchRbd(directory: string, seconds: number, rounds: numbe
   }
 }
 
-function* works(): Generator<Work> {
-  for (const isRead of [true, false]) {
-    for (const size of [4096, 131072]) {
-      for (const depth of [1, 32, 128]) yield { isRead, size, depth }
-    }
+/** Who is measured with any work. */
+interface Party {
+  readonly name: string
+  of(work: Work): Promise<Sample>
+}
+
+/** Without a front end: what the driver and a reactor cost beside librbd. */
+async function driverRows(daemon: Daemon, theirs: Party, seconds: number, rounds: number): Promise<Row[]> {
+  await openImage(daemon, 'driver')
+  const ours: Party = { name: 'qpair', of: work => driver(daemon, work, seconds) }
+  const works = [true, false].flatMap(isRead =>
+    [4096, 131072].flatMap(size => [1, 32, 128].map(depth => ({ isRead, size, depth }))),
+  )
+  return await beside('RBD', ours, theirs, works, rounds)
+}
+
+/** A guest's path: what a front end of vhost-user sees. */
+async function guestRows(
+  daemon: Daemon,
+  directory: string,
+  theirs: Party,
+  seconds: number,
+  rounds: number,
+): Promise<Row[]> {
+  await openImage(daemon, 'guest')
+  await daemon.call('vhost_create_blk_controller', { ctrlr: 'guest.vhost', dev_name: 'guest' })
+  const load = await Load.start('split', [join(directory, 'guest.vhost')])
+  const ours: Party = { name: 'qpair', of: work => guest(daemon, load, work, seconds) }
+  const works = [true, false].flatMap(isRead => [1, 32, 128].map(depth => ({ isRead, size: 4096, depth })))
+  try {
+    return await beside('RBD, vhost-user-blk', ours, theirs, works, rounds)
+  } finally {
+    await load.stop()
   }
+}
+
+async function beside(
+  title: string,
+  ours: Party,
+  theirs: Party,
+  works: readonly Work[],
+  rounds: number,
+): Promise<Row[]> {
+  const rows: Row[] = []
+  for (const work of works) {
+    const { isRead, size, depth } = work
+    const name = `${title}, ${size >> 10} KiB random ${isRead ? 'read' : 'write'}, depth ${depth}`
+    const subjects = [ours, theirs].map(party => ({ name: party.name, measure: () => party.of(work) }))
+    rows.push(...(await compare(name, subjects, rounds)))
+  }
+  return rows
 }
 
 /** A cache that answers before Ceph has the data, and for one of two that flush at different times, measures neither. */
@@ -88,16 +129,21 @@ async function makeImage(ceph: Ceph, image: string): Promise<void> {
   await ceph.run('rbd', ...bench, '--io-pattern', 'seq', `volumes/${image}`)
 }
 
-async function ours(daemon: Daemon, { isRead, size, depth }: Work, seconds: number): Promise<Sample> {
+async function openImage(daemon: Daemon, image: string): Promise<void> {
+  const from = { pool_name: 'volumes', rbd_name: image, cluster_name: 'c' }
+  await daemon.call('bdev_rbd_create', { name: image, block_size: 4096, ...from })
+}
+
+async function driver(daemon: Daemon, { isRead, size, depth }: Work, seconds: number): Promise<Sample> {
   const { pid } = daemon.program
   const before = cpuSeconds(pid)
   const id = await daemon.call<number>('workload_start', {
-    bdev_name: 'ours',
+    bdev_name: 'driver',
     io_size: size,
     queue_depth: depth,
     read_percent: isRead ? 100 : 0,
   })
-  await new Promise(resolve => setTimeout(resolve, seconds * 1000))
+  await delay(seconds * 1000)
   const report = await daemon.call<WorkloadReport>('workload_stop', { id })
   const count = report.reads + report.writes
   if (report.errors > 0) throw new Error(`${report.errors} of ${count} I/Os failed`)
@@ -105,18 +151,40 @@ async function ours(daemon: Daemon, { isRead, size, depth }: Work, seconds: numb
   return { iops: report.iops, p99Us: report.latency_us.p99, cpuUsPerIo }
 }
 
-/** fio reports the processor time of its own thread alone, so the shell counts for all of librbd's. */
-function theirs(conf: string, { isRead, size, depth }: Work, seconds: number): Sample {
-  const fio =
-    `fio --name=r --ioengine=rbd --clientname=admin --pool=volumes --rbdname=theirs --rw=${isRead ? 'randread' : 'randwrite'} ` +
-    `--bs=${size} --iodepth=${depth} --time_based --runtime=${seconds} --norandommap --output-format=json`
-  const text = execFileSync('bash', ['-c', `TIMEFORMAT='CPU %U %S'; { time ${fio} 2>/dev/null; } 2>&1`], {
-    encoding: 'utf8',
+/** With the front end's processor time, as fio's is in what it is compared to. */
+async function guest(daemon: Daemon, load: Load, work: Work, seconds: number): Promise<Sample> {
+  const { isRead, size, depth } = work
+  const spent = (): number => cpuSeconds(daemon.program.pid) + cpuSeconds(load.pid)
+  const before = spent()
+  const { count, iops, p99Us } = await load.run({ isRead, ioSize: size, depth, seconds, sleeps: true })
+  return { iops, p99Us, cpuUsPerIo: ((spent() - before) * 1e6) / count }
+}
+
+/**
+ * fio reports the processor time of one thread alone. That of the process, with all of librbd's, is looked at while it
+ * does I/O, so that neither connecting nor disconnecting counts, which our daemon has behind it.
+ */
+async function librbdDirectly(conf: string, { isRead, size, depth }: Work, seconds: number): Promise<Sample> {
+  const args =
+    `--name=r --thread --ioengine=rbd --clientname=admin --pool=volumes --rbdname=theirs --norandommap ` +
+    `--rw=${isRead ? 'randread' : 'randwrite'} --bs=${size} --iodepth=${depth} ` +
+    `--time_based --ramp_time=${RAMP_SECONDS} --runtime=${seconds} --output-format=json`
+  const child = spawn('fio', args.split(' '), {
+    stdio: ['ignore', 'pipe', 'ignore'],
     env: { ...process.env, CEPH_CONF: conf, LC_ALL: 'C' },
   })
+  let text = ''
+  child.stdout.on('data', chunk => {
+    text += chunk
+  })
+  const closed = once(child, 'close')
+  await delay(RAMP_SECONDS * 1000)
+  const [beginMs, before] = [performance.now(), cpuSeconds(child.pid!)]
+  await delay(seconds * 1000)
+  const share = ((cpuSeconds(child.pid!) - before) * 1000) / (performance.now() - beginMs)
+  await closed
   const { jobs } = JSON.parse(text.slice(text.indexOf('{'), text.lastIndexOf('}') + 1))
   const side = isRead ? jobs[0].read : jobs[0].write
-  const [, user, system] = /CPU (\S+) (\S+)/.exec(text)!
-  const cpuUsPerIo = ((Number(user) + Number(system)) * 1e6) / side.total_ios
-  return { iops: side.iops, p99Us: side.clat_ns.percentile['99.000000'] / 1000, cpuUsPerIo }
+  const p99Us = side.clat_ns.percentile['99.000000'] / 1000
+  return { iops: side.iops, p99Us, cpuUsPerIo: (share * 1e6) / side.iops }
 }

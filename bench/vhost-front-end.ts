@@ -2,6 +2,7 @@
  * A vhost-user front end with as little between the clock and the virtqueue as there can be: it loads a back end, ours or
  * another, from one thread. Set-up follows QEMU's docs/interop/vhost-user.rst and waits for each answer in place.
  */
+import koffi from 'koffi'
 import { Segments } from '../src/bdev/io.ts'
 import {
   ConfigHeader,
@@ -19,7 +20,7 @@ import {
 } from '../src/spec/vhost-user.ts'
 import { VirtioFeature } from '../src/spec/virtio.ts'
 import { BlkConfig, BlkFeature, BlkHeader, BlkStatus, BlkType, SECTOR_SIZE } from '../src/spec/virtio-blk.ts'
-import { eventfd, fcntl, read, write } from '../src/sys/libc.ts'
+import { eventfd, read, write } from '../src/sys/libc.ts'
 import { mapAnonymous, viewAt } from '../src/sys/memory.ts'
 import { createSharedMemory, mapShared } from '../src/sys/shared-memory.ts'
 import { connectUnix } from '../src/sys/socket.ts'
@@ -38,8 +39,14 @@ const STATUS_AT = BlkHeader.size
 /** A header, data, a status: as a table, which is what Linux makes of every request. */
 const TABLE_ENTRIES = 3
 const PAGE = 4096
-const F_SETFL = 4
 const EAGAIN = 11
+/** A `struct pollfd` behind the counter: descriptor, and the events that are wanted. */
+const POLL_AT = 8
+const POLLIN = 1
+
+const poll: (address: number, count: number, timeoutMs: number) => number = koffi
+  .load('libc.so.6')
+  .func('int poll(uintptr_t, ulong, int)')
 
 export interface Work {
   readonly isRead: boolean
@@ -182,7 +189,11 @@ export class FrontEnd {
   }
 
   #sleep(): void {
-    if (!this.#ring.enableInterrupts()) read(this.#call, this.#counter, 8)
+    if (!this.#ring.enableInterrupts()) {
+      // Interrupts are not waited for in read(2): it returns at once, as back ends want their side of it.
+      if (poll(this.#counter + POLL_AT, 1, -1) !== 1) throw new Error('an interrupt cannot be waited for')
+      read(this.#call, this.#counter, 8)
+    }
     this.#ring.disableInterrupts()
   }
 
@@ -194,8 +205,9 @@ export class FrontEnd {
   }
 
   #startQueue(isPacked: boolean): void {
-    // Interrupts are waited for in read(2).
-    fcntl(this.#call, F_SETFL, 0)
+    const wanted = viewAt(this.#counter + POLL_AT, 8)
+    wanted.setInt32(0, this.#call, true)
+    wanted.setUint32(4, POLLIN, true)
     this.#ring.disableInterrupts()
     const address = new DataView(new ArrayBuffer(VringAddress.size))
     VringAddress.descriptor.set(address, 0, this.#ring.addresses.descriptors)

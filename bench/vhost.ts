@@ -32,20 +32,25 @@ const nameOf = ({ isRead, ioSize, depth, sleeps }: What): string =>
   `${ioSize / 1024} KiB random ${isRead ? 'read' : 'write'}, depth ${depth}${sleeps ? ', both sides sleep' : ''}`
 
 /** A process with connections to back ends, of which it loads the first. */
-class Load {
+export class Load {
   readonly #child: ChildProcess
 
-  private constructor(layout: Layout, sockets: readonly string[]) {
+  private constructor(layout: Layout, sockets: readonly string[], cpu: number) {
     const program = join(ROOT, 'node_modules/.cache/qpair-bench/bench/vhost-load.js')
-    this.#child = spawn('taskset', ['-c', String(LOAD_CPU), process.execPath, program, layout, ...sockets], {
-      stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
-    })
+    const command = [process.execPath, program, layout, ...sockets]
+    const [first, ...rest] = cpu < 0 ? command : ['taskset', '-c', String(cpu), ...command]
+    this.#child = spawn(first!, rest, { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] })
   }
 
-  static async start(layout: Layout, ...sockets: readonly string[]): Promise<Load> {
-    const load = new Load(layout, sockets)
+  /** `cpu`: the processor to stay on, -1 for any. */
+  static async start(layout: Layout, sockets: readonly string[], cpu = -1): Promise<Load> {
+    const load = new Load(layout, sockets, cpu)
     await load.#answer()
     return load
+  }
+
+  get pid(): number {
+    return this.#child.pid!
   }
 
   run(work: Work): Promise<Report> {
@@ -118,7 +123,11 @@ class Stage {
   }
 
   async ours(bdev: string, layout: Layout = 'split'): Promise<Server> {
-    const load = await Load.start(layout, await this.controller(bdev, `${bdev}.${layout}`, layout))
+    const load = await Load.start(
+      layout,
+      [await this.controller(bdev, `${bdev}.${layout}`, layout)],
+      LOAD_CPU,
+    )
     this.atEnd(() => load.stop())
     return { name: layout === 'split' ? 'qpair' : 'qpair, packed ring', load, daemon: this.daemon }
   }
@@ -134,7 +143,7 @@ class Stage {
     const program = new Program(PEER, args, SERVER_CPU)
     this.atEnd(() => program.stop('SIGKILL'))
     await program.until(() => existsSync(socket))
-    const load = await Load.start('split', socket)
+    const load = await Load.start('split', [socket], LOAD_CPU)
     this.atEnd(() => load.stop())
     return [{ name: `${PEER} (${label})`, load }]
   }
@@ -258,7 +267,7 @@ async function idle(directory: string): Promise<number> {
     const sockets: string[] = []
     for (let i = 0; i < IDLE_FRONT_ENDS; i++)
       sockets.push(await stage.controller('null', `idle${i}`, 'split'))
-    const load = await Load.start('split', ...sockets)
+    const load = await Load.start('split', sockets, LOAD_CPU)
     stage.atEnd(() => load.stop())
     // V8 goes on compiling and collecting for some seconds after a start: that is not rest yet.
     await new Promise(resolve => setTimeout(resolve, SETTLE_SECONDS * 1000))
