@@ -170,6 +170,7 @@ const CONNECT_CODES: ReadonlyMap<string, RpcCode> = new Map([
   ['ETIMEDOUT', 'ETIMEDOUT'],
   ['EACCES', 'EACCES'],
   ['EPERM', 'EACCES'],
+  ['EINVAL', 'EHOSTUNREACH'],
 ])
 
 function connectError(what: string, { user = 'admin', file }: ClusterOptions, cause: SysError): RpcError {
@@ -182,7 +183,7 @@ function connectError(what: string, { user = 'admin', file }: ClusterOptions, ca
     EACCES: badKey,
     EPERM: badKey,
     ETIMEDOUT: `no monitor of ${where} answers: check mon_host and the network, "ceph -s" there`,
-    EINVAL: `${where} names no monitor that can be reached: give mon_host`,
+    EINVAL: `${where} names no monitor that can be reached: give mon_host; a host name in it has to be known to DNS`,
   }
   const remedy = remedies[cause.code] ?? 'see the log of the monitors'
   const code = CONNECT_CODES.get(cause.code) ?? 'EINVAL'

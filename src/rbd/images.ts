@@ -10,11 +10,14 @@ import type { Cluster } from './cluster.ts'
 import { RbdClusters } from './clusters.ts'
 import { type ImageOptions, RbdImage } from './image.ts'
 import type { OpenedAnewMessage } from './messages.ts'
+import { StallWatch } from './stall-watch.ts'
 
 const log = logger('rbd')
 
 /** How often an image is asked for its size: what `rbd resize` does elsewhere is seen within this time. */
 const CHECK_MS = 1000
+/** How often it is looked at whether I/O stands still: each look is a message to every reactor. */
+const STALL_CHECKS = 5
 /**
  * How long a client that was shut out stays so before its images are opened anew. What a daemon that was frozen had
  * received from its hosts, who have written elsewhere since, fails within this time.
@@ -34,6 +37,8 @@ export class RbdImages {
   readonly #closing = new Map<string, Promise<void>>()
   /** Clusters whose images are being looked at: one that does not answer is not asked again. */
   readonly #checking = new Set<Cluster>()
+  readonly #stalls = new StallWatch()
+  #checks = 0
   #timer: NodeJS.Timeout | undefined
 
   constructor(bdevs: BdevRegistry, reactors: ReactorGroup) {
@@ -165,8 +170,19 @@ export class RbdImages {
   }
 
   #check(): void {
+    if (++this.#checks % STALL_CHECKS === 0) void this.#checkStalls()
     for (const cluster of new Set([...this.#images.values()].map(image => image.cluster))) {
       if (!this.#checking.has(cluster)) void this.#checkCluster(cluster)
+    }
+  }
+
+  async #checkStalls(): Promise<void> {
+    const names = [...this.#images.keys()]
+    try {
+      this.#stalls.look(performance.now(), names, await this.#bdevs.iostat(names, 'none'))
+    } catch (error) {
+      // One of them has gone meanwhile.
+      log.debug(`I/O of ${names.join(', ')} is not looked at this time: ${error}`)
     }
   }
 

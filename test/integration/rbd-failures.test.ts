@@ -16,7 +16,7 @@ interface Workload {
 }
 
 /** With three OSDs, of which each has every block. */
-await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'a Ceph cluster in trouble', () => {
+await describeWith([...CEPH_PROGRAMS, 'ceph-mgr', 'qemu-io'], 'a Ceph cluster in trouble', () => {
   let ceph: Ceph
   let daemon: Daemon
   let keyring: string
@@ -163,6 +163,8 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'a Ceph cluster in trouble', (
   })
 
   it('has no room left: writes wait, as Ceph has it, and go on when there is', async () => {
+    const told = lines('disk has been waiting for Ceph')
+    const wentOn = lines('disk goes on, after')
     const id = await load('disk')
     await progress(id)
     // What an empty OSD has on its small disk is more than that.
@@ -170,6 +172,7 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'a Ceph cluster in trouble', (
       await ceph.run('ceph', 'osd', `set-${limit}-ratio`, '0.01')
     }
     await standstill(id)
+    await eventually(() => lines('disk has been waiting for Ceph')).toBe(told + 1)
     for (const [limit, ratio] of [
       ['full', '0.95'],
       ['backfillfull', '0.9'],
@@ -177,6 +180,22 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'a Ceph cluster in trouble', (
     ] as const) {
       await ceph.run('ceph', 'osd', `set-${limit}-ratio`, ratio)
     }
+    await progress(id)
+    await eventually(() => lines('disk goes on, after')).toBe(wentOn + 1)
+    expect(await stop(id)).toMatchObject({ errors: 0, miscompares: 0 })
+  })
+
+  it('has reached the quota of its pool: writes wait, and go on when it is raised', async () => {
+    await ceph.startManager()
+    const told = lines('disk has been waiting for Ceph')
+    const id = await load('disk')
+    await progress(id)
+    await ceph.run('ceph', 'osd', 'pool', 'set-quota', 'volumes', 'max_bytes', '4096')
+    await standstill(id)
+    await eventually(() => lines('disk has been waiting for Ceph')).toBe(told + 1)
+    // The daemon lives, and other things can be done with the image.
+    expect(await rpc('bdev_rbd_snapshot_list', { name: 'disk' })).toEqual([])
+    await ceph.run('ceph', 'osd', 'pool', 'set-quota', 'volumes', 'max_bytes', '0')
     await progress(id)
     expect(await stop(id)).toMatchObject({ errors: 0, miscompares: 0 })
   })

@@ -17,5 +17,6 @@ export const CEPH_ERRORS = {
   ENOENT: 'there is no such pool, image or snapshot, or no key for the user',
   EACCES: 'the user may not do that',
   ETIMEDOUT: 'no monitor answers',
+  EHOSTUNREACH: 'there is no monitor of that name',
   EINVAL: 'an option or a size is one that Ceph refuses',
 } as const

@@ -62,6 +62,7 @@ export class Ceph {
   readonly fsid = randomUUID()
   readonly #options: Required<CephOptions>
   #monitor: Child | undefined
+  #manager: Child | undefined
   readonly #osds = new Map<number, Child>()
 
   private constructor(port: number, address: string, options: CephOptions) {
@@ -135,6 +136,24 @@ export class Ceph {
     })
   }
 
+  /** Starts a manager, without which nobody counts what a pool holds: for quotas. */
+  async startManager(): Promise<void> {
+    const data = join(this.directory, 'mgr')
+    mkdirSync(data)
+    if (this.#options.cephx) {
+      const caps = ['mon', 'allow profile mgr', 'osd', 'allow *', 'mds', 'allow *']
+      await this.run('ceph', 'auth', 'get-or-create', 'mgr.a', ...caps, '-o', join(data, 'keyring'))
+    }
+    const manager = await Child.start(findProgram('ceph-mgr')!, ['--conf', this.conf, '-i', 'a', '-f'])
+    this.#manager = manager
+    await this.#until(manager, async () => {
+      const { available } = JSON.parse(await this.run('ceph', 'mgr', 'dump', '--format', 'json')) as {
+        available: boolean
+      }
+      if (!available) throw new Error('the manager is not up')
+    })
+  }
+
   async killOsd(id: number): Promise<void> {
     await this.#osds.get(id)!.end('SIGKILL')
   }
@@ -152,7 +171,9 @@ export class Ceph {
   }
 
   async stop(): Promise<void> {
-    const children = [...this.#osds.values(), ...(this.#monitor === undefined ? [] : [this.#monitor])]
+    const children = [...this.#osds.values(), this.#monitor, this.#manager].filter(
+      child => child !== undefined,
+    )
     // One that is stopped dies of SIGKILL as well.
     await Promise.all(children.map(child => child.end('SIGKILL')))
     rmSync(this.directory, { recursive: true, force: true })
@@ -185,6 +206,10 @@ mon allow pool size one = true
 mon allow pool delete = true
 paxos propose interval = 0.05
 paxos min wait = 0.01
+[mgr]
+mgr data = ${this.directory}/mgr
+mgr initial modules =
+mgr stats period = 1
 [osd]
 # How long a client that died keeps its lock on an image: 30 s otherwise, which is more than the patience of a test.
 osd client watch timeout = 8

@@ -19,6 +19,7 @@ const PACKAGE_OF = {
   busybox: 'busybox-static',
   ceph: 'ceph-common',
   'ceph-authtool': 'ceph-common',
+  'ceph-mgr': 'ceph-mgr',
   'ceph-mon': 'ceph-mon',
   'ceph-osd': 'ceph-osd',
   dash: 'dash',
