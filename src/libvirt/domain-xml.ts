@@ -3,8 +3,8 @@
  * included; libvirt checks the result when it is defined.
  */
 import { RpcError, thereAre } from '../core/errors.ts'
-import { node, type XmlNode } from '../core/xml.ts'
-import { type NvmeDisk, nvmeArguments, parseOptions } from './disk-xml.ts'
+import { formatXml, node, type XmlNode } from '../core/xml.ts'
+import { type DiskSource, type NvmeDisk, nvmeArguments, parseOptions } from './disk-xml.ts'
 import {
   appendTo,
   attributeOf,
@@ -38,9 +38,18 @@ export interface DomainDisk {
   readonly protocol: string | undefined
   readonly serial: string | undefined
   readonly isReadOnly: boolean
-  /** Given to QEMU in its own words: libvirt knows nothing of it. */
-  readonly isForeign: boolean
+  /**
+   * Who gave it to QEMU: libvirt; the domain's qemu namespace, in QEMU's arguments; or the monitor, while the guest ran. Of the
+   * latter two libvirt knows nothing.
+   */
+  readonly by: 'libvirt' | 'arguments' | 'monitor'
 }
+
+/**
+ * Where it is written which disks a guest has had through the monitor: in the metadata of the guest that runs, which go when it
+ * stops, as those disks do.
+ */
+export const MONITOR_DISKS = { uri: 'urn:qpair:monitor-disks:1', key: 'qpair' } as const
 
 export class DomainDocument {
   readonly #root: XmlElement
@@ -112,9 +121,30 @@ export class DomainDocument {
     return numa === undefined ? [] : elementsIn(numa, 'cell')
   }
 
-  /** libvirt's disks in their order, then those of the qemu namespace. */
+  /** libvirt's disks in their order, then those of the qemu namespace, then those of the monitor. */
   disks(): DomainDisk[] {
-    return [...this.#diskElements().map(readDisk), ...readForeignDisks(this.commandLine())]
+    const monitorDisks = this.#monitorDisks().map(readMonitorDisk)
+    return [...this.#diskElements().map(readDisk), ...readForeignDisks(this.commandLine()), ...monitorDisks]
+  }
+
+  /** The controllers of a type: `scsi`, `pci` …, by their index and model. */
+  controllers(type: string): { readonly index: string; readonly model: string }[] {
+    const devices = elementIn(this.#root, 'devices')
+    return (devices === undefined ? [] : elementsIn(devices, 'controller'))
+      .filter(controller => attributeOf(controller, 'type') === type)
+      .map(controller => ({
+        index: attributeOf(controller, 'index') ?? '',
+        model: attributeOf(controller, 'model') ?? '',
+      }))
+  }
+
+  /** The PCI buses that some device is on, by number. */
+  occupiedBuses(): ReadonlySet<number> {
+    const devices = elementIn(this.#root, 'devices')
+    const addresses = (devices === undefined ? [] : elementsIn(devices)).flatMap(device =>
+      elementsIn(device, 'address').filter(address => attributeOf(address, 'type') === 'pci'),
+    )
+    return new Set(addresses.map(address => Number(attributeOf(address, 'bus'))))
   }
 
   /** A name that no disk has yet: `vdb` for virtio, `sda` for the others, `nvme0` for the qemu namespace. */
@@ -132,8 +162,8 @@ export class DomainDocument {
     return serialize(this.#diskElement(target))
   }
 
-  addDisk(disk: XmlNode): void {
-    appendTo(elementIn(this.#root, 'devices') ?? appendTo(this.#root, node('devices')), disk)
+  addDevice(device: XmlNode): void {
+    appendTo(elementIn(this.#root, 'devices') ?? appendTo(this.#root, node('devices')), device)
   }
 
   removeDisk(target: string): void {
@@ -182,6 +212,22 @@ export class DomainDocument {
     return serializeDocument(this.#root)
   }
 
+  /** The metadata that tell of one disk more, or one fewer; undefined when none is left. */
+  monitorDisksXml(change: { readonly add: NvmeDisk } | { readonly remove: string }): string | undefined {
+    const kept = this.#monitorDisks()
+      .filter(element => !('remove' in change) || attributeOf(element, 'id') !== change.remove)
+      .map(element => node('nvme', attributesOf(element)))
+    const added = 'add' in change ? [monitorDiskNode(change.add)] : []
+    if (kept.length + added.length === 0) return undefined
+    return formatXml(node('disks', {}, ...kept, ...added))
+  }
+
+  #monitorDisks(): XmlElement[] {
+    const metadata = elementIn(this.#root, 'metadata')
+    const disks = metadata && elementIn(metadata, 'disks', MONITOR_DISKS.uri)
+    return disks === undefined ? [] : elementsIn(disks, 'nvme', MONITOR_DISKS.uri)
+  }
+
   #diskElements(): XmlElement[] {
     const devices = elementIn(this.#root, 'devices')
     return devices === undefined ? [] : elementsIn(devices, 'disk')
@@ -227,7 +273,7 @@ function readDisk(disk: XmlElement): DomainDisk {
     protocol: attributeOf(source, 'protocol'),
     serial: textOf(elementIn(disk, 'serial')),
     isReadOnly: elementIn(disk, 'readonly') !== undefined,
-    isForeign: false,
+    by: 'libvirt',
   }
 }
 
@@ -263,7 +309,53 @@ function readForeignDisks(args: readonly string[]): DomainDisk[] {
         protocol: drive?.get('file.driver'),
         serial: device.get('serial'),
         isReadOnly: drive?.get('readonly') === 'on',
-        isForeign: true,
+        by: 'arguments',
       }
     })
 }
+
+const monitorDiskNode = ({ id, serial, source, isReadOnly }: NvmeDisk): XmlNode => {
+  const isLocal = source.kind === 'file' || source.kind === 'block'
+  return node('nvme', {
+    id,
+    serial,
+    type: isLocal ? source.kind : 'network',
+    protocol: isLocal ? undefined : source.kind,
+    source: nameOf(source),
+    readonly: isReadOnly ? 'yes' : undefined,
+  })
+}
+
+/** Without declarations of namespaces: libvirt puts all of it into the one that it is told. */
+function attributesOf(element: XmlElement): Record<string, string> {
+  const all = Array.from(element.attributes).filter(({ name }) => !name.startsWith('xmlns'))
+  return Object.fromEntries(all.map(({ name, value }) => [name, value]))
+}
+
+/** What `virsh domblklist` shows of such a source. */
+export function nameOf(source: DiskSource): string {
+  switch (source.kind) {
+    case 'file':
+    case 'block':
+      return source.path
+    case 'vhost':
+      return source.socketPath
+    case 'nbd':
+    case 'rbd':
+      return source.name
+    case 'iscsi':
+      return `${source.iqn}/${source.lun}`
+  }
+}
+
+const readMonitorDisk = (element: XmlElement): DomainDisk => ({
+  type: attributeOf(element, 'type') ?? '',
+  device: 'disk',
+  target: attributeOf(element, 'id') ?? '',
+  bus: 'nvme',
+  source: attributeOf(element, 'source'),
+  protocol: attributeOf(element, 'protocol'),
+  serial: attributeOf(element, 'serial'),
+  isReadOnly: attributeOf(element, 'readonly') === 'yes',
+  by: 'monitor',
+})

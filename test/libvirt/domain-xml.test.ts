@@ -67,7 +67,7 @@ describe("a domain's document", () => {
       ['vhostuser', 'disk', 'vdc', '/run/vhost/disk0'],
       ['nvme', 'disk', 'vdd', '0000:01:00.0'],
     ])
-    expect(rows[0]).toMatchObject({ bus: 'virtio', serial: 'S1', isReadOnly: false, isForeign: false })
+    expect(rows[0]).toMatchObject({ bus: 'virtio', serial: 'S1', isReadOnly: false, by: 'libvirt' })
     expect(rows[1]).toMatchObject({ isReadOnly: true })
   })
 
@@ -82,14 +82,14 @@ describe("a domain's document", () => {
         protocol: undefined,
         serial: '1235',
         isReadOnly: false,
-        isForeign: true,
+        by: 'arguments',
       },
     ])
   })
 
   it('keeps all that an edit does not touch', () => {
     const domain = DomainDocument.parse(DOMAIN)
-    domain.addDisk(diskNode(file, { target: 'vde', bus: 'virtio', isReadOnly: false }))
+    domain.addDevice(diskNode(file, { target: 'vde', bus: 'virtio', isReadOnly: false }))
     domain.removeDisk('vde')
     const text = domain.toString()
     expect(text).toContain('<!-- by hand -->')
@@ -122,6 +122,40 @@ describe("a domain's document", () => {
     expect(() => domain.removeNvme('D22')).toThrow('domain nvmetest has no disk D22')
   })
 
+  it('tells of disks that came through the monitor, and says it of one more or one fewer', () => {
+    const domain = DomainDocument.parse(DOMAIN)
+    const add = { id: 'nvme0', serial: 'S', source: file, isReadOnly: false }
+    const xml = domain.monitorDisksXml({ add })!
+    expect(xml).toBe(`<disks>
+  <nvme id='nvme0' serial='S' type='file' source='/images/nvme.raw'/>
+</disks>
+`)
+    // As libvirt writes it into the document of the guest that runs.
+    const kept = `<metadata><qpair:disks xmlns:qpair="urn:qpair:monitor-disks:1">
+      <qpair:nvme id="nvme0" serial="S" type="file" source="/images/nvme.raw"/></qpair:disks></metadata>`
+    const running = DomainDocument.parse(DOMAIN.replace(/<metadata>.*<\/metadata>/, kept))
+    expect(running.disks().at(-1)).toMatchObject({
+      ...{ target: 'nvme0', bus: 'nvme', source: '/images/nvme.raw', by: 'monitor' },
+    })
+    expect(running.freeTarget('nvme')).toBe('nvme1')
+    expect(running.monitorDisksXml({ add: { ...add, id: 'nvme1' } })).toBe(`<disks>
+  <nvme id='nvme0' serial='S' type='file' source='/images/nvme.raw'/>
+  <nvme id='nvme1' serial='S' type='file' source='/images/nvme.raw'/>
+</disks>
+`)
+    expect(running.monitorDisksXml({ remove: 'nvme0' })).toBeUndefined()
+  })
+
+  it('knows its controllers and the PCI buses that are taken', () => {
+    const domain = DomainDocument.parse(`<domain><name>a</name><devices>
+      <controller type='pci' index='5' model='pcie-root-port'><address type='pci' bus='0x00'/></controller>
+      <controller type='scsi' index='0' model='virtio-scsi'><address type='pci' bus='0x0a'/></controller>
+      </devices></domain>`)
+    expect(domain.controllers('scsi')).toEqual([{ index: '0', model: 'virtio-scsi' }])
+    expect(domain.controllers('pci')).toEqual([{ index: '5', model: 'pcie-root-port' }])
+    expect([...domain.occupiedBuses()]).toEqual([0, 10])
+  })
+
   it('names free targets', () => {
     const domain = DomainDocument.parse(DOMAIN)
     expect(['virtio', 'sata', 'nvme', 'ide'].map(bus => domain.freeTarget(bus))).toEqual([
@@ -132,7 +166,7 @@ describe("a domain's document", () => {
     ])
     for (let count = 0; count < 22; count++) {
       const target = domain.freeTarget('virtio')
-      domain.addDisk(diskNode(file, { target, bus: 'virtio', isReadOnly: false }))
+      domain.addDevice(diskNode(file, { target, bus: 'virtio', isReadOnly: false }))
     }
     expect(domain.freeTarget('virtio')).toBe('vdaa')
   })
