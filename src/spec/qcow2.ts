@@ -14,7 +14,7 @@ export const Header = struct(112, {
   backingFileOffset: u53be(8),
   backingFileSize: u32be(16),
   clusterBits: u32be(20),
-  size: u53be(24),
+  diskSize: u53be(24),
   cryptMethod: u32be(32),
   l1Size: u32be(36),
   l1TableOffset: u53be(40),

@@ -127,6 +127,10 @@ export const ftruncate = (fd: number, size: number): number => failing(raw.ftrun
 export const fcntl = (fd: number, command: number, argument: number): number =>
   failing(raw.fcntl(fd, command, 'int', argument))
 
+/** As `fcntl`, for commands whose argument is the address of a structure. */
+export const fcntlAt = (fd: number, command: number, address: number): number =>
+  failing(raw.fcntl(fd, command, 'uintptr_t', address))
+
 /** Writes the time of `clock` to the struct timespec at `address`. */
 export const clockGettime: (clock: number, address: number) => number = libc.func(
   'int clock_gettime(int, uintptr_t)',

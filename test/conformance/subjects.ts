@@ -6,6 +6,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { AnyDriver } from '../../src/bdev/bdev.ts'
 import { drivers } from '../../src/bdev/drivers/index.ts'
+import { create as createQcow2 } from '../../src/bdev/drivers/qcow2/create.ts'
+import type { CreateOptions } from '../../src/bdev/drivers/qcow2/image.ts'
 import type { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
 import type { BdevRegistry } from '../../src/bdev/registry.ts'
 import { virtioDriver } from '../../src/virtio/driver.ts'
@@ -74,6 +76,15 @@ const file = (
   },
 })
 
+const qcow2 = (name: string, where: 'disk' | 'memory', options: Partial<CreateOptions> = {}): Subject => ({
+  name,
+  async create(bench) {
+    const filename = join(bench[where], 'image')
+    await createQcow2(filename, { sizeBytes: BLOCK_COUNT * BLOCK_SIZE, ...options })
+    return (await bench.bdevs.create('qcow2', 'subject', { filename })).name
+  },
+})
+
 const LATENCIES = {
   avg_read_latency: 50,
   p99_read_latency: 500,
@@ -134,6 +145,9 @@ export const subjects: readonly Subject[] = [
   file('aio, direct', 'aio', 'disk', { direct: true }),
   file('aio on tmpfs', 'aio', 'memory'),
   file('uring', 'uring', 'disk'),
+  qcow2('qcow2', 'disk'),
+  qcow2('qcow2 on tmpfs, small clusters', 'memory', { clusterSize: 512, refcountBits: 1 }),
+  qcow2('qcow2 with subclusters', 'disk', { extendedL2: true, clusterSize: 16384 }),
   {
     name: 'aio on a block device, direct',
     absent: whyNoLoopDevices(),

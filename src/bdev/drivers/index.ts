@@ -7,12 +7,14 @@ import { aioDriver, fileMethods, uringDriver } from './file.ts'
 import { mallocDriver, mallocMethods } from './malloc.ts'
 import { nullDriver, nullMethods } from './null.ts'
 import { pluginDriver, pluginMethods } from './plugin.ts'
+import { qcow2Driver, qcow2Methods } from './qcow2/driver.ts'
 
 export const drivers: readonly AnyDriver[] = [
   nullDriver,
   mallocDriver,
   aioDriver,
   uringDriver,
+  qcow2Driver,
   delayDriver,
   errorDriver,
   passthruDriver,
@@ -23,6 +25,7 @@ export const driverMethods = [
   ...nullMethods,
   ...mallocMethods,
   ...fileMethods,
+  ...qcow2Methods,
   ...delayMethods,
   ...errorMethods,
   ...passthruMethods,

@@ -84,7 +84,7 @@ export function parseHeader(bytes: Uint8Array, fileSize: number): Header {
   const header: Header = {
     version,
     geometry,
-    sizeBytes: Field.size.get(view, 0),
+    sizeBytes: Field.diskSize.get(view, 0),
     ...backing(view, bytes, clusterSize, extensions),
     l1Size: Field.l1Size.get(view, 0),
     l1Offset: Field.l1TableOffset.get(view, 0),
@@ -284,7 +284,7 @@ export function encodeHeader(header: Header): Buffer {
   Field.backingFileOffset.set(view, 0, name.length > 0 ? size : 0)
   Field.backingFileSize.set(view, 0, name.length)
   Field.clusterBits.set(view, 0, clusterBits)
-  Field.size.set(view, 0, header.sizeBytes)
+  Field.diskSize.set(view, 0, header.sizeBytes)
   Field.l1Size.set(view, 0, header.l1Size)
   Field.l1TableOffset.set(view, 0, header.l1Offset)
   Field.refcountTableOffset.set(view, 0, header.refcountTableOffset)

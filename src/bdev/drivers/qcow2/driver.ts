@@ -1,0 +1,214 @@
+/** The `qcow2` driver: disk images in QEMU's format, as `bdev_qcow2_*`. */
+import { randomUUID } from 'node:crypto'
+import { statfs } from 'node:fs/promises'
+import { resolve } from 'node:path'
+import { z } from 'zod'
+import { RpcError } from '../../../core/errors.ts'
+import { method } from '../../../rpc/method.ts'
+import { uuid } from '../../../rpc/params.ts'
+import { Autoclear, Incompatible } from '../../../spec/qcow2.ts'
+import { close } from '../../../sys/libc.ts'
+import { type BdevInfo, type ChannelContext, defineDriver } from '../../bdev.ts'
+import { IoType } from '../../io.ts'
+import { type BdevContext, deleteMethod } from '../../method.ts'
+import { Lanes } from '../../plugin/lanes.ts'
+import { deriveUuid } from '../../uuid.ts'
+import { mediumIdentity } from '../file-identity.ts'
+import { type ChainLink, openChain } from './chain.ts'
+import { Qcow2Channel } from './channel.ts'
+import { Agreement, type BackingFile, BLOCK_SIZE, type Qcow2Device, State, Wanted } from './device.ts'
+import type { Header } from './header.ts'
+import { ImageHandle } from './image-handle.ts'
+
+const TMPFS_MAGIC = 0x01021994
+const RAMFS_MAGIC = 0x858458f6
+const MIB = 1 << 20
+/** Maps 256 GiB with clusters of 64 KiB. */
+const CACHE_MIB_DEFAULT = 32
+const CACHE_MIB_MAX = 512
+const PAGE = 4096
+
+const params = z.object({
+  filename: z.string().min(1).describe('Path of the image'),
+  read_only: z.boolean().optional().describe('Refuse everything that would change it'),
+  cache_size_mb: z
+    .int()
+    .min(1)
+    .max(CACHE_MIB_MAX)
+    .optional()
+    .describe('MiB of memory for its tables: by default what maps the whole disk, at most 32'),
+  discard: z
+    .boolean()
+    .optional()
+    .describe(
+      'Give room back that is unmapped or zeroed (default); otherwise it is kept for what is written next',
+    ),
+  uuid: uuid.optional().describe('Derived from what identifies the file when not given'),
+})
+type Params = z.output<typeof params>
+
+export const qcow2Driver = defineDriver({
+  name: 'qcow2',
+  summary: "A disk image in QEMU's format, through io_uring.",
+  params,
+  create: openDevice,
+  config: (info, given) => [
+    {
+      method: 'bdev_qcow2_create',
+      // Whole, since the daemon may be started again in another directory.
+      params: { name: info.name, ...given, filename: resolve(given.filename), uuid: info.uuid },
+    },
+  ],
+  openChannel(info: BdevInfo, { reactor }: ChannelContext) {
+    if (reactor.ring === null) {
+      throw new RpcError('ENOTSUP', `${info.name} needs io_uring and reactor ${reactor.index} has none`)
+    }
+    return new Qcow2Channel(info, reactor, reactor.ring)
+  },
+  destroy: closeDevice,
+})
+
+async function openDevice(name: string, given: Params): Promise<BdevInfo> {
+  const { filename, read_only = false, discard = true } = given
+  const image = await ImageHandle.open(filename, read_only)
+  let links: ChainLink[] = []
+  try {
+    if (!read_only) await prepare(image)
+    links = await openChain({ fd: image.fd, path: image.path, sizeBytes: image.fileSize }, image.header)
+    const { header } = image
+    if (header.sizeBytes < BLOCK_SIZE) {
+      throw new RpcError(
+        'EINVAL',
+        `${filename} has a disk of ${header.sizeBytes} bytes, less than a block of 512`,
+      )
+    }
+    const device: Qcow2Device = {
+      id: randomUUID(),
+      path: filename,
+      fd: image.fd,
+      isMemory: await isMemory(filename),
+      isReadOnly: read_only,
+      isDiscarding: discard,
+      ...cacheSizes(header, given.cache_size_mb),
+      backing: await Promise.all(links.map(backingOf)),
+      ...Agreement.create(),
+    }
+    return await describe(name, given, header, device)
+  } catch (error) {
+    for (const link of links) close(link.file.fd)
+    image.close()
+    throw error
+  }
+}
+
+/** What has to be so before an image is written to. */
+async function prepare(image: ImageHandle): Promise<void> {
+  const { incompatible, autoclear } = image.header
+  if ((incompatible & Incompatible.CORRUPT) !== 0) {
+    throw new RpcError(
+      'EINVAL',
+      `${image.path} is marked as corrupt: use qemu-img check -r all ${image.path}, or read_only: true`,
+    )
+  }
+  if ((autoclear & ~Autoclear.BITMAPS) !== 0)
+    await image.changeHeader({ autoclear: autoclear & Autoclear.BITMAPS })
+}
+
+async function describe(name: string, given: Params, header: Header, device: Qcow2Device): Promise<BdevInfo> {
+  const { read_only = false, discard = true, filename } = given
+  const { clusterSize, unitSize } = header.geometry
+  const unitBlocks = unitSize / BLOCK_SIZE
+  return {
+    name,
+    aliases: [],
+    driver: 'qcow2',
+    product: 'QCOW2 disk',
+    uuid: given.uuid ?? deriveUuid('file', ...(await mediumIdentity(filename))),
+    blockSize: BLOCK_SIZE,
+    physicalBlockSize: Math.min(clusterSize, PAGE),
+    blockCount: Math.floor(header.sizeBytes / BLOCK_SIZE),
+    supports: new Set([IoType.READ, IoType.WRITE, IoType.FLUSH, IoType.UNMAP, IoType.WRITE_ZEROES]),
+    preferred: {
+      writeAlignment: 0,
+      writeGranularity: 0,
+      writeSize: 0,
+      unmapAlignment: unitBlocks,
+      unmapGranularity: unitBlocks,
+    },
+    writeCache: true,
+    readOnly: read_only,
+    bases: [],
+    device,
+    driverSpecific: {
+      qcow2: {
+        filename,
+        read_only,
+        discard,
+        version: header.version,
+        cluster_size: clusterSize,
+        backing_files: device.backing.map(({ path, format }) => ({ path, format })),
+      },
+    },
+  }
+}
+
+/** Enough for all of the disk, within bounds; refcounts are needed in a few places at a time. */
+function cacheSizes(
+  header: Header,
+  givenMib: number | undefined,
+): Pick<Qcow2Device, 'l2CacheBytes' | 'refcountCacheBytes'> {
+  const { clusterSize, entrySize } = header.geometry
+  const whole = Math.ceil(header.sizeBytes / clusterSize) * entrySize
+  const most = (givenMib ?? CACHE_MIB_DEFAULT) * MIB
+  const l2CacheBytes = Math.min(most, Math.max(whole, MIB / 4))
+  return { l2CacheBytes, refcountCacheBytes: Math.max(MIB / 4, l2CacheBytes / 4) }
+}
+
+async function isMemory(path: string): Promise<boolean> {
+  const { type } = await statfs(path)
+  return type === TMPFS_MAGIC || type === RAMFS_MAGIC
+}
+
+const backingOf = async ({ file, format }: ChainLink): Promise<BackingFile> => ({
+  fd: file.fd,
+  path: file.path,
+  format,
+  isMemory: await isMemory(file.path),
+})
+
+async function closeDevice(info: BdevInfo): Promise<void> {
+  const device = info.device as Qcow2Device
+  const agreement = new Agreement(device)
+  await agreement.want(Wanted.STOP, State.STOPPED)
+  agreement.close()
+  new Lanes(device.lanes).close()
+  for (const { fd } of device.backing) close(fd)
+  close(device.fd)
+}
+
+const CREATE_ERRORS = {
+  EEXIST: 'a device has that name or that UUID already',
+  EINVAL: 'it is no image, or one that is damaged or has what is not known here',
+  ENOTSUP: 'it, or a file underneath, needs what there is not',
+  ENOENT: 'there is no such file, or none underneath',
+  EBUSY: 'another program has it',
+  EACCES: 'the daemon may not open it',
+  EROFS: 'it is on a file system that is mounted read only',
+  EPERM: 'the daemon may not open it',
+} as const
+
+export const qcow2Methods = [
+  method({
+    name: 'bdev_qcow2_create',
+    summary: "Makes a disk image in QEMU's format a disk.",
+    params: z.object({ name: z.string().min(1).describe('Its name'), ...params.shape }),
+    result: z.string().describe('The name'),
+    errors: CREATE_ERRORS,
+    saves: true,
+    cli: { positional: ['filename', 'name'] },
+    async run({ name, ...rest }, { bdevs }: BdevContext) {
+      return (await bdevs.create('qcow2', name, rest)).name
+    },
+  }),
+  deleteMethod('bdev_qcow2_delete', 'qcow2'),
+]

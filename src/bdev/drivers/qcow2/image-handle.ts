@@ -1,0 +1,181 @@
+/** An image that is open on the control thread: its file, its lock, its header, and reading and writing by promises. */
+import {
+  constants,
+  fdatasync as fdatasyncCallback,
+  ftruncate as ftruncateCallback,
+  open as openCallback,
+  read as readCallback,
+  write as writeCallback,
+} from 'node:fs'
+import { stat } from 'node:fs/promises'
+import { promisify } from 'node:util'
+import { ProtocolError, RpcError } from '../../../core/errors.ts'
+import { lockImage } from '../../../sys/image-lock.ts'
+import { close, lseek } from '../../../sys/libc.ts'
+import { encodeHeader, HEADER_BYTES_MAX, type Header, parseHeader } from './header.ts'
+
+const open = promisify(openCallback)
+const read = promisify(readCallback)
+const write = promisify(writeCallback)
+const fdatasync = promisify(fdatasyncCallback)
+const ftruncate = promisify(ftruncateCallback)
+const SEEK_END = 2
+const PIECE = 4 << 20
+
+/** A file with the locks of an image on it. */
+export interface LockedFile {
+  readonly fd: number
+  readonly path: string
+  readonly sizeBytes: number
+}
+
+/**
+ * Opens a file or a block device with the locks that QEMU takes. Throws `RpcError`: ENOENT, EINVAL (what cannot be an
+ * image), EACCES, EROFS, EPERM, EBUSY when another program has it. `create`: it must not exist yet.
+ */
+export async function openLocked(path: string, isReadOnly: boolean, create = false): Promise<LockedFile> {
+  if (!create) await checkKind(path)
+  const flags = isReadOnly ? constants.O_RDONLY : constants.O_RDWR
+  const fd = await open(path, flags | (create ? constants.O_CREAT | constants.O_EXCL : 0), 0o644).catch(
+    (cause: NodeJS.ErrnoException) => {
+      const code = asCode(cause.code)
+      const remedy =
+        code === 'EEXIST'
+          ? 'delete it first, or choose another name'
+          : isReadOnly || create
+            ? 'check who owns it'
+            : 'check who owns it, or use read_only: true'
+      throw new RpcError(code, `cannot open ${path}: ${cause.code}; ${remedy}`, { cause })
+    },
+  )
+  if (!lockImage(fd, isReadOnly)) {
+    close(fd)
+    throw new RpcError(
+      'EBUSY',
+      `${path} is in use by another program, or by another device here: end that use first (fuser ${path} says whose)`,
+    )
+  }
+  return { fd, path, sizeBytes: lseek(fd, 0, SEEK_END) }
+}
+
+async function checkKind(path: string): Promise<void> {
+  const stats = await stat(path).catch((cause: NodeJS.ErrnoException) => {
+    throw new RpcError(asCode(cause.code), `cannot open ${path}: ${cause.code}`, { cause })
+  })
+  if (stats.isFile() || stats.isBlockDevice()) return
+  const what = stats.isDirectory() ? 'a directory' : 'neither'
+  throw new RpcError('EINVAL', `an image is a file or a block device, and ${path} is ${what}`)
+}
+
+const CODES = ['ENOENT', 'EACCES', 'EROFS', 'EPERM', 'EEXIST', 'ENOSPC'] as const
+const asCode = (code: string | undefined): (typeof CODES)[number] | 'EINVAL' =>
+  CODES.find(known => known === code) ?? 'EINVAL'
+
+/** The header's bytes as a header. Throws `RpcError` EINVAL that says what is wrong with the image. */
+export async function readHeader(file: LockedFile): Promise<Header> {
+  const bytes = Buffer.alloc(Math.min(HEADER_BYTES_MAX, file.sizeBytes))
+  await read(file.fd, bytes, 0, bytes.length, 0)
+  return explain(file.path, () => parseHeader(bytes, file.sizeBytes))
+}
+
+/** Has what an image has wrong told with its path. */
+export function explain<T>(path: string, parse: () => T): T {
+  try {
+    return parse()
+  } catch (cause) {
+    if (!(cause instanceof ProtocolError)) throw cause
+    throw new RpcError(
+      'EINVAL',
+      `${path} cannot be used as a qcow2 image: ${cause.message} (at byte ${cause.offsetBytes})`,
+      {
+        cause,
+      },
+    )
+  }
+}
+
+/** What the operations on images work with. */
+export class ImageHandle {
+  readonly fd: number
+  readonly path: string
+  header: Header
+
+  constructor(file: Pick<LockedFile, 'fd' | 'path'>, header: Header) {
+    this.fd = file.fd
+    this.path = file.path
+    this.header = header
+  }
+
+  static async open(path: string, isReadOnly: boolean): Promise<ImageHandle> {
+    const file = await openLocked(path, isReadOnly)
+    try {
+      return new ImageHandle(file, await readHeader(file))
+    } catch (error) {
+      close(file.fd)
+      throw error
+    }
+  }
+
+  close(): void {
+    close(this.fd)
+  }
+
+  get fileSize(): number {
+    return lseek(this.fd, 0, SEEK_END)
+  }
+
+  /** What lies behind the file's end is zero. */
+  async read(offset: number, length: number): Promise<Buffer<ArrayBuffer>> {
+    const bytes = Buffer.alloc(length)
+    await this.readInto(bytes, offset)
+    return bytes
+  }
+
+  async readInto(bytes: Uint8Array, offset: number): Promise<void> {
+    for (let done = 0; done < bytes.length; ) {
+      const { bytesRead } = await read(
+        this.fd,
+        bytes,
+        done,
+        Math.min(PIECE, bytes.length - done),
+        offset + done,
+      )
+      if (bytesRead === 0) {
+        bytes.fill(0, done)
+        return
+      }
+      done += bytesRead
+    }
+  }
+
+  async write(offset: number, bytes: Uint8Array): Promise<void> {
+    for (let done = 0; done < bytes.length; ) {
+      const { bytesWritten } = await write(
+        this.fd,
+        bytes,
+        done,
+        Math.min(PIECE, bytes.length - done),
+        offset + done,
+      )
+      done += bytesWritten
+    }
+  }
+
+  async sync(): Promise<void> {
+    await fdatasync(this.fd)
+  }
+
+  async truncate(sizeBytes: number): Promise<void> {
+    await ftruncate(this.fd, sizeBytes)
+  }
+
+  /** Changes the header, on stable storage. The part before its extensions is one sector, so it changes as a whole. */
+  async changeHeader(changes: Partial<Header>): Promise<void> {
+    const header = { ...this.header, ...changes }
+    const bytes = explain(this.path, () => encodeHeader(header))
+    await this.sync()
+    await this.write(0, bytes)
+    await this.sync()
+    this.header = header
+  }
+}

@@ -1,0 +1,323 @@
+/**
+ * An open file through a reactor's ring. Transfers may end short; what is missing is asked for again. On tmpfs data goes by
+ * system calls at once: the ring would hand each one to a kernel thread, and memory never makes us wait.
+ */
+import { constants } from 'node:os'
+import { assert } from '../../../core/assert.ts'
+import type { Deliverable, Reactor } from '../../../reactor/reactor.ts'
+import { IOVEC_SIZE, Opcode } from '../../../spec/io-uring.ts'
+import { preadv, pwritev } from '../../../sys/libc.ts'
+import { memset } from '../../../sys/memory.ts'
+import type { RingHandler, Uring } from '../../../sys/uring.ts'
+import { Segments } from '../../io.ts'
+import type { ImageFile } from './image-file.ts'
+import type { FileWaiter } from './task.ts'
+
+const { EAGAIN, EINTR, ENOMEM, EOPNOTSUPP } = constants.errno
+const FALLOC_KEEP_SIZE = 0x01
+const PUNCH_HOLE = 0x02 | FALLOC_KEEP_SIZE
+const ZERO_RANGE = 0x10
+const FSYNC_DATASYNC = 1
+const RWF_DSYNC = 2
+const IOV_MAX = 1024
+const IOVECS_MIN = 16
+const TWO_32 = 2 ** 32
+/** Zeroes up to this size are cheaper written than asked for: the ring hands every FALLOCATE to a kernel thread. */
+const ZERO_WRITE_MAX = 65536
+
+const Kind = { READ: 0, WRITE: 1, SYNC: 2, PUNCH: 3, ZERO: 4 } as const
+type Kind = (typeof Kind)[keyof typeof Kind]
+
+export class RingFile implements ImageFile {
+  readonly fd: number
+  readonly sizeBytes: number
+  readonly isMemory: boolean
+  readonly reactor: Reactor
+  readonly ring: Uring
+  /** Whether the file system has the calls. */
+  canPunch = true
+  canZero = true
+  readonly #free: Operation[] = []
+  readonly #all: Operation[] = []
+  /** `ZERO_WRITE_MAX` zeroed bytes that nobody writes to. */
+  #zeroes = 0
+
+  constructor(fd: number, sizeBytes: number, isMemory: boolean, reactor: Reactor, ring: Uring) {
+    this.fd = fd
+    this.sizeBytes = sizeBytes
+    this.isMemory = isMemory
+    this.reactor = reactor
+    this.ring = ring
+  }
+
+  read(offset: number, address: number, length: number, waiter: FileWaiter): void {
+    this.#operation(Kind.READ, offset, length, waiter).withAddress(address)
+  }
+
+  write(offset: number, address: number, length: number, waiter: FileWaiter): void {
+    this.#operation(Kind.WRITE, offset, length, waiter).withAddress(address)
+  }
+
+  readTo(offset: number, length: number, segments: Segments, skip: number, waiter: FileWaiter): void {
+    this.#operation(Kind.READ, offset, length, waiter).withSegments(segments, skip)
+  }
+
+  writeFrom(
+    offset: number,
+    length: number,
+    segments: Segments,
+    skip: number,
+    isFua: boolean,
+    waiter: FileWaiter,
+  ): void {
+    const operation = this.#operation(Kind.WRITE, offset, length, waiter)
+    operation.isFua = isFua
+    operation.withSegments(segments, skip)
+  }
+
+  zero(offset: number, length: number, waiter: FileWaiter): void {
+    this.#operation(Kind.ZERO, offset, length, waiter).go()
+  }
+
+  punch(offset: number, length: number, waiter: FileWaiter): void {
+    this.#operation(Kind.PUNCH, offset, length, waiter).go()
+  }
+
+  sync(waiter: FileWaiter): void {
+    this.#operation(Kind.SYNC, 0, 0, waiter).go()
+  }
+
+  /** Nothing may be outstanding. */
+  close(): void {
+    assert(this.#free.length === this.#all.length, 'nothing is outstanding on a file that is closed')
+    for (const { token } of this.#all) this.ring.unregister(token)
+  }
+
+  /** 0 when memory is short. */
+  get zeroes(): number {
+    if (this.#zeroes === 0) {
+      this.#zeroes = this.reactor.arena.allocate(ZERO_WRITE_MAX, 4096)
+      if (this.#zeroes > 0) memset(this.#zeroes, 0, ZERO_WRITE_MAX)
+    }
+    return this.#zeroes
+  }
+
+  recycle(operation: Operation): void {
+    this.#free.push(operation)
+  }
+
+  #operation(kind: Kind, offset: number, length: number, waiter: FileWaiter): Operation {
+    let operation = this.#free.pop()
+    if (operation === undefined) {
+      operation = new Operation(this)
+      this.#all.push(operation)
+    }
+    operation.begin(kind, offset, length, waiter)
+    return operation
+  }
+}
+
+/** A slot for one operation, kept for the next. */
+class Operation implements RingHandler, Deliverable {
+  readonly token: number
+  next: Deliverable | null = null
+  isFua = false
+  readonly #file: RingFile
+  #kind: Kind = Kind.READ
+  #offset = 0
+  #length = 0
+  #done = 0
+  #waiter: FileWaiter | null = null
+  #result = 0
+  readonly #single = new Segments(1)
+  #segments: Segments
+  #skip = 0
+  #iovecs = 0
+  #iovecCapacity = 0
+  #isOffloaded = false
+
+  constructor(file: RingFile) {
+    this.#file = file
+    this.#segments = this.#single
+    this.token = file.ring.register(this)
+  }
+
+  begin(kind: Kind, offset: number, length: number, waiter: FileWaiter): void {
+    this.#kind = kind
+    this.#offset = offset
+    this.#length = length
+    this.#done = 0
+    this.#waiter = waiter
+    this.isFua = false
+    this.#isOffloaded = kind !== Kind.READ && !this.#file.isMemory
+    if (this.#isOffloaded) this.#file.reactor.offloaded++
+  }
+
+  withAddress(address: number): void {
+    this.#single.set(address, this.#length)
+    this.withSegments(this.#single, 0)
+  }
+
+  withSegments(segments: Segments, skip: number): void {
+    this.#segments = segments
+    this.#skip = skip
+    this.go()
+  }
+
+  /** Starts, or goes on with, what is to be done. */
+  go(): void {
+    const { ring, fd, isMemory } = this.#file
+    const kind = this.#kind
+    if (kind <= Kind.WRITE) this.#transfer()
+    else if (kind === Kind.ZERO) this.#zero()
+    else if (kind === Kind.SYNC) {
+      if (isMemory) this.#end(0)
+      else ring.prepare(Opcode.FSYNC, fd, 0, 0, 0, FSYNC_DATASYNC, this.token)
+    } else if (!this.#file.canPunch) this.#end(0)
+    else ring.prepare(Opcode.FALLOCATE, fd, this.#offset, this.#length, PUNCH_HOLE, 0, this.token)
+  }
+
+  complete(result: number): void {
+    if (result === -EINTR || result === -EAGAIN) this.go()
+    else if (result === -EOPNOTSUPP && this.#kind === Kind.PUNCH) {
+      // A hint that cannot be followed is not an error.
+      this.#file.canPunch = false
+      this.#end(0)
+    } else if (result === -EOPNOTSUPP && this.#kind === Kind.ZERO && this.#file.canZero) {
+      this.#file.canZero = false
+      this.#zero()
+    } else if (result < 0) this.#end(result)
+    else if (this.#kind <= Kind.WRITE) this.#transferred(result)
+    else if (this.#kind === Kind.ZERO && !this.#isZeroedAtOnce) this.#transferred(result)
+    else this.#end(0)
+  }
+
+  /** In the reactor's round, for what ended inside the call. */
+  deliver(): void {
+    this.#tell()
+  }
+
+  get #isZeroedAtOnce(): boolean {
+    return this.#file.canZero && this.#length > ZERO_WRITE_MAX
+  }
+
+  #zero(): void {
+    const { ring, fd } = this.#file
+    if (this.#isZeroedAtOnce) {
+      ring.prepare(Opcode.FALLOCATE, fd, this.#offset, this.#length, ZERO_RANGE, 0, this.token)
+      return
+    }
+    const { zeroes } = this.#file
+    if (zeroes === 0) {
+      this.#end(-ENOMEM)
+      return
+    }
+    const piece = Math.min(this.#length - this.#done, ZERO_WRITE_MAX)
+    ring.prepare(Opcode.WRITE, fd, this.#offset + this.#done, zeroes, piece, 0, this.token)
+  }
+
+  #transfer(): void {
+    const { ring, fd, isMemory } = this.#file
+    const isRead = this.#kind === Kind.READ
+    const flags = this.isFua ? RWF_DSYNC : 0
+    const at = this.#offset + this.#done
+    const segments = this.#segments
+    const first = this.#skip + this.#done
+    const left = this.#length - this.#done
+    if (!isMemory && segments.lengths[0]! >= first + left) {
+      const opcode = isRead ? Opcode.READ : Opcode.WRITE
+      ring.prepare(opcode, fd, at, segments.addresses[0]! + first, left, flags, this.token)
+      return
+    }
+    const count = this.#fillIovecs(first, left)
+    if (count === 0) this.#end(-ENOMEM)
+    else if (isMemory) this.#atOnce(isRead, at, count)
+    else ring.prepare(isRead ? Opcode.READV : Opcode.WRITEV, fd, at, this.#iovecs, count, flags, this.token)
+  }
+
+  #atOnce(isRead: boolean, at: number, count: number): void {
+    const result = (isRead ? preadv : pwritev)(this.#file.fd, this.#iovecs, count, at)
+    if (result < 0) this.#end(result)
+    else this.#transferred(result)
+  }
+
+  #transferred(result: number): void {
+    this.#done += result
+    if (result === 0 && this.#kind === Kind.READ) {
+      this.#zeroRest()
+      this.#end(0)
+    } else if (this.#done === this.#length) this.#end(0)
+    else this.go()
+  }
+
+  /** The file ends here: what is missing reads as zeroes. */
+  #zeroRest(): void {
+    let skip = this.#skip + this.#done
+    let left = this.#length - this.#done
+    const { addresses, lengths } = this.#segments
+    for (let i = 0; left > 0; i++) {
+      const part = Math.min(lengths[i]! - skip, left)
+      if (part > 0) {
+        memset(addresses[i]! + skip, 0, part)
+        left -= part
+      }
+      skip = Math.max(0, skip - lengths[i]!)
+    }
+  }
+
+  /** From the ring's completion it is told at once, otherwise in the reactor's round. */
+  #end(result: number): void {
+    this.#result = result
+    if (this.#file.isMemory || this.#kind === Kind.PUNCH || result < 0) {
+      this.#file.reactor.deliverLater(this)
+    } else this.#tell()
+  }
+
+  #tell(): void {
+    const waiter = this.#waiter!
+    this.#waiter = null
+    this.#segments = this.#single
+    if (this.#isOffloaded) this.#file.reactor.offloaded--
+    this.#file.recycle(this)
+    waiter.fileDone(this.#result)
+  }
+
+  /** Writes the iovecs of `left` bytes that begin `first` bytes into the list, at most `IOV_MAX`. 0: memory is short. */
+  #fillIovecs(first: number, left: number): number {
+    const { arena } = this.#file.reactor
+    const { count: segmentCount, addresses, lengths } = this.#segments
+    const wanted = Math.min(segmentCount, IOV_MAX)
+    if (wanted > this.#iovecCapacity) {
+      let capacity = IOVECS_MIN
+      while (capacity < wanted) capacity *= 2
+      const iovecs = arena.allocate(capacity * IOVEC_SIZE)
+      if (iovecs === 0) return 0
+      this.#iovecs = iovecs
+      this.#iovecCapacity = capacity
+    }
+    const words = arena.i32
+    let at = arena.offsetOf(this.#iovecs) / 4
+    let count = 0
+    let skip = first
+    let rest = left
+    for (let i = 0; i < segmentCount && count < wanted && rest > 0; i++) {
+      const length = lengths[i]!
+      if (skip >= length) {
+        skip -= length
+        continue
+      }
+      const address = addresses[i]! + skip
+      const part = Math.min(length - skip, rest)
+      words[at] = address | 0
+      words[at + 1] = (address / TWO_32) | 0
+      words[at + 2] = part | 0
+      words[at + 3] = 0
+      at += 4
+      count++
+      rest -= part
+      skip = 0
+    }
+    assert(count > 0, 'there is something left to transfer')
+    return count
+  }
+}
