@@ -64,9 +64,9 @@ ${table.join('\n')}
   from its own process: what no client that uses librbd can do much better. *RBD* is the daemon's workload on its
   device, the driver and a reactor without a front end; *RBD, vhost-user-blk* is the way of a guest, with a front end in a
   process of its own, and both sides sleep. The **processor time per I/O** is that of all threads of the process, librbd's
-  included, which are most of it; behind vhost-user that of both processes. fio's is taken between its second of warming up
-  and its end, without connecting and opening the image, which the daemon has behind it as well. At depth 1 an I/O takes
-  hundreds of microseconds and every thread sleeps in between: the time includes their wake-ups.
+  included, which are most of it; behind vhost-user that of both processes. Each measurement follows a second of the same
+  work, in which fio connects and opens its image and JavaScript is compiled. At depth 1 an I/O takes hundreds of
+  microseconds and every thread sleeps in between: the time includes their wake-ups.
 - **Collections** are those of all threads of the daemon (\`--trace-gc\`).
 
 ## Failover

@@ -15,7 +15,10 @@ import { compare, type Row, type Sample } from './series.ts'
 import { Load } from './vhost.ts'
 
 const MEBIBYTES = 256
-/** fio connects, opens the image and takes its lock in this time, which is not measured. */
+/**
+ * Everybody does I/O for this time before anything is measured: fio connects, opens the image and takes its lock in it,
+ * and JavaScript is compiled.
+ */
 const RAMP_SECONDS = 1
 
 interface Work {
@@ -68,10 +71,18 @@ interface Party {
   of(work: Work): Promise<Sample>
 }
 
+/** For a subject that does not warm up by itself. */
+function twice(seconds: number, measure: (work: Work, seconds: number) => Promise<Sample>): Party['of'] {
+  return async work => {
+    await measure(work, RAMP_SECONDS)
+    return await measure(work, seconds)
+  }
+}
+
 /** Without a front end: what the driver and a reactor cost beside librbd. */
 async function driverRows(daemon: Daemon, theirs: Party, seconds: number, rounds: number): Promise<Row[]> {
   await openImage(daemon, 'driver')
-  const ours: Party = { name: 'qpair', of: work => driver(daemon, work, seconds) }
+  const ours: Party = { name: 'qpair', of: twice(seconds, (work, time) => driver(daemon, work, time)) }
   const works = [true, false].flatMap(isRead =>
     [4096, 131072].flatMap(size => [1, 32, 128].map(depth => ({ isRead, size, depth }))),
   )
@@ -89,7 +100,7 @@ async function guestRows(
   await openImage(daemon, 'guest')
   await daemon.call('vhost_create_blk_controller', { ctrlr: 'guest.vhost', dev_name: 'guest' })
   const load = await Load.start('split', [join(directory, 'guest.vhost')])
-  const ours: Party = { name: 'qpair', of: work => guest(daemon, load, work, seconds) }
+  const ours: Party = { name: 'qpair', of: twice(seconds, (work, time) => guest(daemon, load, work, time)) }
   const works = [true, false].flatMap(isRead => [1, 32, 128].map(depth => ({ isRead, size: 4096, depth })))
   try {
     return await beside('RBD, vhost-user-blk', ours, theirs, works, rounds)
