@@ -4,7 +4,7 @@
  *   alone --join--> member --leave--> alone
  *                   |    ^
  *        shut out   v    |  a new Ceph client, the images opened again
- *                  rejoining
+ *                  rejoining --another has its name--> replaced
  */
 import { hostname } from 'node:os'
 import { RpcError } from '../core/errors.ts'
@@ -12,6 +12,7 @@ import { logger } from '../core/log.ts'
 import { formatTransportAddress, parseTransportAddress } from '../nvmf/address.ts'
 import type { Configurable, MethodCall } from '../rpc/config.ts'
 import { DISCOVERY_NQN } from '../spec/nvmf.ts'
+import { ReplacedError } from './join.ts'
 import { type GroupOptions, Membership, type MembershipParts, machineClock } from './membership.ts'
 import { sharedCalls } from './shared-calls.ts'
 
@@ -48,6 +49,10 @@ export class Gateway implements Configurable {
   #membership: Membership | null = null
   /** Why this daemon is in a group and no member of it. */
   #trouble = ''
+  /** Another gateway has its name: it does not join again by itself. */
+  #isReplaced = false
+  /** The incarnation of the life before this one. */
+  #former: string | undefined
 
   constructor(parts: MembershipParts) {
     this.#parts = parts
@@ -60,6 +65,10 @@ export class Gateway implements Configurable {
 
   get membership(): Membership | null {
     return this.#membership
+  }
+
+  get isReplaced(): boolean {
+    return this.#isReplaced
   }
 
   get trouble(): string {
@@ -78,6 +87,8 @@ export class Gateway implements Configurable {
     const options = toOptions(params)
     this.#checkAlone(options)
     this.#options = options
+    this.#former = undefined
+    this.#isReplaced = false
     try {
       this.#membership = await this.#enter(options)
     } catch (error) {
@@ -212,7 +223,7 @@ export class Gateway implements Configurable {
   }
 
   #enter(options: GroupOptions): Promise<Membership> {
-    return Membership.enter(options, this.#parts, (reason, isReplaced) =>
+    return Membership.enter(options, this.#parts, this.#former, (reason, isReplaced) =>
       this.#lost(options, reason, isReplaced),
     )
   }
@@ -239,6 +250,7 @@ export class Gateway implements Configurable {
   #lost(options: GroupOptions, reason: string, isReplaced: boolean): void {
     if (this.#options !== options) return
     this.#trouble = reason
+    this.#isReplaced = isReplaced
     log.error(`gateway ${options.name} is no member of group ${options.group} any more: ${reason}`)
     if (isReplaced) log.error('it does not join again by itself: give each member its own name')
     void this.#parts
@@ -253,6 +265,7 @@ export class Gateway implements Configurable {
     const membership = this.#membership
     if (this.#options !== options || membership === null) return
     this.#membership = null
+    this.#former = membership.incarnation
     await membership.end()
   }
 
@@ -270,9 +283,12 @@ export class Gateway implements Configurable {
         return
       } catch (error) {
         const { message } = error as Error
-        if (message !== this.#trouble)
-          log.warning(`gateway ${options.name} cannot join again yet: ${message}`)
+        if (message !== this.#trouble) log.warning(`gateway ${options.name} cannot join again: ${message}`)
         this.#trouble = message
+        if (error instanceof ReplacedError) {
+          this.#isReplaced = true
+          return
+        }
       }
       await new Promise<void>(resolve => void machineClock.after(REJOIN_MS, resolve))
     }

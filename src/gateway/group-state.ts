@@ -14,6 +14,8 @@ const member = z.strictObject({
   /** Its Ceph client, by which it is shut out. */
   instance: z.string(),
   isAlive: z.boolean(),
+  /** The incarnation of another gateway that joins under the same name, and is about to shut this one out. */
+  successor: z.string().optional(),
   /** When it ended, or was shut out, by the clock of whoever wrote it: milliseconds since 1970. */
   goneSinceMs: z.int().min(0).optional(),
   /** On its way out: it lets go of what it serves, and gets nothing new. */

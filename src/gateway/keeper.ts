@@ -86,6 +86,7 @@ export class Keeper {
   #turnTimer: Timer | undefined
   #haltTimer: Timer | undefined
   #lastProblem = ''
+  #tellStarted: (() => void) | undefined
   #tellEmpty: (() => void) | undefined
 
   /** `state` has this member in it. */
@@ -122,8 +123,13 @@ export class Keeper {
     return this.#watch.silentMs(incarnation, this.#nowMs())
   }
 
-  start(): void {
+  /** Resolves when the first turn has ended: most often there is a lease then. */
+  start(): Promise<void> {
+    const started = new Promise<void>(resolve => {
+      this.#tellStarted = resolve
+    })
     void this.#turn()
+    return started
   }
 
   /** There is news to tell, or to hear. */
@@ -154,14 +160,10 @@ export class Keeper {
     if (this.#ownedKeys().length === 0) await this.#retire(isForgotten)
   }
 
-  /** Ends at once, telling nobody. */
-  abandon(): void {
-    this.#end()
-  }
-
   #end(): void {
     if (this.#isEnded) return
     this.#isEnded = true
+    this.#tellStarted?.()
     this.#turnTimer?.cancel()
     this.#halt('this gateway leaves its group')
   }
@@ -189,10 +191,12 @@ export class Keeper {
     this.#turnTimer?.cancel()
     let pauseMs = this.#state.leaseMs / TURNS
     try {
-      if (!(await this.#renew())) pauseMs = this.#options.random() * CONFLICT_PAUSE_MS
+      if (await this.#renew()) this.#tellStarted?.()
+      else pauseMs = this.#options.random() * CONFLICT_PAUSE_MS
       this.#lastProblem = ''
     } catch (error) {
       this.#failed(error as Error)
+      this.#tellStarted?.()
     }
     this.#isTurning = false
     if (this.#isEnded) return
@@ -223,7 +227,7 @@ export class Keeper {
     if (read === undefined) throw new FencedError(`the object ${object} is gone`)
     const before = parseState(object, read.text)
     const me = memberOf(before, incarnation)
-    if (me === undefined) {
+    if (me === undefined || me.successor !== undefined) {
       this.#missing(before)
       return true
     }
@@ -254,13 +258,15 @@ export class Keeper {
     return true
   }
 
-  /** Somebody has declared this member dead. */
+  /** Somebody has declared this member dead, or is about to take its place. */
   #missing({ members }: GroupState): void {
     const { name } = this.#options
-    const isReplaced = members.some(member => member.name === name && member.isAlive)
+    const isReplaced = members.some(
+      ({ name: other, isAlive, successor }) => other === name && (isAlive || successor !== undefined),
+    )
     this.#lose(
       isReplaced
-        ? `another gateway has joined as ${name}`
+        ? `another gateway joins as ${name}`
         : `the others have not heard of this gateway in time, and have shut it out`,
       isReplaced,
     )

@@ -21,6 +21,7 @@ import { News } from './news.ts'
 import { RADOS_NAMESPACE, RadosStore } from './rados-store.ts'
 import { NvmfServing } from './serving.ts'
 import { SharedConfig } from './shared-config.ts'
+import { StoreError } from './store.ts'
 
 const log = logger('gateway')
 
@@ -66,6 +67,7 @@ export const leaseObject = (group: string): string => `gateway.${group}.lease`
 export const configObject = (group: string): string => `gateway.${group}.config`
 
 export class Membership {
+  readonly incarnation: string
   readonly config: SharedConfig
   readonly keeper: Keeper
   readonly #options: GroupOptions
@@ -89,6 +91,7 @@ export class Membership {
     const { group, cluster, name } = options
     const { incarnation, state } = joined
     const { store } = connection
+    this.incarnation = incarnation
     this.#options = options
     this.#parts = parts
     this.#cluster = connection.cluster
@@ -132,36 +135,39 @@ export class Membership {
 
   /**
    * Becomes a member and serves what it is given. Nothing else may change the daemon meanwhile. Throws `RpcError`, and
-   * what the store throws; nothing is left then.
+   * what the store throws; nothing is left then. `former`: the incarnation before, of a member that was shut out.
    */
   static async enter(
     options: GroupOptions,
     parts: MembershipParts,
+    former: string | undefined,
     lost: (reason: string, isReplaced: boolean) => void,
   ): Promise<Membership> {
     const { group, name, addressText, leaseMs, pool } = options
     const cluster = await parts.rbd.clusters.acquire(options.cluster)
     cluster.isManaged = true
-    let handle = -1
+    let store: RadosStore | undefined
     try {
-      handle = await librbd().openPool(cluster.handle, pool, RADOS_NAMESPACE)
+      const handle = await librbd().openPool(cluster.handle, pool, RADOS_NAMESPACE)
       if (handle < 0) throw new SysError('rados_ioctx_create', -handle, `of pool ${pool}`)
-      const store = new RadosStore({
+      store = new RadosStore({
         cluster: cluster.handle,
         pool: handle,
         poolName: pool,
         timeoutMs: OPERATION_MS,
       })
+      if (store.instance === '')
+        throw new StoreError('Ceph does not say by which address this client is known')
       const incarnation = randomUUID()
       const newcomer = { name, incarnation, instance: store.instance, address: addressText }
       const object = leaseObject(group)
-      const state = await joinGroup({ store, clock: machineClock, object, group, newcomer, leaseMs })
+      const state = await joinGroup({ store, clock: machineClock, object, group, newcomer, former, leaseMs })
       const connection = { cluster, pool: handle, store }
       const membership = new Membership(options, parts, connection, { incarnation, state }, lost)
       await membership.#begin()
       return membership
     } catch (error) {
-      if (handle >= 0) await librados().closePool(handle)
+      await store?.close()
       await leaveCluster(parts, cluster)
       throw error
     }
@@ -174,11 +180,13 @@ export class Membership {
       this.#news.ensure()
       // What is wanted is known before the lease runs: opening many images may take longer than that.
       await this.config.read()
-      this.keeper.start()
+      const started = this.keeper.start()
       void this.#news.tell()
       await this.config.apply()
+      await started
     } catch (error) {
-      this.keeper.abandon()
+      // Others would shut this client out after a while.
+      await this.keeper.leave(true, 0)
       await this.#news.close()
       throw error
     }

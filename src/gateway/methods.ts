@@ -3,6 +3,8 @@ import { z } from 'zod'
 import { method } from '../rpc/method.ts'
 import { done } from '../rpc/params.ts'
 import type { Gateway } from './gateway.ts'
+import type { Member } from './group-state.ts'
+import type { Keeper } from './keeper.ts'
 import { ownedBy } from './lease.ts'
 
 /** What the methods find in the application. */
@@ -31,8 +33,11 @@ const GroupDescription = z.object({
   pool: z.string(),
   cluster_name: z.string(),
   name: z.string(),
-  /** `serving`: it has a lease. `waiting`: it has none. `rejoining`: it is no member at the moment. */
-  state: z.enum(['serving', 'waiting', 'rejoining']),
+  /**
+   * `serving`: it has a lease. `waiting`: it has none. `rejoining`: it is no member at the moment. `replaced`: another
+   * has its name, and it does not join again by itself.
+   */
+  state: z.enum(['serving', 'waiting', 'rejoining', 'replaced']),
   problem: z.string(),
   lease_ms: z.int(),
   lease_left_ms: z.int(),
@@ -45,7 +50,8 @@ function describe(gateway: Gateway): z.input<typeof GroupDescription> {
   const { membership, trouble } = gateway
   const common = { group, pool, cluster_name: cluster, name, problem: trouble }
   if (membership === null) {
-    return { ...common, state: 'rejoining', lease_ms: 0, lease_left_ms: 0, config_version: 0, members: [] }
+    const state = gateway.isReplaced ? 'replaced' : 'rejoining'
+    return { ...common, state, lease_ms: 0, lease_left_ms: 0, config_version: 0, members: [] }
   }
   const { keeper, config } = membership
   const { state, leaseLeftMs } = keeper
@@ -55,18 +61,26 @@ function describe(gateway: Gateway): z.input<typeof GroupDescription> {
     lease_ms: state.leaseMs,
     lease_left_ms: Math.round(leaseLeftMs),
     config_version: config.version,
-    members: state.members.map(member => ({
-      name: member.name,
-      number: member.number,
-      state: member.isLeaving ? 'leaving' : member.isAlive ? 'alive' : 'gone',
-      is_self: member === keeper.me,
-      address: member.address,
-      silent_ms: Math.round(keeper.silentMs(member.incarnation)),
-      ...(member.goneSinceMs === undefined ? {} : { gone_since: new Date(member.goneSinceMs).toISOString() }),
-      config_version: member.version,
-      ana_groups: ownedBy(state, member.number).map(toAnaGroup),
-      unable: [...member.unable],
-    })),
+    members: state.members.map(member => describeMember(member, keeper)),
+  }
+}
+
+function describeMember(member: Member, keeper: Keeper): z.input<typeof MemberRow> {
+  const { name, number, incarnation, isAlive, isLeaving, goneSinceMs, address, version, unable } = member
+  const gone = goneSinceMs === undefined ? {} : { gone_since: new Date(goneSinceMs).toISOString() }
+  return {
+    name,
+    number,
+    state: isLeaving ? 'leaving' : isAlive ? 'alive' : 'gone',
+    is_self: member === keeper.me,
+    address,
+    silent_ms: Math.round(
+      goneSinceMs === undefined ? keeper.silentMs(incarnation) : Math.max(0, Date.now() - goneSinceMs),
+    ),
+    ...gone,
+    config_version: version,
+    ana_groups: ownedBy(keeper.state, number).map(toAnaGroup),
+    unable: [...unable],
   }
 }
 

@@ -7,6 +7,7 @@
  *                       ^                                                 |
  *                       +---------- acknowledged <--------- rung() -------+
  */
+import { systemClock } from '../core/clock.ts'
 import { errnoName } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { ObjectName } from '../sys/librados.ts'
@@ -14,8 +15,10 @@ import type { RadosWatches } from '../sys/librados-watch.ts'
 
 const log = logger('gateway')
 
-/** How long members have to acknowledge. Nobody waits for that, except a member that leaves. */
-const NOTIFY_MS = 1000
+/** For so long an OSD keeps a notification for members that are about to watch again: it, or they, have lost a connection. */
+const NOTIFY_MS = 5000
+/** For those who end. */
+const PATIENCE_MS = 1000
 
 export interface NewsOptions {
   readonly rados: RadosWatches
@@ -57,10 +60,12 @@ export class News {
     })
   }
 
-  /** Tells all members. Resolves when they have heard it, or will not. */
+  /** Tells all members. Resolves when those who can have heard it. */
   async tell(): Promise<void> {
     const { rados, object } = this.#options
-    if (!this.#isClosed) await rados.notify(object, NOTIFY_MS)
+    if (this.#isClosed) return
+    const patience = new Promise<void>(resolve => void systemClock.after(PATIENCE_MS, resolve))
+    await Promise.race([rados.notify(object, NOTIFY_MS), patience])
   }
 
   /** The pool is to be closed next: what is under way is given up with it, and what comes of that ends with the client. */
@@ -98,6 +103,6 @@ export class News {
     const { rados, object } = this.#options
     const watch = this.#watch
     this.#watch = 0
-    if (watch !== 0) await rados.unwatch(object.pool, watch, NOTIFY_MS)
+    if (watch !== 0) await rados.unwatch(object.pool, watch, PATIENCE_MS)
   }
 }

@@ -41,7 +41,7 @@ const DEFAULT_TIMEOUT = 0
 /** The OSD says that it has given up; it is given up here only when the OSD does not say anything. */
 const NOTIFY_GRACE_MS = 1000
 
-export function watchCalls(rados: LibraryHandle, { attempt }: RadosOperations): RadosWatches {
+export function watchCalls(rados: LibraryHandle, operations: RadosOperations): RadosWatches {
   const watch = rados.func(
     'int rados_aio_watch2(uintptr_t, str, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uint32_t, uintptr_t)',
   )
@@ -56,7 +56,7 @@ export function watchCalls(rados: LibraryHandle, { attempt }: RadosOperations): 
   return {
     async watch({ pool, name }, eventfd) {
       let handle = 0
-      const result = await attempt(pool, Number.POSITIVE_INFINITY, completion => {
+      const result = await operations.attempt(pool, Number.POSITIVE_INFINITY, completion => {
         const started = watch(
           pool,
           name,
@@ -75,9 +75,9 @@ export function watchCalls(rados: LibraryHandle, { attempt }: RadosOperations): 
     },
     checkWatch: (pool, handle) => check(pool, handle),
     unwatch: (pool, handle, timeoutMs) =>
-      attempt(pool, timeoutMs, completion => unwatch(pool, handle, completion)),
+      operations.attempt(pool, timeoutMs, completion => unwatch(pool, handle, completion)),
     notify: ({ pool, name }, timeoutMs) =>
-      attempt(pool, timeoutMs + NOTIFY_GRACE_MS, completion =>
+      operations.attempt(pool, timeoutMs + NOTIFY_GRACE_MS, completion =>
         notify(pool, name, completion, 0, 0, timeoutMs, 0, 0),
       ),
     acknowledge({ pool, name }, handle, notification) {

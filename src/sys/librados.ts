@@ -7,7 +7,7 @@ import { errnoNumber } from '../core/errors.ts'
 import { PAGE_SIZE, stringAt, u64At, urgent } from './blocking.ts'
 import { type RadosWatches, watchCalls } from './librados-watch.ts'
 import { bytesAt, mapAnonymous, unmap } from './memory.ts'
-import { type RadosOperations, radosOperations } from './rados-operations.ts'
+import { RadosOperations } from './rados-operations.ts'
 
 const READ_SIZE = 1 << 16
 const CREATE_EXCLUSIVE = 1
@@ -61,13 +61,13 @@ export function librados(): Librados {
 }
 
 function load(rados: LibraryHandle): Librados {
-  const operations = radosOperations(rados)
+  const operations = new RadosOperations(rados)
   return {
     ...clientCalls(rados),
     ...readCalls(rados, operations),
     ...writeCalls(rados, operations),
     ...watchCalls(rados, operations),
-    closePool: operations.closePool,
+    closePool: (pool: number) => operations.closePool(pool),
   }
 }
 
@@ -101,13 +101,13 @@ function blocklistCall(rados: LibraryHandle) {
   }
 }
 
-function readCalls(rados: LibraryHandle, { perform }: RadosOperations): Pick<Librados, 'readObject'> {
+function readCalls(rados: LibraryHandle, operations: RadosOperations): Pick<Librados, 'readObject'> {
   const read = rados.func('int rados_aio_read(uintptr_t, str, uintptr_t, uintptr_t, size_t, uint64_t)')
 
   async function readUpTo({ pool, name }: ObjectName, timeoutMs: number, size: number) {
     const address = mapAnonymous(size)
     try {
-      const { result, version } = await perform(pool, timeoutMs, completion =>
+      const { result, version } = await operations.perform(pool, timeoutMs, completion =>
         read(pool, name, completion, address, size, 0),
       )
       return result < 0 ? result : { bytes: Uint8Array.from(bytesAt(address, result)), version }
@@ -126,7 +126,7 @@ function readCalls(rados: LibraryHandle, { perform }: RadosOperations): Pick<Lib
   }
 }
 
-function writeCalls(rados: LibraryHandle, { perform }: RadosOperations): Pick<Librados, 'writeObject'> {
+function writeCalls(rados: LibraryHandle, operations: RadosOperations): Pick<Librados, 'writeObject'> {
   const begin = rados.func('uintptr_t rados_create_write_op()')
   const release = rados.func('void rados_release_write_op(uintptr_t)')
   const assertVersion = rados.func('void rados_write_op_assert_version(uintptr_t, uint64_t)')
@@ -145,7 +145,7 @@ function writeCalls(rados: LibraryHandle, { perform }: RadosOperations): Pick<Li
       else assertVersion(operation, expected)
       writeFull(operation, address, bytes.length)
       try {
-        const { result } = await perform(pool, timeoutMs, completion =>
+        const { result } = await operations.perform(pool, timeoutMs, completion =>
           operate(operation, pool, completion, name, 0, 0),
         )
         return CONFLICTS.includes(result) ? CONFLICT : result

@@ -21,15 +21,6 @@ export interface Performed {
   readonly version: number
 }
 
-export interface RadosOperations {
-  /** One that is given up is cancelled: when this resolves, nothing of its memory is touched any more. */
-  perform(pool: number, timeoutMs: number, start: Start): Promise<Performed>
-  /** For what cannot be cancelled, and has no memory of ours: when it is given up, it goes on. */
-  attempt(pool: number, timeoutMs: number, start: Start): Promise<number>
-  /** Gives up what is under way, and closes the handle when that has ended; one that is still used stays open for good. */
-  closePool(pool: number): Promise<void>
-}
-
 /** A pool's handle that operations use: closed under them, librados would touch what is gone. */
 interface PoolUse {
   readonly operations: Set<Promise<unknown>>
@@ -38,46 +29,77 @@ interface PoolUse {
   isAbandoned: boolean
 }
 
-export function radosOperations(rados: LibraryHandle): RadosOperations {
-  const create = rados.func('int rados_aio_create_completion(uintptr_t, uintptr_t, uintptr_t, uintptr_t)')
-  const isComplete = rados.func('int rados_aio_is_complete(uintptr_t)')
-  const resultOf = rados.func('int rados_aio_get_return_value(uintptr_t)')
-  const versionOf = rados.func('uint64_t rados_aio_get_version(uintptr_t)')
-  const release = rados.func('void rados_aio_release(uintptr_t)')
-  const cancel = rados.func('int rados_aio_cancel(uintptr_t, uintptr_t)')
-  const destroyPool = rados.func('void rados_ioctx_destroy(uintptr_t)')
-  const page = mapAnonymous(PAGE_SIZE)
-  const pools = new Map<number, PoolUse>()
+export class RadosOperations {
+  readonly #calls: ReturnType<typeof completionCalls>
+  readonly #page = mapAnonymous(PAGE_SIZE)
+  readonly #pools = new Map<number, PoolUse>()
 
-  const useOf = (pool: number): PoolUse => {
-    const use = pools.get(pool) ?? { operations: new Set(), isClosing: false, isAbandoned: false }
-    pools.set(pool, use)
+  constructor(rados: LibraryHandle) {
+    this.#calls = completionCalls(rados)
+  }
+
+  /** One that is given up is cancelled: when this resolves, nothing of its memory is touched any more. */
+  perform(pool: number, timeoutMs: number, start: Start): Promise<Performed> {
+    return this.#counted(pool, use =>
+      this.#run(use, timeoutMs, start, async completion => {
+        // It ends at once then; until it has, librados may still touch its buffers.
+        this.#calls.cancel(pool, completion)
+        await this.#ends(completion, () => false)
+      }),
+    )
+  }
+
+  /** For what cannot be cancelled, and has no memory of ours: when it is given up, it goes on. */
+  async attempt(pool: number, timeoutMs: number, start: Start): Promise<number> {
+    const { result } = await this.#counted(pool, use =>
+      this.#run(use, timeoutMs, start, async () => {
+        use.isAbandoned = true
+      }),
+    )
+    return result
+  }
+
+  /** Gives up what is under way, and closes the handle when that has ended; one that is still used stays open for good. */
+  async closePool(pool: number): Promise<void> {
+    const use = this.#useOf(pool)
+    use.isClosing = true
+    await Promise.allSettled(use.operations)
+    this.#pools.delete(pool)
+    if (!use.isAbandoned) this.#calls.destroyPool(pool)
+  }
+
+  #useOf(pool: number): PoolUse {
+    const use = this.#pools.get(pool) ?? { operations: new Set(), isClosing: false, isAbandoned: false }
+    this.#pools.set(pool, use)
     return use
   }
 
-  /** False when it was given up. */
-  async function ends(completion: number, isGivenUp: () => boolean): Promise<boolean> {
-    for (let pauseMs = POLL_MS; isComplete(completion) === 0; pauseMs = Math.min(POLL_MS_MAX, pauseMs + 1)) {
-      if (isGivenUp()) return false
-      await new Promise(resolve => setTimeout(resolve, pauseMs))
+  async #counted<T>(pool: number, begin: (use: PoolUse) => Promise<T>): Promise<T> {
+    const use = this.#useOf(pool)
+    const operation = begin(use)
+    use.operations.add(operation)
+    try {
+      return await operation
+    } finally {
+      use.operations.delete(operation)
     }
-    return true
   }
 
-  async function run(
+  async #run(
     use: PoolUse,
     timeoutMs: number,
     start: Start,
     giveUp: (completion: number) => Promise<void>,
   ): Promise<Performed> {
     if (use.isClosing) return { result: TIMED_OUT, version: 0 }
-    create(0, 0, 0, page)
-    const completion = u64At(page)
+    const { create, isComplete, resultOf, versionOf, release } = this.#calls
+    create(0, 0, 0, this.#page)
+    const completion = u64At(this.#page)
     const deadline = performance.now() + timeoutMs
     try {
       const started = start(completion)
       if (started < 0) return { result: started, version: 0 }
-      const inTime = await ends(completion, () => use.isClosing || performance.now() >= deadline)
+      const inTime = await this.#ends(completion, () => use.isClosing || performance.now() >= deadline)
       if (!inTime) await giveUp(completion)
       const result = isComplete(completion) === 0 ? TIMED_OUT : resultOf(completion)
       if (result < 0) return { result: inTime ? result : TIMED_OUT, version: 0 }
@@ -87,38 +109,23 @@ export function radosOperations(rados: LibraryHandle): RadosOperations {
     }
   }
 
-  async function counted<T>({ operations }: PoolUse, operation: Promise<T>): Promise<T> {
-    operations.add(operation)
-    try {
-      return await operation
-    } finally {
-      operations.delete(operation)
+  /** False when it was given up. */
+  async #ends(completion: number, isGivenUp: () => boolean): Promise<boolean> {
+    const { isComplete } = this.#calls
+    for (let pauseMs = POLL_MS; isComplete(completion) === 0; pauseMs = Math.min(POLL_MS_MAX, pauseMs + 1)) {
+      if (isGivenUp()) return false
+      await new Promise(resolve => setTimeout(resolve, pauseMs))
     }
-  }
-
-  return {
-    perform(pool, timeoutMs, start) {
-      const use = useOf(pool)
-      const giveUp = async (completion: number): Promise<void> => {
-        // It ends at once then; until it has, librados may still touch its buffers.
-        cancel(pool, completion)
-        await ends(completion, () => false)
-      }
-      return counted(use, run(use, timeoutMs, start, giveUp))
-    },
-    async attempt(pool, timeoutMs, start) {
-      const use = useOf(pool)
-      const giveUp = async (): Promise<void> => {
-        use.isAbandoned = true
-      }
-      return (await counted(use, run(use, timeoutMs, start, giveUp))).result
-    },
-    async closePool(pool) {
-      const use = useOf(pool)
-      use.isClosing = true
-      await Promise.allSettled(use.operations)
-      pools.delete(pool)
-      if (!use.isAbandoned) destroyPool(pool)
-    },
+    return true
   }
 }
+
+const completionCalls = (rados: LibraryHandle) => ({
+  create: rados.func('int rados_aio_create_completion(uintptr_t, uintptr_t, uintptr_t, uintptr_t)'),
+  isComplete: rados.func('int rados_aio_is_complete(uintptr_t)'),
+  resultOf: rados.func('int rados_aio_get_return_value(uintptr_t)'),
+  versionOf: rados.func('uint64_t rados_aio_get_version(uintptr_t)'),
+  release: rados.func('void rados_aio_release(uintptr_t)'),
+  cancel: rados.func('int rados_aio_cancel(uintptr_t, uintptr_t)'),
+  destroyPool: rados.func('void rados_ioctx_destroy(uintptr_t)'),
+})

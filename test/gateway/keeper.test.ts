@@ -42,7 +42,6 @@ function disturb(world: SimWorld): void {
       break
     case 2:
       gateway.isDead = true
-      gateway.keeper?.abandon()
       world.at(prng.between(10, 3000), null, () => bringUp(world, gateway.name))
       break
     case 3:

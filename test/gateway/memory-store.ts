@@ -7,6 +7,8 @@ export class MemoryStore implements GroupStore {
   /** Called before each write: for what others do meanwhile. */
   beforeWrite: () => Promise<void> | void = () => {}
   isBroken = false
+  /** Who was shut out. */
+  readonly fenced: string[] = []
 
   async read(object: string): Promise<StoredText | undefined> {
     if (this.isBroken) throw new StoreError('no answer')
@@ -22,6 +24,8 @@ export class MemoryStore implements GroupStore {
     return true
   }
 
-  async fence(): Promise<void> {}
+  async fence(instance: string): Promise<void> {
+    this.fenced.push(instance)
+  }
   async settle(): Promise<void> {}
 }

@@ -146,6 +146,7 @@ export class SimGateway implements Clock, GroupStore, Serving {
       object: OBJECT,
       group: 'g',
       newcomer: { name: this.name, incarnation: this.instance, instance: this.instance, address: '' },
+      former: undefined,
       leaseMs: LEASE_MS,
     })
     const { prng } = this.world
@@ -168,7 +169,7 @@ export class SimGateway implements Clock, GroupStore, Serving {
       },
       state,
     )
-    this.keeper.start()
+    void this.keeper.start()
   }
 
   /** To each of the others, as fast as may be; now and then to none. */

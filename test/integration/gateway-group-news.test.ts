@@ -212,7 +212,6 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
       await group.add('a')
       await group.add('b')
       await group.serve('a', IMAGES)
-      await eventually(() => group.shares('b')).toEqual({ a: 2, b: 2 })
       host = await startDaemon()
       for (const traddr of group.addresses.values()) {
         await host.rpc('bdev_nvme_attach_controller', {
@@ -279,6 +278,24 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
       await group.daemons.get('a')!.start()
     })
 
+    it('ends a member whose name another has taken, which does not come back by itself', async () => {
+      await group.add('c')
+      const first = group.daemons.get('c')!
+      try {
+        await group.add('c')
+        const shown = (): Promise<{ state: string; problem: string }> => first.rpc('gateway_show')
+        await eventually(shown).toMatchObject({
+          state: 'replaced',
+          problem: expect.stringMatching(/another gateway joins (group fast )?as c/),
+        })
+        await eventually(async () => (await group.shares('a'))['c']).toBe(1)
+        expect((await shown()).state).toBe('replaced')
+        await group.rpc('c', 'gateway_leave')
+      } finally {
+        await first.stop()
+      }
+    })
+
     it('lists a member that is gone, and since when, until it is told to forget it', async () => {
       const before = Date.now()
       await group.add('c')
@@ -288,7 +305,7 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
       await group.daemons.get('c')!.kill('SIGKILL')
       const row = async (on: string): Promise<MemberRow | undefined> =>
         (await group.members(on)).find(({ name }) => name === 'c')
-      await eventually(async () => (await row('a'))?.state).toBe('gone')
+      for (const on of ['a', 'b']) await eventually(async () => (await row(on))?.state).toBe('gone')
       const since = Date.parse((await row('b'))!.gone_since!)
       expect(since).toBeGreaterThan(before)
       expect(since).toBeLessThanOrEqual(Date.now())
