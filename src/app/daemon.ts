@@ -149,7 +149,7 @@ function buildContext(
     vhost,
     nbd,
     pools,
-    volumes: new Volumes({ pools, bdevs, jobs, ...dispatch }),
+    volumes: new Volumes({ pools, bdevs, jobs, reactors, ...dispatch }),
     workloads: new Workloads(bdevs, reactors),
     jobs,
     configuration: new Configuration([pools, bdevs, jobs, nvmf, gateway, ...vhost.configurables, nbd], {

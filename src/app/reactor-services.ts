@@ -10,6 +10,7 @@ import { ReactorMessageSockets } from '../reactor/message-sockets.ts'
 import type { Reactor } from '../reactor/reactor.ts'
 import { ReactorVhost } from '../vhost/reactor-vhost.ts'
 import { installVirtio } from '../virtio/reactor-virtio.ts'
+import { ReactorDisks } from '../volume/transfer/reactor-disk.ts'
 import { ReactorWorkloads } from '../workload/reactor-workloads.ts'
 
 /** What the control thread tells a reactor thread at its start. Cloned. */
@@ -23,6 +24,7 @@ export function buildServices(reactor: Reactor, drivers: readonly AnyDriver[]): 
   installVirtio(reactor)
   const bdevs = new ReactorBdevs(reactor, drivers)
   new ReactorWorkloads(reactor, bdevs)
+  new ReactorDisks(reactor, bdevs)
   const acceptor = new ReactorAcceptor(reactor)
   serveNvmf(reactor, bdevs, acceptor)
   new ReactorMessageSockets(reactor, acceptor)

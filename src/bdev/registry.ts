@@ -49,6 +49,8 @@ export class BdevRegistry implements Configurable {
   readonly subsystem = 'bdev'
   readonly dependsOn: readonly string[] = []
   readonly queueDepths: QueueDepths
+  /** Names of devices that somebody makes for a while: they are not saved. */
+  readonly unsaved = new Set<string>()
   #isReplaying = false
   readonly #reactors: ReactorGroup
   readonly #drivers: ReadonlyMap<string, AnyDriver>
@@ -212,7 +214,9 @@ export class BdevRegistry implements Configurable {
 
   config(): MethodCall[] {
     const calls = this.#configSources.flatMap(source => source())
-    for (const entry of this.#entries.values()) calls.push(...entry.config())
+    for (const entry of this.#entries.values()) {
+      if (!this.unsaved.has(entry.info.name)) calls.push(...entry.config())
+    }
     return calls
   }
 

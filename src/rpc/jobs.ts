@@ -26,7 +26,7 @@
  * - The job owns what `run` took for it (claims, open files) and gives it back in `finally`, however it ends.
  * - `report(done, total)` is cheap and may be called for every piece; percent, rate and time left are computed here.
  * - `signal` is aborted by `job_cancel` and when the daemon stops. Work that heeds it undoes what is half done, or keeps
- *   what it needs to go on, and throws the signal's reason; the job is `cancelled` then. Work that cannot heed it says
+ *   what it needs to go on (`DAEMON_STOPS`), and throws the signal's reason; the job is `cancelled` then. Work that cannot heed it says
  *   `isCancellable: false`.
  * - `resume` is the call that starts the job again after the daemon was stopped or killed. It is in the saved
  *   configuration as long as the job runs; the work finds out by itself how far it was, and says so by `done`. A job that
@@ -83,6 +83,9 @@ export interface JobStatus {
   /** Why it failed. */
   readonly error: RpcError | undefined
 }
+
+/** The signal's reason when nobody has cancelled the job: work that is resumed keeps what it needs to go on. */
+export const DAEMON_STOPS = new DOMException('the daemon stops', 'AbortError')
 
 /** Jobs that have ended and can still be asked about. */
 const ENDED_KEPT = 100
@@ -159,7 +162,7 @@ export class Jobs implements Configurable {
   async stop(): Promise<void> {
     this.#isStopping = true
     const cancellable = [...this.#jobs.values()].filter(job => job.isRunning && job.options.isCancellable)
-    for (const job of cancellable) job.abort()
+    for (const job of cancellable) job.abort(DAEMON_STOPS)
     await Promise.all(cancellable.map(job => job.ended))
   }
 
@@ -222,8 +225,8 @@ class Job {
     return this.#state === 'running'
   }
 
-  abort(): void {
-    this.#abort.abort()
+  abort(reason?: DOMException): void {
+    this.#abort.abort(reason)
   }
 
   async run(work: JobWork): Promise<void> {

@@ -5,6 +5,7 @@ import { RpcError } from '../core/errors.ts'
 import type { Permissions, PoolUsage } from '../libvirt/pool-xml.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import { probe } from './formats/probe.ts'
+import { createQcow2, type ImageRequest } from './formats/qcow2.ts'
 import { copyFileSparsely, createRaw, resizeRaw } from './formats/raw.ts'
 import { RawSnapshots } from './formats/raw-snapshots.ts'
 import type {
@@ -83,13 +84,19 @@ export class FileVolumes implements VolumeOperations {
   }
 
   async create(request: CreateVolume, progress: Progress): Promise<void> {
-    const { name, format, capacityBytes, preallocation, backing } = request
-    await this.make(name, request.permissions, async path => {
-      if (format === 'raw' || format === 'iso') {
-        refuseOfRaw(name, request)
-        await createRaw(path, capacityBytes, preallocation, progress)
-      } else throw new RpcError('ENOTSUP', `${name}: ${format} ${backing?.path ?? ''}`)
-    })
+    const { name, permissions } = request
+    await this.make(name, permissions, path => this.createImage(path, request, progress))
+  }
+
+  /** An image at a path that need not be the one that it will have. */
+  async createImage(path: string, request: ImageRequest, progress: Progress): Promise<void> {
+    const { name, format, capacityBytes, preallocation = 'off' } = request
+    if (format === 'qcow2') return createQcow2(path, request, progress)
+    if (format !== 'raw' && format !== 'iso') {
+      throw new RpcError('ENOTSUP', `${name} cannot be made ${format} here: raw and qcow2 can`)
+    }
+    refuseOfRaw(name, request)
+    await createRaw(path, capacityBytes, preallocation, progress)
   }
 
   /** Makes a file under a hidden name and gives it its own when it is whole and safe on the medium. */
@@ -155,7 +162,7 @@ function backingPath(image: string, name: string): string {
   return resolve(dirname(image), name)
 }
 
-function refuseOfRaw(name: string, { backing, features, preallocation }: CreateVolume): void {
+function refuseOfRaw(name: string, { backing, features = {}, preallocation }: ImageRequest): void {
   const feature = Object.keys(features)[0]
   let what = ''
   if (backing !== undefined) what = `a backing volume (${backing.path})`
@@ -174,11 +181,12 @@ export function fileOpening(volume: VolumeFacts, { readOnly }: OpenOptions): Met
       return readOnly
         ? { method: 'bdev_aio_create', params: { filename, readonly: true } }
         : { method: 'bdev_uring_create', params: { filename } }
+    case 'qcow2':
+      return { method: 'bdev_qcow2_create', params: { filename, ...(readOnly ? { read_only: true } : {}) } }
     default:
       throw new RpcError(
         'ENOTSUP',
-        `volume ${volume.name} is ${format}, which cannot be opened here: ` +
-          `qpair volume import makes a raw or qcow2 volume of it once it is converted (qemu-img convert)`,
+        `volume ${volume.name} is ${format}, which cannot be opened here: qemu-img convert makes it raw or qcow2`,
       )
   }
 }

@@ -2,6 +2,13 @@
 import { exportMethods } from './methods/export.ts'
 import { poolMethods } from './methods/pools.ts'
 import { snapshotMethods } from './methods/snapshots.ts'
+import { transferMethods } from './methods/transfers.ts'
 import { volumeMethods } from './methods/volumes.ts'
 
-export const storageMethods = [...poolMethods, ...volumeMethods, ...snapshotMethods, ...exportMethods]
+export const storageMethods = [
+  ...poolMethods,
+  ...volumeMethods,
+  ...snapshotMethods,
+  ...exportMethods,
+  ...transferMethods,
+]

@@ -3,11 +3,14 @@ import type { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError, thereAre } from '../core/errors.ts'
 import { formatSize } from '../core/format-size.ts'
 import { logger } from '../core/log.ts'
-import type { Jobs } from '../rpc/jobs.ts'
+import type { ReactorGroup } from '../reactor/group.ts'
+import type { MethodCall } from '../rpc/config.ts'
+import type { JobOptions, Jobs } from '../rpc/jobs.ts'
 import { VolumeExports } from './export.ts'
 import type { Call } from './nvme-export.ts'
 import {
   type CreateVolume,
+  type Progress,
   QUIET,
   type SnapshotAction,
   type SnapshotOperations,
@@ -18,6 +21,7 @@ import {
   type WipeAlgorithm,
 } from './pool.ts'
 import { type Pool, type StoragePools, volumeIn } from './pools.ts'
+import { Transfers } from './transfers.ts'
 import { refuseInUse, refuseWithDependents, useOf, type VolumeUse } from './use.ts'
 import { checkFileName } from './volume-name.ts'
 
@@ -29,6 +33,9 @@ export interface VolumesOptions {
   readonly jobs: Jobs
   /** A method of the daemon, in its turn and saved. */
   readonly call: Call
+  /** The same at once, saving nothing. */
+  readonly replay: Call
+  readonly reactors: ReactorGroup
 }
 
 export interface Found {
@@ -36,21 +43,31 @@ export interface Found {
   readonly volume: VolumeFacts
 }
 
+export interface VolumeJob {
+  readonly kind: string
+  readonly name: string
+  readonly takes: readonly string[]
+  readonly total?: number | undefined
+  readonly resume?: MethodCall
+}
+
 export class Volumes {
   readonly pools: StoragePools
   readonly bdevs: BdevRegistry
   readonly jobs: Jobs
   readonly exports: VolumeExports
+  readonly transfers: Transfers
   readonly #call: Call
   /** Volumes that long work has to itself, and names that it will give, with what is done: `POOL/NAME`. */
   readonly #taken = new Map<string, string>()
 
-  constructor({ pools, bdevs, jobs, call }: VolumesOptions) {
+  constructor({ pools, bdevs, jobs, call, replay, reactors }: VolumesOptions) {
     this.pools = pools
     this.bdevs = bdevs
     this.jobs = jobs
     this.#call = call
     this.exports = new VolumeExports(this, call)
+    this.transfers = new Transfers(this, { bdevs, reactors, replay })
   }
 
   /** By POOL/NAME, by name where it is the only one, by key or path. Throws `RpcError` ENOENT or EINVAL. */
@@ -89,7 +106,12 @@ export class Volumes {
   }
 
   useOf({ volume }: Found): Promise<VolumeUse> {
-    return useOf(volume, this.bdevs, this.pools.list())
+    return this.useOfMedium(volume)
+  }
+
+  /** The same for what need not be a volume of a pool. */
+  useOfMedium(facts: VolumeFacts): Promise<VolumeUse> {
+    return useOf(facts, this.bdevs, this.pools.list())
   }
 
   /** Makes a bdev of that name over the volume; saved. */
@@ -114,8 +136,10 @@ export class Volumes {
       })
       return {}
     }
-    return this.#job(pool, 'volume_create', request.name, [request.name], request.capacityBytes, progress =>
-      operation(request, progress),
+    return this.job(
+      pool,
+      { kind: 'volume_create', name: request.name, takes: [request.name], total: request.capacityBytes },
+      progress => operation(request, progress),
     )
   }
 
@@ -182,8 +206,10 @@ export class Volumes {
     this.refuseTaken(pool, name)
     this.refuseTaken(pool, volume.name, 'cloned')
     refuseInUse(volume, 'cloned', await this.useOf(found))
-    return this.#job(pool, 'volume_clone', name, [name, volume.name], volume.capacityBytes, progress =>
-      operation(volume, name, progress),
+    return this.job(
+      pool,
+      { kind: 'volume_clone', name: name, takes: [name, volume.name], total: volume.capacityBytes },
+      progress => operation(volume, name, progress),
     )
   }
 
@@ -194,8 +220,10 @@ export class Volumes {
     const use = await this.useOf(found)
     refuseInUse(volume, 'wiped', use)
     refuseWithDependents(volume, 'wiped', use)
-    return this.#job(pool, 'volume_wipe', volume.name, [volume.name], volume.capacityBytes, progress =>
-      operation(volume, algorithm, progress),
+    return this.job(
+      pool,
+      { kind: 'volume_wipe', name: volume.name, takes: [volume.name], total: volume.capacityBytes },
+      progress => operation(volume, algorithm, progress),
     )
   }
 
@@ -241,6 +269,37 @@ export class Volumes {
     throw notSupported(name, document.type, operation, backend.volumes)
   }
 
+  /** Long work on a pool's volumes, which has `takes` of them, or names to be, to itself. Throws `RpcError` EBUSY. */
+  job(pool: Pool, options: VolumeJob, work: (progress: Progress) => Promise<void>): { job_id: number } {
+    const { kind, name, takes, total, resume } = options
+    const keys = takes.map(each => `${pool.name}/${each}`)
+    for (const key of keys) this.#taken.set(key, `${kind} of ${name}`)
+    const free = (): void => {
+      for (const key of keys) this.#taken.delete(key)
+    }
+    const job = {
+      kind,
+      name: `${pool.name}/${name}`,
+      unit: 'bytes',
+      isCancellable: true,
+      ...(total === undefined ? {} : { total }),
+      ...(resume === undefined ? {} : { resume }),
+    } satisfies JobOptions
+    try {
+      return this.jobs.start(job, async (report, signal) => {
+        try {
+          await work({ report, signal })
+        } finally {
+          free()
+          await this.pools.lookAgain(pool)
+        }
+      })
+    } catch (error) {
+      free()
+      throw error
+    }
+  }
+
   #snapshots({ name, document, backend }: Pool): SnapshotOperations {
     if (backend.volumes.snapshots !== undefined) return backend.volumes.snapshots
     throw notSupported(name, document.type, 'snapshots', backend.volumes)
@@ -255,44 +314,6 @@ export class Volumes {
       refuseInUse(volume, done, use)
       await work(use)
     })
-  }
-
-  #job(
-    pool: Pool,
-    kind: string,
-    name: string,
-    takes: readonly string[],
-    total: number | undefined,
-    work: (progress: {
-      report: (done: number, total?: number) => void
-      signal: AbortSignal
-    }) => Promise<void>,
-  ): { job_id: number } {
-    const keys = takes.map(each => `${pool.name}/${each}`)
-    for (const key of keys) this.#taken.set(key, `${kind} of ${name}`)
-    const free = (): void => {
-      for (const key of keys) this.#taken.delete(key)
-    }
-    try {
-      const options = {
-        kind,
-        name: `${pool.name}/${name}`,
-        unit: 'bytes' as const,
-        isCancellable: true,
-        ...(total === undefined ? {} : { total }),
-      }
-      return this.jobs.start(options, async (report, signal) => {
-        try {
-          await work({ report, signal })
-        } finally {
-          free()
-          await this.pools.lookAgain(pool)
-        }
-      })
-    } catch (error) {
-      free()
-      throw error
-    }
   }
 }
 

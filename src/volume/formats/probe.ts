@@ -14,7 +14,9 @@ const HEAD_BYTES = 4096
 const BACKING_NAME_BYTES_MAX = 1023
 /** Where a CD image says what it is (ECMA-119, 8.1.2): in its seventeenth sector of 2048 bytes. */
 const ISO_OFFSET = 16 * 2048 + 1
+const ISO_MAGIC = 'CD001'
 const SECTOR = 512
+const V2_HEADER_BYTES = 72
 
 /** Looks at the file of `sizeBytes`. What nobody knows is raw, as everywhere. */
 export async function probe(path: string, sizeBytes: number): Promise<Probed> {
@@ -22,16 +24,30 @@ export async function probe(path: string, sizeBytes: number): Promise<Probed> {
   try {
     const head = Buffer.alloc(HEAD_BYTES)
     const { bytesRead } = await file.read(head, 0, HEAD_BYTES, 0)
-    if (bytesRead >= 72 && head.readUInt32BE(0) === 0x514649fb) return await probeQcow(file, head)
-    for (const { format, offset, magic, capacity } of OTHERS) {
-      const found = head.subarray(offset, offset + magic.length).equals(magic)
-      if (found) return { format, capacityBytes: capacity?.(head) ?? sizeBytes }
-    }
-    const isIso = sizeBytes > ISO_OFFSET + 5 && (await readAscii(file, ISO_OFFSET, 5)) === 'CD001'
-    return { format: isIso ? 'iso' : 'raw', capacityBytes: sizeBytes }
+    const found = probeHead(head.subarray(0, bytesRead), sizeBytes)
+    if (found.format === 'qcow2') return await withBacking(file, head, found)
+    if (found.format !== 'raw' || sizeBytes <= ISO_OFFSET + ISO_MAGIC.length) return found
+    const isIso = (await readText(file, ISO_OFFSET, ISO_MAGIC.length)) === ISO_MAGIC
+    return { ...found, format: isIso ? 'iso' : 'raw' }
   } finally {
     await file.close()
   }
+}
+
+/** As far as the first bytes tell: a CD image may look raw, and a backing file is not named. */
+export function probeHead(head: Buffer, sizeBytes: number): Probed {
+  if (head.length >= V2_HEADER_BYTES && head.readUInt32BE(0) === 0x514649fb) {
+    return {
+      format: head.readUInt32BE(4) === 1 ? 'qcow' : 'qcow2',
+      capacityBytes: Number(head.readBigUInt64BE(24)),
+    }
+  }
+  const isIso = head.toString('latin1', ISO_OFFSET, ISO_OFFSET + ISO_MAGIC.length) === ISO_MAGIC
+  const other = OTHERS.find(
+    ({ offset, magic }) => head.length >= 512 && head.subarray(offset, offset + magic.length).equals(magic),
+  )
+  if (other !== undefined) return { format: other.format, capacityBytes: other.capacity?.(head) ?? sizeBytes }
+  return { format: isIso ? 'iso' : 'raw', capacityBytes: sizeBytes }
 }
 
 interface OtherFormat {
@@ -67,20 +83,17 @@ const OTHERS: readonly OtherFormat[] = [
 ]
 
 /** qcow2's header: version at 4, backing file at 8 and 16, size at 24 (docs/interop/qcow2.txt of QEMU). */
-async function probeQcow(file: FileHandle, head: Buffer): Promise<Probed> {
-  const format = head.readUInt32BE(4) === 1 ? 'qcow' : 'qcow2'
-  const capacityBytes = Number(head.readBigUInt64BE(24))
+async function withBacking(file: FileHandle, head: Buffer, found: Probed): Promise<Probed> {
   const nameOffset = Number(head.readBigUInt64BE(8))
   const nameBytes = head.readUInt32BE(16)
-  if (nameOffset === 0 || nameBytes === 0 || nameBytes > BACKING_NAME_BYTES_MAX) {
-    return { format, capacityBytes }
+  if (nameOffset === 0 || nameBytes === 0 || nameBytes > BACKING_NAME_BYTES_MAX) return found
+  return {
+    ...found,
+    backing: { path: await readText(file, nameOffset, nameBytes), format: backingFormat(head) },
   }
-  const path = await readAscii(file, nameOffset, nameBytes)
-  return { format, capacityBytes, backing: { path, format: backingFormat(head) } }
 }
 
 const EXTENSION_BACKING_FORMAT = 0xe2792aca
-const V2_HEADER_BYTES = 72
 
 function backingFormat(head: Buffer): string | undefined {
   let offset = head.readUInt32BE(4) >= 3 ? head.readUInt32BE(100) : V2_HEADER_BYTES
@@ -94,7 +107,7 @@ function backingFormat(head: Buffer): string | undefined {
   return undefined
 }
 
-async function readAscii(file: FileHandle, offset: number, length: number): Promise<string> {
+async function readText(file: FileHandle, offset: number, length: number): Promise<string> {
   const bytes = Buffer.alloc(length)
   const { bytesRead } = await file.read(bytes, 0, length, offset)
   return bytes.toString('utf8', 0, bytesRead)

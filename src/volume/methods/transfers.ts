@@ -1,0 +1,88 @@
+/** Data into volumes and out of them. */
+import { z } from 'zod'
+import { method } from '../../rpc/method.ts'
+import {
+  group,
+  inPool,
+  mode,
+  owner,
+  permissionsOf,
+  poolName,
+  type VolumeContext,
+  volumeName,
+} from './params.ts'
+
+const started = z.object({ job_id: z.int().describe('See job_get') })
+const job = ({ job_id }: { job_id: number }): number => job_id
+
+const volumeImport = method({
+  name: 'volume_import',
+  summary:
+    'Makes a volume of a file, another volume, an NBD export or what a web server has. It goes on after an interruption.',
+  params: z.object({
+    pool: poolName,
+    name: z.string().describe('The name of the volume'),
+    source: z
+      .string()
+      .min(1)
+      .describe("A path on the daemon's machine, a volume (POOL/NAME), nbd://…, nbd+unix:///…, http(s)://…"),
+    format: z
+      .enum(['raw', 'qcow2', 'iso'])
+      .optional()
+      .describe("What it is made; the source's own when absent, raw for what has none"),
+    mode,
+    owner,
+    group,
+    resume: z
+      .boolean()
+      .default(false)
+      .describe(
+        'An interrupted import of the same: what it left may be there. The daemon says so itself when it comes back',
+      ),
+  }),
+  result: started,
+  errors: {
+    ENOENT: 'there is no such pool, or no such source',
+    EINVAL: 'the name or the source is none, or the pool is not active',
+    EEXIST: 'there is a volume of that name',
+    EBUSY: 'somebody has the source open',
+    ENOTSUP: 'a format that is not read or made here',
+    EIO: 'the server of the source does not answer, or not as it should',
+  },
+  saves: true,
+  concurrent: true,
+  cli: { positional: ['pool', 'name', 'source'], job },
+  run(params, { volumes }: VolumeContext) {
+    return volumes.transfers.import({
+      ...params,
+      format: params.format,
+      permissions: permissionsOf(params),
+      isResumed: params.resume,
+      resume: { method: 'volume_import', params: { ...params, resume: true } },
+    })
+  },
+})
+
+const volumeSave = method({
+  name: 'volume_save',
+  summary: 'Copies a volume that nobody uses to a file, as it is or in another format.',
+  params: z.object({
+    volume: volumeName,
+    file: z.string().min(1).describe("The path of the new file, on the daemon's machine"),
+    pool: inPool,
+    format: z.enum(['raw', 'qcow2']).optional().describe("The volume's own when absent"),
+  }),
+  result: started,
+  errors: {
+    ENOENT: 'there is no such volume, or no such directory',
+    EINVAL: 'several pools have a volume of that name, or the path is relative',
+    EEXIST: 'the file exists',
+    EBUSY: 'somebody has the volume open',
+  },
+  concurrent: true,
+  cli: { positional: ['volume', 'file'], job, commands: ['volume download'] },
+  run: ({ volume, file, pool, format }, { volumes }: VolumeContext) =>
+    volumes.transfers.save(volumes.find(volume, pool), file, format),
+})
+
+export const transferMethods = [volumeImport, volumeSave]

@@ -1,0 +1,80 @@
+/** Where a volume's content comes from, as it is typed: a file, a volume, an NBD export, a web server. */
+import { stat } from 'node:fs/promises'
+import { RpcError } from '../../core/errors.ts'
+import type { MethodCall } from '../../rpc/config.ts'
+import { fileOpening } from '../file-volumes.ts'
+import { probe } from '../formats/probe.ts'
+import type { VolumeFacts, VolumeFormat } from '../pool.ts'
+import { refuseInUse } from '../use.ts'
+import type { Found, Volumes } from '../volumes.ts'
+import { parseNbdUri } from './nbd-uri.ts'
+
+export type TransferSource =
+  | { readonly kind: 'http'; readonly text: string }
+  | { readonly kind: 'nbd'; readonly text: string }
+  /** A file or a block device. */
+  | {
+      readonly kind: 'file'
+      readonly text: string
+      readonly path: string
+      readonly format: VolumeFormat
+      /** It stands alone, so that its bytes are all that there is to it. */
+      readonly isWhole: boolean
+      /** Changes when the file does. */
+      readonly identity: string
+      readonly opening: MethodCall | undefined
+    }
+  /** A volume that only a bdev can read. */
+  | { readonly kind: 'bdev'; readonly text: string; readonly opening: MethodCall }
+
+/** Throws `RpcError` naming the source and what is wrong with it. */
+export async function sourceOf(text: string, volumes: Volumes): Promise<TransferSource> {
+  if (/^https?:/i.test(text)) {
+    if (URL.canParse(text)) return { kind: 'http', text }
+    throw new RpcError('EINVAL', `${text} is no URL`)
+  }
+  if (/^nbd(\+\w+)?:/i.test(text)) {
+    parseNbdUri(text)
+    return { kind: 'nbd', text }
+  }
+  if (/^[a-z+]+:\/\//i.test(text)) {
+    throw new RpcError(
+      'ENOTSUP',
+      `${text} cannot be read: http, https, nbd, nbd+unix, a path or a volume can`,
+    )
+  }
+  if (text.startsWith('/')) return fileSource(text, text, volumes)
+  return volumeSource(volumes.find(text), volumes)
+}
+
+/** What a volume holds, as a source. Throws EBUSY when somebody has it open. */
+export async function volumeSource(found: Found, volumes: Volumes): Promise<TransferSource> {
+  const { pool, volume } = found
+  const text = `${pool.name}/${volume.name}`
+  volumes.refuseTaken(pool, volume.name, 'read')
+  if (volume.type !== 'network') return fileSource(volume.path, text, volumes)
+  refuseInUse(volume, 'read', await volumes.useOf(found))
+  return { kind: 'bdev', text, opening: pool.backend.opening(volume, { readOnly: true }) }
+}
+
+async function fileSource(path: string, text: string, volumes: Volumes): Promise<TransferSource> {
+  const stats = await stat(path).catch((cause: NodeJS.ErrnoException) => {
+    throw new RpcError((cause.code ?? 'EIO') as 'ENOENT', `${path} cannot be read: ${cause.code}`, { cause })
+  })
+  if (!stats.isFile() && !stats.isBlockDevice()) {
+    throw new RpcError('EINVAL', `${path} is neither a file nor a block device`)
+  }
+  const { format, capacityBytes, backing } = await probe(path, stats.size)
+  const facts: VolumeFacts = {
+    ...{ name: text, key: path, path, type: stats.isFile() ? 'file' : 'block', format, capacityBytes },
+    allocationBytes: undefined,
+  }
+  refuseInUse(facts, 'read', await volumes.useOfMedium(facts))
+  const isPlain = format === 'raw' || format === 'iso'
+  return {
+    ...{ kind: 'file', text, path, format },
+    isWhole: backing === undefined,
+    identity: `${stats.dev}:${stats.ino}:${stats.size}:${stats.mtimeMs}`,
+    opening: isPlain || format !== 'qcow2' ? undefined : fileOpening(facts, { readOnly: true }),
+  }
+}

@@ -1,0 +1,342 @@
+/**
+ * Data into volumes and out of them: `volume import`, `volume save`.
+ *
+ *     source                                    target
+ *     file, volume  -- its bytes as they are -->  file of a pool, under a hidden name until it is whole
+ *     web server    --        the same       -->  the same, or a block device
+ *     disk (NBD, qcow2, raw, RBD) -- content -->  raw or qcow2 file, block device, any other volume
+ *
+ * What fills a file notes how far it is, and goes on from there when the daemon comes back; other targets start over.
+ */
+import { readdir } from 'node:fs/promises'
+import { basename, dirname, isAbsolute } from 'node:path'
+import type { BdevRegistry } from '../bdev/registry.ts'
+import { RpcError } from '../core/errors.ts'
+import type { Permissions } from '../libvirt/pool-xml.ts'
+import type { ReactorGroup } from '../reactor/group.ts'
+import type { MethodCall } from '../rpc/config.ts'
+import { DAEMON_STOPS } from '../rpc/jobs.ts'
+import { FileVolumes, fileOpening } from './file-volumes.ts'
+import { probeHead } from './formats/probe.ts'
+import { reflink } from './formats/raw.ts'
+import type { Call } from './nvme-export.ts'
+import type { Progress, VolumeFormat } from './pool.ts'
+import { type Pool, volumeIn } from './pools.ts'
+import { copyDisk, type Sink, type Source } from './transfer/copy.ts'
+import { BdevDisk } from './transfer/disk.ts'
+import { FileSink, FileSource } from './transfer/file.ts'
+import { download } from './transfer/http.ts'
+import { NbdSource } from './transfer/nbd-source.ts'
+import { PartialFile } from './transfer/partial.ts'
+import { sourceOf, type TransferSource, volumeSource } from './transfer/source.ts'
+import { checkFileName } from './volume-name.ts'
+import type { Found, Volumes } from './volumes.ts'
+
+export interface TransfersOptions {
+  readonly bdevs: BdevRegistry
+  readonly reactors: ReactorGroup
+  /** A method of the daemon at once, saving nothing. */
+  readonly replay: Call
+}
+
+export interface ImportOptions {
+  readonly pool: string
+  readonly name: string
+  readonly source: string
+  /** The source's own when absent; a disk's content becomes raw. */
+  readonly format: VolumeFormat | undefined
+  readonly permissions: Permissions | undefined
+  /** It was begun before: what it left is its own. */
+  readonly isResumed: boolean
+  /** The call that goes on with it. */
+  readonly resume: MethodCall
+}
+
+export class Transfers {
+  readonly #volumes: Volumes
+  readonly #options: TransfersOptions
+  #lastId = 0
+
+  constructor(volumes: Volumes, options: TransfersOptions) {
+    this.#volumes = volumes
+    this.#options = options
+  }
+
+  async import(options: ImportOptions): Promise<{ job_id: number }> {
+    const { name, permissions } = options
+    const pool = this.#volumes.pools.active(options.pool)
+    const isThere = options.isResumed && volumeIn(pool, name) !== undefined
+    if (!isThere) this.#volumes.refuseTaken(pool, name)
+    const source = await sourceOf(options.source, this.#volumes)
+    const files = pool.backend.volumes instanceof FileVolumes ? pool.backend.volumes : undefined
+    const plan = { source, name, permissions, format: formatFor(name, source, options.format) }
+    if (files === undefined && plan.format !== 'raw') {
+      throw new RpcError(
+        'EINVAL',
+        `pool ${pool.name} is of type ${pool.document.type}, whose volumes are raw: ${name} cannot be ${plan.format}`,
+      )
+    }
+    return this.#volumes.job(
+      pool,
+      { kind: 'volume_import', name, takes: [name], resume: options.resume },
+      progress =>
+        files === undefined ? this.#fillVolume(pool, plan, progress) : this.#fillFile(files, plan, progress),
+    )
+  }
+
+  /** The volume as a file that is not a volume. */
+  async save(found: Found, file: string, format: VolumeFormat | undefined): Promise<{ job_id: number }> {
+    const { pool, volume } = found
+    if (!isAbsolute(file)) {
+      throw new RpcError(
+        'EINVAL',
+        `${file} is relative, and the daemon may be elsewhere: give a path from / on`,
+      )
+    }
+    const name = basename(file)
+    checkFileName(name, 'a file')
+    const files = new FileVolumes(pool.name, dirname(file))
+    const names = await readdir(files.directory).catch((cause: NodeJS.ErrnoException) => {
+      throw new RpcError((cause.code ?? 'EIO') as 'ENOENT', `${file} cannot be written: ${cause.message}`, {
+        cause,
+      })
+    })
+    if (names.includes(name))
+      throw new RpcError('EEXIST', `${file} exists already: name another file, or remove it`)
+    const source = await volumeSource(found, this.#volumes)
+    const plan = { source, name, permissions: undefined, format: formatFor(name, source, format) }
+    return this.#volumes.job(
+      pool,
+      { kind: 'volume_save', name: volume.name, takes: [volume.name] },
+      progress => this.#fillFile(files, plan, progress),
+    )
+  }
+
+  async #fillFile(files: FileVolumes, plan: Plan, progress: Progress): Promise<void> {
+    const partial = new PartialFile(files, plan.name)
+    try {
+      const { source, format } = plan
+      if (source.kind === 'http') await this.#downloadFile(partial, source.text, format, progress)
+      else if (isAsItIs(source, format)) await copyBytes(partial, source, progress)
+      else await this.#copyContent(files, partial, plan, progress)
+      await partial.finish(plan.permissions)
+    } catch (error) {
+      if (progress.signal.reason !== DAEMON_STOPS) await partial.discard()
+      throw error
+    }
+  }
+
+  async #downloadFile(
+    partial: PartialFile,
+    url: string,
+    format: VolumeFormat | undefined,
+    progress: Progress,
+  ): Promise<void> {
+    const wanted = { source: url, format: format ?? '' }
+    const earlier = await partial.resume(wanted)
+    const sink = await FileSink.file(partial.path, undefined, earlier === undefined)
+    try {
+      const state = { doneBytes: earlier?.doneBytes ?? 0, validator: earlier?.identity ?? '' }
+      const size = await download(
+        url,
+        state,
+        {
+          begin: async head => refuseOther(url, head, format),
+          restart: () => sink.truncate(0),
+          write: (bytes, offset) => sink.writeBytes(bytes, offset),
+          remember: async ({ doneBytes, validator: identity }) => {
+            await sink.flush()
+            await partial.remember({ ...wanted, identity, doneBytes })
+          },
+        },
+        progress,
+      )
+      // A file that was there before may have been longer.
+      await sink.truncate(size)
+      await sink.flush()
+    } finally {
+      await sink.close()
+    }
+  }
+
+  /** A disk's content into a new image. */
+  async #copyContent(
+    files: FileVolumes,
+    partial: PartialFile,
+    plan: Plan,
+    progress: Progress,
+  ): Promise<void> {
+    const { source, name, format = 'raw' } = plan
+    await this.#withSource(source, async from => {
+      const identity = source.kind === 'file' ? source.identity : String(from.sizeBytes)
+      const note = { source: source.text, format, identity }
+      const earlier = await partial.resume(note)
+      const options = {
+        ...progress,
+        fromBytes: earlier?.doneBytes ?? 0,
+        checkpoint: (doneBytes: number) => partial.remember({ ...note, doneBytes }),
+      }
+      if (format === 'raw' || format === 'iso') {
+        const sink = await FileSink.file(partial.path, from.sizeBytes, earlier === undefined)
+        return copyAndClose(from, sink, options)
+      }
+      if (earlier === undefined) {
+        await files.createImage(partial.path, { name, format, capacityBytes: from.sizeBytes }, progress)
+        await partial.remember({ ...note, doneBytes: 0 })
+      }
+      const facts = { name, key: partial.path, path: partial.path, type: 'file', format } as const
+      const opening = fileOpening(
+        { ...facts, capacityBytes: undefined, allocationBytes: undefined },
+        { readOnly: false },
+      )
+      return this.#withBdev(opening, 'zeroed', sink => copyDisk(from, sink, options))
+    })
+  }
+
+  /** Into a volume that is no file: it is made first, and goes again when it cannot be filled. */
+  async #fillVolume(pool: Pool, { source, name, permissions }: Plan, progress: Progress): Promise<void> {
+    const { volumes: operations } = pool.backend
+    try {
+      if (source.kind === 'http') {
+        throw new RpcError(
+          'ENOTSUP',
+          `${source.text} cannot be read into pool ${pool.name} of type ${pool.document.type}: ` +
+            'import it into a directory pool first, and that volume into this one',
+        )
+      }
+      await this.#withSource(source, async from => {
+        if (volumeIn(pool, name) === undefined) {
+          const preallocation = 'off' as const
+          await this.#volumes.operation(pool, 'create')(
+            { name, format: 'raw', capacityBytes: from.sizeBytes, preallocation, permissions, features: {} },
+            progress,
+          )
+          await this.#volumes.pools.lookAgain(pool)
+        }
+        const volume = volumeIn(pool, name)
+        if (volume === undefined) throw new RpcError('ENOENT', `volume ${name} of pool ${pool.name} has gone`)
+        const options = { ...progress, fromBytes: 0 }
+        if (volume.type === 'block') return copyAndClose(from, await FileSink.device(volume.path), options)
+        const opening = pool.backend.opening(volume, { readOnly: false })
+        return this.#withBdev(opening, 'zeroed', sink => copyDisk(from, sink, options))
+      })
+    } catch (error) {
+      const left = volumeIn(pool, name)
+      if (progress.signal.reason !== DAEMON_STOPS && left !== undefined) await operations.delete?.(left)
+      throw error
+    }
+  }
+
+  /** Lends the content of a source. */
+  async #withSource(source: TransferSource, work: (from: Source) => Promise<void>): Promise<void> {
+    if (source.kind === 'http') throw new RpcError('ENOTSUP', `${source.text} is not read in pieces`)
+    const { kind } = source
+    if (kind !== 'nbd' && source.opening !== undefined) return this.#withBdev(source.opening, 'read', work)
+    const from =
+      kind === 'nbd'
+        ? await NbdSource.open(source.text)
+        : await FileSource.open((source as { path: string }).path)
+    try {
+      await work(from)
+    } finally {
+      await from.close()
+    }
+  }
+
+  /** Lends a bdev that is there only for that. */
+  async #withBdev(
+    { method, params }: MethodCall,
+    use: 'read' | 'zeroed',
+    work: (disk: BdevDisk) => Promise<void>,
+  ): Promise<void> {
+    const { bdevs, reactors, replay } = this.#options
+    const name = `transfer${++this.#lastId}`
+    bdevs.unsaved.add(name)
+    try {
+      await replay(method, { ...params, name })
+      const disk = await BdevDisk.open(bdevs, reactors, name, 'a copy of its content', use)
+      try {
+        await work(disk)
+      } finally {
+        await disk.close()
+      }
+    } finally {
+      if (bdevs.find(name) !== undefined) await bdevs.remove(name)
+      bdevs.unsaved.delete(name)
+    }
+  }
+}
+
+interface Plan {
+  readonly source: TransferSource
+  readonly name: string
+  readonly format: VolumeFormat | undefined
+  readonly permissions: Permissions | undefined
+}
+
+type FileTransfer = Extract<TransferSource, { kind: 'file' }>
+
+/** What the new volume is to be. Undefined for what a web server has, which only its bytes tell. */
+function formatFor(
+  name: string,
+  source: TransferSource,
+  given: VolumeFormat | undefined,
+): VolumeFormat | undefined {
+  if (given !== undefined && given !== 'raw' && given !== 'qcow2' && given !== 'iso') {
+    throw new RpcError('ENOTSUP', `${name} cannot be made ${given} here: raw and qcow2 can`)
+  }
+  if (source.kind !== 'file') return source.kind === 'http' ? given : (given ?? 'raw')
+  const { format, text } = source
+  if (format !== 'raw' && format !== 'iso' && format !== 'qcow2') {
+    throw new RpcError(
+      'ENOTSUP',
+      `${text} is ${format}, which is not read here: qemu-img convert makes it qcow2`,
+    )
+  }
+  return given ?? format
+}
+
+const isAsItIs = (source: TransferSource, format: VolumeFormat | undefined): source is FileTransfer =>
+  source.kind === 'file' &&
+  source.isWhole &&
+  (source.format === format || (source.format === 'iso' && format === 'raw'))
+
+/** The bytes of a file, whatever they are; shared with it where the file system can. */
+async function copyBytes(partial: PartialFile, source: FileTransfer, progress: Progress): Promise<void> {
+  const note = { source: source.text, format: source.format, identity: source.identity }
+  const earlier = await partial.resume(note)
+  if (earlier === undefined && (await reflink(source.path, partial.path).catch(() => false))) return
+  const from = await FileSource.open(source.path)
+  try {
+    const sink = await FileSink.file(partial.path, from.sizeBytes, earlier === undefined)
+    await copyAndClose(from, sink, {
+      ...progress,
+      fromBytes: earlier?.doneBytes ?? 0,
+      checkpoint: doneBytes => partial.remember({ ...note, doneBytes }),
+    })
+  } finally {
+    await from.close()
+  }
+}
+
+async function copyAndClose(
+  from: Source,
+  sink: Sink,
+  options: Parameters<typeof copyDisk>[2],
+): Promise<void> {
+  try {
+    await copyDisk(from, sink, options)
+  } finally {
+    await sink.close()
+  }
+}
+
+function refuseOther(url: string, head: Buffer, wanted: VolumeFormat | undefined): void {
+  const { format } = probeHead(head, head.length)
+  const isWanted = wanted === undefined || format === wanted || (format === 'raw' && wanted === 'iso')
+  if (isWanted) return
+  throw new RpcError(
+    'EINVAL',
+    `${url} is ${format}, not ${wanted}: import it as it is, and then that volume with --format ${wanted}`,
+  )
+}
