@@ -1,5 +1,9 @@
 /** Other programs: started without a shell, with their whole answer or the reason why there is none. */
 import { type ChildProcess, spawn } from 'node:child_process'
+import { randomUUID } from 'node:crypto'
+import { closeSync, openSync, unlinkSync, writeSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 
 export interface ProgramOptions {
   /** What it reads from its standard input; nothing when absent. */
@@ -60,10 +64,12 @@ export async function runProgram(
   options: ProgramOptions = {},
 ): Promise<string> {
   const { signal, timeoutMs = TIMEOUT_MS } = options
+  const input = options.input === undefined ? 'ignore' : unnamedFile(options.input)
   const child = spawn(program, args, {
     env: { ...process.env, LC_ALL: 'C.UTF-8', LANGUAGE: 'C', ...options.env },
-    stdio: ['pipe', 'pipe', 'pipe'],
+    stdio: [input, 'pipe', 'pipe'],
   })
+  if (input !== 'ignore') closeSync(input)
   let reason = ''
   const end = (why: string): void => {
     reason ||= why
@@ -75,9 +81,6 @@ export async function runProgram(
   const abort = (): void => end('was cancelled')
   signal?.addEventListener('abort', abort)
   if (signal?.aborted) abort()
-  // Who ends before it has read all of its input is not wrong: its exit code says what became of it.
-  child.stdin.on('error', () => {})
-  child.stdin.end(options.input ?? '')
   try {
     const stdout = collect(child.stdout, end, options.onOutput)
     const stderr = collect(child.stderr, end)
@@ -89,6 +92,28 @@ export async function runProgram(
   } finally {
     clearTimeout(timer)
     signal?.removeEventListener('abort', abort)
+  }
+}
+
+/**
+ * A file without a name that holds a text. Node's pipes are sockets, which a program that opens /dev/stdin cannot open; and
+ * nobody else can read what may be a secret.
+ */
+function unnamedFile(text: string): number {
+  const path = join(tmpdir(), `qpair-input-${randomUUID()}`)
+  const fd = openSync(path, 'wx+', 0o600)
+  try {
+    unlinkSync(path)
+    // At a position of its own, so that the program begins to read at the beginning.
+    for (let rest = Buffer.from(text), at = 0; rest.length > 0; ) {
+      const written = writeSync(fd, rest, 0, rest.length, at)
+      rest = rest.subarray(written)
+      at += written
+    }
+    return fd
+  } catch (error) {
+    closeSync(fd)
+    throw error
   }
 }
 

@@ -23,6 +23,11 @@ describe('runProgram', () => {
     expect(await runProgram(program, args)).toBe('')
   })
 
+  it('gives it an input that can be opened as a file', async () => {
+    const [program, args] = node('process.stdout.write(require("fs").readFileSync("/dev/stdin", "utf8"))')
+    expect(await runProgram(program, args, { input: 'täxt' })).toBe('täxt')
+  })
+
   it('does not mind a program that ends without reading its input', async () => {
     const [program, args] = node('process.exit(0)')
     expect(await runProgram(program, args, { input: 'x'.repeat(1 << 20) })).toBe('')
