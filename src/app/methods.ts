@@ -1,6 +1,7 @@
 /** Every method of the daemon, one list a layer. A new method is one more name in the list of its own layer. */
 import { bdevMethods } from '../bdev/methods.ts'
 import { gatewayMethods } from '../gateway/methods.ts'
+import { hostMethods } from '../host/methods.ts'
 import { nbdMethods } from '../nbd/methods.ts'
 import { nvmeMethods } from '../nvme/methods.ts'
 import { nvmfMethods } from '../nvmf/methods.ts'
@@ -34,5 +35,6 @@ export const methods = [
   ...vhostMethods,
   ...nbdMethods,
   ...storageMethods,
+  ...hostMethods,
   ...workloadMethods,
 ] satisfies MethodTable<AppContext>

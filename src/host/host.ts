@@ -1,5 +1,5 @@
 /** The machine as the checks see it: its files under a root, its processor, its environment. */
-import { accessSync, constants, readdirSync, readFileSync } from 'node:fs'
+import { accessSync, constants, readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { release } from 'node:os'
 import { join } from 'node:path'
 import { RpcError } from '../core/errors.ts'
@@ -70,6 +70,11 @@ export class Host {
       if (ABSENT.includes((cause as NodeJS.ErrnoException).code)) return undefined
       throw new RpcError('EIO', `cannot read ${path}: ${(cause as Error).message}`, { cause })
     }
+  }
+
+  /** Where a symbolic link leads, as it says; empty when there is none. */
+  link(path: string): string {
+    return this.#unlessAbsent(path, real => readlinkSync(real)) ?? ''
   }
 
   /** The path of a program, or undefined: looked for where a shell would look, and where administrators' programs are. */

@@ -2,6 +2,7 @@
 import { RpcError } from '../core/errors.ts'
 import { ProgramError, type ProgramOptions, runProgram } from '../core/program.ts'
 import { DomainDocument } from './domain-xml.ts'
+import { type NetworkDocument, parseNetwork } from './network-xml.ts'
 import { attributeOf, elementAt, elementIn, elementsIn, parseXml, textOf } from './xml.ts'
 
 export type RunProgram = (
@@ -22,6 +23,13 @@ export interface Confinement {
   readonly models: readonly string[]
   /** As whom QEMU runs; undefined where libvirt does not say: as libvirt itself. */
   readonly user: { readonly uid: number; readonly gid: number } | undefined
+}
+
+export interface VirtualNetwork {
+  readonly document: NetworkDocument
+  readonly isActive: boolean
+  /** Whether it starts with libvirt. */
+  readonly isAutostart: boolean
 }
 
 /** A guest may take its time to let go of a disk. */
@@ -86,6 +94,24 @@ export class Virsh {
   ): Promise<void> {
     const change = xml === undefined ? ['--remove'] : ['--key', namespace.key, '--set', xml]
     await this.#virsh(['metadata', domain, namespace.uri, '--live', ...change])
+  }
+
+  /** Its virtual networks: those that are defined or running, in no particular order. */
+  async networks(): Promise<VirtualNetwork[]> {
+    const names = async (...which: readonly string[]): Promise<string[]> =>
+      (await this.#virsh(['net-list', '--name', ...which])).split('\n').filter(Boolean)
+    const [all, active, autostarted] = await Promise.all([
+      names('--all'),
+      names(),
+      names('--all', '--autostart'),
+    ])
+    return Promise.all(
+      all.map(async name => ({
+        document: parseNetwork(await this.#virsh(['net-dumpxml', '--', name])),
+        isActive: active.includes(name),
+        isAutostart: autostarted.includes(name),
+      })),
+    )
   }
 
   async confinement(domainType: string | undefined): Promise<Confinement> {

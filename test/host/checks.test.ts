@@ -1,26 +1,11 @@
-import { mkdirSync, writeFileSync } from 'node:fs'
-import { dirname, join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import * as daemon from '../../src/host/checks/daemon.ts'
 import * as guests from '../../src/host/checks/guests.ts'
 import * as kvm from '../../src/host/checks/kvm.ts'
 import * as nvmeHost from '../../src/host/checks/nvme-host.ts'
 import { type Check, type Finding, renderFindings } from '../../src/host/finding.ts'
-import { Host, type HostOptions } from '../../src/host/host.ts'
-import { temporaryDirectory } from '../rpc/support.ts'
-
-/** A machine of just these files; names that end in `/` are directories. */
-function machine(files: Readonly<Record<string, string>>, options: HostOptions = {}): Host {
-  const root = temporaryDirectory()
-  for (const [path, text] of Object.entries(files)) {
-    if (path.endsWith('/')) mkdirSync(join(root, path), { recursive: true })
-    else {
-      mkdirSync(dirname(join(root, path)), { recursive: true })
-      writeFileSync(join(root, path), text, { mode: 0o755 })
-    }
-  }
-  return new Host({ root, arch: 'x64', kernelRelease: '6.1.0', env: { PATH: '/usr/bin' }, ...options })
-}
+import type { Host } from '../../src/host/host.ts'
+import { machine } from './machine.ts'
 
 const look = async (check: Check, host: Host): Promise<Finding> => check(host)
 const cpu = (flags: string): Record<string, string> => ({
