@@ -73,6 +73,9 @@ export class TcpConnection implements Connection, StreamEvents, Flushable, PduHa
   readonly #queue: CommandQueue
   readonly #buffers: ConnectionBuffers
   #phase: Phase = Phase.NEW
+  #isConnected = false
+  /** Why it ends as soon as its Connect is answered. */
+  #farewell: string | null = null
   #isDirty = false
   #isReceiving = false
   #isStreamClosed = false
@@ -142,6 +145,15 @@ export class TcpConnection implements Connection, StreamEvents, Flushable, PduHa
     this.markDirty()
   }
 
+  /**
+   * The listener that it came by is closed. A host that has its ICResp gets the answer to its Connect first, which the
+   * target refuses: Linux waits 60 s for that answer, and does not look whether the connection still stands.
+   */
+  listenerClosed(reason: string): void {
+    if (this.#phase === Phase.OPEN && !this.#isConnected) this.#farewell = reason
+    else this.disconnect(reason)
+  }
+
   abort(cid: number): boolean {
     return this.#queue.abort(cid)
   }
@@ -177,7 +189,9 @@ export class TcpConnection implements Connection, StreamEvents, Flushable, PduHa
 
   connected(): void {
     this.#timer.cancel()
+    this.#isConnected = true
     this.#host.connected(this)
+    if (this.#farewell !== null) this.disconnect(this.#farewell)
   }
 
   ioEnded(): void {

@@ -135,10 +135,10 @@ export class TcpTransport implements ConnectionHost {
     }
   }
 
-  /** Ends every connection that came by the listener. */
+  /** Ends every connection that came by the listener, those that are about to connect as soon as they are answered. */
   closeListener(listenerId: number, reason: string): void {
     for (const connection of this.#connections) {
-      if (connection.listenerId === listenerId) connection.disconnect(reason)
+      if (connection.listenerId === listenerId) connection.listenerClosed(reason)
     }
   }
 

@@ -120,6 +120,18 @@ describe('a connection', () => {
     expect(lab.pool.taken).toBe(0)
   })
 
+  it('ends with its listener, and if its Connect is under way, when that is answered', () => {
+    const lab = new Lab()
+    const [connected, silent, connecting] = [lab.open(0), lab.dial(), lab.dial()]
+    expect(lab.exchange(connecting, bytes(IC_REQ))).toBe(show(bytes(IC_RESP)))
+    lab.transport.closeListener(7, 'the listener is closed')
+    lab.settle()
+    expect([connected, silent, connecting].map(({ sawEnd }) => sawEnd)).toEqual([true, true, false])
+    expect(lab.exchange(connecting, connect(0))).toBe(response(0, 1, 0, 1))
+    expect(connecting.sawEnd).toBe(true)
+    expect(lab.pool.taken).toBe(0)
+  })
+
   it('is refused while too many others have not sent their Connect, and no host notices', () => {
     const lab = new Lab()
     const host = lab.open(1)
