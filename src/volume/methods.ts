@@ -1,12 +1,14 @@
 /** Every method of pools and volumes. */
 import { exportMethods } from './methods/export.ts'
 import { poolMethods } from './methods/pools.ts'
+import { poolAsMethods } from './methods/pools-as.ts'
 import { snapshotMethods } from './methods/snapshots.ts'
 import { transferMethods } from './methods/transfers.ts'
 import { volumeMethods } from './methods/volumes.ts'
 
 export const storageMethods = [
   ...poolMethods,
+  ...poolAsMethods,
   ...volumeMethods,
   ...snapshotMethods,
   ...exportMethods,

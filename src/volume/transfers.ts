@@ -85,7 +85,12 @@ export class Transfers {
   }
 
   /** The volume as a file that is not a volume. */
-  async save(found: Found, file: string, format: VolumeFormat | undefined): Promise<{ job_id: number }> {
+  async save(
+    found: Found,
+    file: string,
+    format: VolumeFormat | undefined,
+    resume: MethodCall,
+  ): Promise<{ job_id: number }> {
     const { pool, volume } = found
     if (!isAbsolute(file)) {
       throw new RpcError(
@@ -107,7 +112,7 @@ export class Transfers {
     const plan = { source, name, permissions: undefined, format: formatFor(name, source, format) }
     return this.#volumes.job(
       pool,
-      { kind: 'volume_save', name: volume.name, takes: [volume.name] },
+      { kind: 'volume_save', name: volume.name, takes: [volume.name], resume },
       progress => this.#fillFile(files, plan, progress),
     )
   }

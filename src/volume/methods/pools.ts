@@ -17,7 +17,7 @@ const xml = z
   .min(1)
   .describe("The pool's libvirt document; on the command line the file that has it, - for stdin")
 
-const poolRow = z.object({
+export const poolRow = z.object({
   name: z.string(),
   uuid: z.string(),
   type: z.string(),

@@ -65,7 +65,8 @@ const volumeImport = method({
 
 const volumeSave = method({
   name: 'volume_save',
-  summary: 'Copies a volume that nobody uses to a file, as it is or in another format.',
+  summary:
+    'Copies a volume that nobody uses to a file, as it is or in another format. It goes on after an interruption.',
   params: z.object({
     volume: volumeName,
     file: z.string().min(1).describe("The path of the new file, on the daemon's machine"),
@@ -79,10 +80,14 @@ const volumeSave = method({
     EEXIST: 'the file exists',
     EBUSY: 'somebody has the volume open',
   },
+  saves: true,
   concurrent: true,
   cli: { positional: ['volume', 'file'], job, commands: ['volume download'] },
-  run: ({ volume, file, pool, format }, { volumes }: VolumeContext) =>
-    volumes.transfers.save(volumes.find(volume, pool), file, format),
+  run(params, { volumes }: VolumeContext) {
+    const { volume, file, pool, format } = params
+    const resume = { method: 'volume_save', params }
+    return volumes.transfers.save(volumes.find(volume, pool), file, format, resume)
+  },
 })
 
 export const transferMethods = [volumeImport, volumeSave]
