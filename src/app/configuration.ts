@@ -4,6 +4,7 @@ import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { Configurable, MethodCall } from '../rpc/config.ts'
 import type { KeptCalls } from './kept-calls.ts'
+import { letsHostsIn } from './late-namespaces.ts'
 import type { SavedConfig, SubsystemConfig } from './state-file.ts'
 
 const log = logger('app')
@@ -79,7 +80,8 @@ export class Configuration {
   async restore(saved: SavedConfig, replay: Replay): Promise<void> {
     const { kept } = this.#options
     for (const { subsystem, config } of this.#sorted(saved)) {
-      for (const call of config) {
+      for (const call of config.toSorted((a, b) => Number(letsHostsIn(a)) - Number(letsHostsIn(b)))) {
+        if (kept.holdBack(subsystem, call)) continue
         const attempt = replay(call.method, call.params)
         try {
           if (!(await this.#hasEnded(call, attempt))) kept.keepRunning(subsystem, call, attempt)

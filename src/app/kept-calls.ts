@@ -11,9 +11,10 @@
  * up by them; in each lane one call is under way at a time.
  */
 import { type Clock, systemClock, type Timer } from '../core/clock.ts'
-import { RpcError, thereAre } from '../core/errors.ts'
+import { RpcError, SysError, thereAre } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { MethodCall } from '../rpc/config.ts'
+import { whyHeldBack } from './late-namespaces.ts'
 
 const log = logger('app')
 
@@ -48,6 +49,8 @@ export interface KeptCall {
   readonly call: MethodCall
   /** Why it failed last. */
   readonly reason: string
+  /** The same as an `RpcCode`; empty for what nobody foresaw. */
+  readonly code: string
   /** Whether it is tried again by itself; otherwise only after something else has come, and at the next start. */
   readonly isWaiting: boolean
   /** How often it has failed. */
@@ -56,7 +59,10 @@ export interface KeptCall {
 }
 
 interface Entry extends KeptCall {
+  /** By the clock. */
+  readonly sinceUs: number
   reason: string
+  code: string
   isWaiting: boolean
   tries: number
   /** What had come when it was last tried. */
@@ -112,6 +118,15 @@ export class KeptCalls {
       ? 'It is tried again until it succeeds, and stays in the saved configuration (qpair config kept).'
       : 'It stays in the saved configuration and is tried again at the next start.'
     log.error(`could not restore ${nameOf(call)}: ${entry.reason}. ${next}`)
+  }
+
+  /** Keeps a call that is not to be made yet; false for all others. */
+  holdBack(subsystem: string, call: MethodCall): boolean {
+    const reason = whyHeldBack(call, this.#entries, 0)
+    if (reason === undefined) return false
+    this.#add(subsystem, call, new RpcError('EAGAIN', reason))
+    log.warning(`not making ${nameOf(call)} yet: ${reason} (qpair config kept)`)
+    return true
   }
 
   /** Keeps a call that has not ended yet, and goes on with it. */
@@ -178,7 +193,8 @@ export class KeptCalls {
   #add(subsystem: string, call: MethodCall, error: unknown): Entry {
     const entry: Entry = {
       ...{ id: ++this.#lastId, subsystem, call, since: new Date(), tries: 1, arrivals: this.#arrivals },
-      ...{ reason: (error as Error).message, isWaiting: mayPass(error), attempt: undefined },
+      ...{ reason: (error as Error).message, code: codeOf(error), isWaiting: mayPass(error) },
+      ...{ attempt: undefined, sinceUs: this.#clock.nowUs() },
     }
     this.#entries.push(entry)
     return entry
@@ -222,6 +238,8 @@ export class KeptCalls {
       if (!this.#isRunning) return
       if (!this.#entries.includes(entry) || !this.#isDue(entry) || entry.attempt !== undefined) continue
       entry.arrivals = this.#arrivals
+      const heldMs = (this.#clock.nowUs() - entry.sinceUs) / 1000
+      if (whyHeldBack(entry.call, this.#entries, heldMs) !== undefined) continue
       entry.attempt = this.#settle(entry, this.#options.run(entry.call))
       if (await entry.attempt) await this.#arrived()
     }
@@ -239,7 +257,7 @@ export class KeptCalls {
       const isWaiting = mayPass(error)
       const { message } = error as Error
       if (message !== entry.reason) log.info(`could not restore ${nameOf(call)} yet: ${message}`)
-      Object.assign(entry, { reason: message, isWaiting, tries: entry.tries + 1 })
+      Object.assign(entry, { reason: message, code: codeOf(error), isWaiting, tries: entry.tries + 1 })
       if (entry.subsystem === WORK && !isWaiting) this.#remove(entry)
       return false
     } finally {
@@ -261,10 +279,10 @@ export class KeptCalls {
 }
 
 /** Whether what made a call fail may pass by itself. */
-function mayPass(error: unknown): boolean {
-  const code: unknown = (error as { code?: unknown } | null)?.code
-  return typeof code === 'string' && MAY_PASS.has(code)
-}
+const mayPass = (error: unknown): boolean => MAY_PASS.has(codeOf(error))
+
+const codeOf = (error: unknown): string =>
+  error instanceof RpcError || error instanceof SysError ? error.code : ''
 
 const nameOf = ({ method, params }: MethodCall): string => `${method} ${JSON.stringify(params ?? {})}`
 

@@ -125,6 +125,23 @@ describe('the saved configuration', () => {
     await vi.waitFor(() => expect(configuration.snapshot()).toEqual(saved(['bdev', []])))
   })
 
+  it('lets no host in before the namespaces are there, whatever order the file has', async () => {
+    const nvmf = new Part('nvmf')
+    const configuration = configurationOf([nvmf])
+    const listener: MethodCall = { method: 'nvmf_subsystem_add_listener', params: { nqn: 'n' } }
+    const namespace: MethodCall = {
+      method: 'nvmf_subsystem_add_ns',
+      params: { nqn: 'n', namespace: { bdev_name: 'b', nsid: 1 } },
+    }
+    const made: string[] = []
+    await configuration.restore(saved(['nvmf', [nvmfCall, listener, namespace]]), async method => {
+      made.push(method)
+      if (method === 'nvmf_subsystem_add_ns') throw new RpcError('ENODEV', 'there is no bdev b')
+    })
+    expect(made).toEqual(['nvmf_x', 'nvmf_subsystem_add_ns'])
+    expect(configuration.snapshot()).toEqual(saved(['nvmf', [namespace, listener]]))
+  })
+
   it('has no place for a call that failed when another has made a thing of that name', async () => {
     const bdev = new Part('bdev')
     const configuration = configurationOf([bdev])

@@ -131,6 +131,48 @@ describe('calls that failed at start', () => {
     expect(lines.join('')).toContain('not going on with image_flatten {"image":"r0"}: r0 is no clone')
   })
 
+  describe('of a subsystem with namespaces that are late', () => {
+    const params = { nqn: 'n' }
+    const late: MethodCall = {
+      method: 'nvmf_subsystem_add_ns',
+      params: { ...params, namespace: { bdev_name: 'r0', nsid: 1 } },
+    }
+    const listener: MethodCall = { method: 'nvmf_subsystem_add_listener', params }
+    const open: MethodCall = { method: 'bdev_rbd_create', params: { name: 'r0', cluster_name: 'c' } }
+
+    it('let hosts in when the last of them is there', async () => {
+      fails(late, 'ENODEV')
+      expect(kept.holdBack('nvmf', listener)).toBe(true)
+      expect(kept.holdBack('nvmf', { ...listener, params: { nqn: 'other' } })).toBe(false)
+      expect(kept.list()[1]).toMatchObject({ isWaiting: true, reason: expect.stringContaining('r0') })
+      kept.start()
+      await pass(100)
+      expect(tried).not.toContain('nvmf_subsystem_add_listener')
+      works(late)
+      kept.deviceCame()
+      await pass(0)
+      expect(tried.slice(-2)).toEqual(['nvmf_subsystem_add_ns', 'nvmf_subsystem_add_listener'])
+    })
+
+    it('let hosts in after ten minutes all the same', async () => {
+      fails(late, 'ENODEV')
+      kept.holdBack('nvmf', listener)
+      kept.start()
+      await pass(590)
+      expect(tried).not.toContain('nvmf_subsystem_add_listener')
+      await pass(50)
+      expect(kept.callsOf('nvmf')).toEqual([])
+    })
+
+    it('do not wait for an image that a cluster, which answers, does not have', () => {
+      fails(late, 'ENODEV')
+      fails(open, 'ENOENT', 'volumes/r0 does not exist')
+      expect(kept.holdBack('nvmf', listener)).toBe(false)
+      fails({ method: 'bdev_rbd_register_cluster', params: { name: 'c' } }, 'ETIMEDOUT')
+      expect(kept.holdBack('nvmf', listener)).toBe(true)
+    })
+  })
+
   it('are tried at once when a device has come', async () => {
     fails(namespace, 'ENODEV')
     kept.start()
