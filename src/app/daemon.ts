@@ -23,6 +23,7 @@ import { VhostControllers } from '../vhost/controllers.ts'
 import { FrontEnds } from '../vhost/session/front-ends.ts'
 import { makeSocketDirectory } from '../vhost/socket-directory.ts'
 import { VirtioControllers } from '../virtio/virtio-controllers.ts'
+import { LibvirtGuests } from '../vm/libvirt/guests.ts'
 import { StoragePools } from '../volume/pools.ts'
 import { Volumes } from '../volume/volumes.ts'
 import { Workloads } from '../workload/workloads.ts'
@@ -56,6 +57,7 @@ export interface AppContext {
   readonly nbd: NbdExports
   readonly pools: StoragePools
   readonly volumes: Volumes
+  readonly libvirtGuests: LibvirtGuests
   readonly workloads: Workloads
   readonly jobs: Jobs
   readonly configuration: Configuration
@@ -137,6 +139,7 @@ function buildContext(
       isSlow(call) ? replay(call) : dispatch.exclusive(() => bdevs.replaying(() => replay(call))),
     save: () => dispatch.exclusive(save),
   })
+  const volumes = new Volumes({ pools, bdevs, jobs, reactors, ...dispatch })
   return {
     ...rest,
     reactors,
@@ -149,7 +152,11 @@ function buildContext(
     vhost,
     nbd,
     pools,
-    volumes: new Volumes({ pools, bdevs, jobs, reactors, ...dispatch }),
+    volumes,
+    libvirtGuests: new LibvirtGuests({
+      ...{ bdevs, volumes, vhost, nbd, call: dispatch.call },
+      socketDirectory: vhostSettings.directory,
+    }),
     workloads: new Workloads(bdevs, reactors),
     jobs,
     configuration: new Configuration([pools, bdevs, jobs, nvmf, gateway, ...vhost.configurables, nbd], {

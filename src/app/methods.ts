@@ -11,6 +11,7 @@ import { jobMethods } from '../rpc/job-methods.ts'
 import type { MethodTable } from '../rpc/method.ts'
 import { vhostMethods } from '../vhost/methods.ts'
 import { virtioMethods } from '../virtio/methods.ts'
+import { vmMethods } from '../vm/methods.ts'
 import { storageMethods } from '../volume/methods.ts'
 import { workloadMethods } from '../workload/methods.ts'
 import type { AppContext } from './daemon.ts'
@@ -36,5 +37,6 @@ export const methods = [
   ...nbdMethods,
   ...storageMethods,
   ...hostMethods,
+  ...vmMethods,
   ...workloadMethods,
 ] satisfies MethodTable<AppContext>

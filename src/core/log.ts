@@ -21,6 +21,7 @@ export const LOG_FLAGS = [
   'vhost',
   'virtio',
   'volume',
+  'vm',
 ] as const
 export type LogFlag = (typeof LOG_FLAGS)[number]
 

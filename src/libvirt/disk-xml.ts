@@ -49,7 +49,7 @@ export interface DiskOptions {
 }
 
 /** Seconds for which requests wait for an NBD server that is started again, before they fail. */
-const NBD_RECONNECT_S = 60
+export const NBD_RECONNECT_S = 60
 
 /** The `<disk>` element. Throws `RpcError` EINVAL for what that source cannot be. */
 export function diskNode(source: DiskSource, options: DiskOptions): XmlNode {
@@ -144,7 +144,8 @@ export function nvmeArguments(disk: NvmeDisk): string[] {
   return ['-drive', drive, '-device', `nvme,${optionText({ drive: disk.id, serial: disk.serial })}`]
 }
 
-function formatOf(source: DiskSource): string {
+/** What QEMU calls the contents. */
+export function formatOf(source: DiskSource): string {
   const isLocal = source.kind === 'file' || source.kind === 'block'
   return isLocal && source.format !== 'iso' ? source.format : 'raw'
 }
@@ -155,11 +156,11 @@ function driveSource(source: DiskSource): Readonly<Record<string, string | numbe
     case 'block':
       return { file: source.path }
     case 'nbd':
-      return { 'file.driver': 'nbd', ...nbdOptions(source, 'file.') }
+      return nbdDrive(source)
     case 'rbd':
       return rbdDrive(source)
     case 'iscsi':
-      if (source.auth !== undefined) throw withSecret('iSCSI unit')
+      refuseSecret(source)
       return {
         'file.driver': 'iscsi',
         'file.transport': 'tcp',
@@ -173,21 +174,24 @@ function driveSource(source: DiskSource): Readonly<Record<string, string | numbe
   }
 }
 
-/** QEMU's words for an NBD server; `prefix` where they stand for the file below a format. */
-export function nbdOptions(
-  { name, server }: Extract<DiskSource, { kind: 'nbd' }>,
-  prefix = '',
-): Record<string, string | number> {
-  const address =
-    'socketPath' in server
-      ? { 'server.type': 'unix', 'server.path': server.socketPath }
-      : { 'server.type': 'inet', 'server.host': server.name, 'server.port': `${server.port ?? 10809}` }
-  const options = { ...address, export: name, 'reconnect-delay': NBD_RECONNECT_S }
-  return Object.fromEntries(Object.entries(options).map(([key, value]) => [`${prefix}${key}`, value]))
+function nbdDrive({ name, server }: Extract<DiskSource, { kind: 'nbd' }>): Record<string, string | number> {
+  const address = Object.entries(nbdServer(server)).map(([key, value]) => [`file.server.${key}`, value])
+  return {
+    'file.driver': 'nbd',
+    ...Object.fromEntries(address),
+    'file.export': name,
+    'file.reconnect-delay': NBD_RECONNECT_S,
+  }
 }
 
+/** The address of an NBD server in QEMU's words (SocketAddress). */
+export const nbdServer = (server: NbdServer): Readonly<Record<string, string>> =>
+  'socketPath' in server
+    ? { type: 'unix', path: server.socketPath }
+    : { type: 'inet', host: server.name, port: `${server.port ?? 10809}` }
+
 function rbdDrive(source: Extract<DiskSource, { kind: 'rbd' }>): Record<string, string | undefined> {
-  if (source.auth !== undefined) throw withSecret('RBD image')
+  refuseSecret(source)
   const [pool, ...rest] = source.name.split('/')
   const image = rest.pop()
   const server = source.hosts.flatMap(({ name, port }, index) => [
@@ -205,11 +209,14 @@ function rbdDrive(source: Extract<DiskSource, { kind: 'rbd' }>): Record<string, 
 }
 
 /** libvirt hands a secret to QEMU for its own disks only; in an argument everybody on the machine would read it. */
-const withSecret = (what: string): RpcError =>
-  new RpcError(
+export function refuseSecret({ kind, auth }: Extract<DiskSource, { kind: 'rbd' | 'iscsi' }>): void {
+  if (auth === undefined) return
+  const what = kind === 'rbd' ? 'RBD image' : 'iSCSI unit'
+  throw new RpcError(
     'EINVAL',
     `an NVMe disk cannot reach an ${what} with a secret by itself: open it in the daemon, so that it is served over NBD`,
   )
+}
 
 /** `a=b,c=d`; a comma inside a value is doubled, as QEMU wants it. */
 export const optionText = (options: Readonly<Record<string, string | number | undefined>>): string =>

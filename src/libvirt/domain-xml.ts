@@ -147,9 +147,9 @@ export class DomainDocument {
     return new Set(addresses.map(address => Number(attributeOf(address, 'bus'))))
   }
 
-  /** A name that no disk has yet: `vdb` for virtio, `sda` for the others, `nvme0` for the qemu namespace. */
-  freeTarget(bus: string): string {
-    const taken = new Set(this.disks().map(({ target }) => target))
+  /** A name that no disk has yet, nor one of `others`: `vdb` for virtio, `sda` for the others, `nvme0` for the qemu namespace. */
+  freeTarget(bus: string, others: readonly string[] = []): string {
+    const taken = new Set([...others, ...this.disks().map(({ target }) => target)])
     const prefix = bus === 'virtio' ? 'vd' : bus === 'ide' ? 'hd' : 'sd'
     for (let index = 0; ; index++) {
       const name = bus === 'nvme' ? `nvme${index}` : `${prefix}${letters(index)}`

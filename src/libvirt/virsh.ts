@@ -1,4 +1,5 @@
 /** libvirt through its own client: everything that changes a domain is asked of libvirt, which checks it. */
+import { statSync } from 'node:fs'
 import { RpcError } from '../core/errors.ts'
 import { ProgramError, type ProgramOptions, runProgram } from '../core/program.ts'
 import { DomainDocument } from './domain-xml.ts'
@@ -128,6 +129,13 @@ export class Virsh {
         .filter(model => model !== '' && model !== 'none'),
       user: uid === undefined ? undefined : { uid: Number(uid), gid: Number(gid) },
     }
+  }
+
+  /** As whom QEMU runs where libvirt has no right to choose: as libvirt itself, whose socket this connection names. */
+  ownUser(): { readonly uid: number; readonly gid: number } {
+    const socket = /[?&]socket=([^&]+)/.exec(this.uri ?? '')?.[1]
+    const stats = socket === undefined ? undefined : statSync(socket, { throwIfNoEntry: false })
+    return stats ?? { uid: process.getuid!(), gid: process.getgid!() }
   }
 
   async #virsh(args: readonly string[], input?: string): Promise<string> {

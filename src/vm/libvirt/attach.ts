@@ -1,0 +1,250 @@
+/** A disk for a domain: served where that is needed, made accessible, handed to libvirt; or nothing of all that. */
+import { access } from 'node:fs/promises'
+import { RpcError } from '../../core/errors.ts'
+import { logger } from '../../core/log.ts'
+import { formatXml, node } from '../../core/xml.ts'
+import { type DiskSource, diskNode } from '../../libvirt/disk-xml.ts'
+import { nameOf } from '../../libvirt/domain-xml.ts'
+import type { Confinement, Scope, Virsh } from '../../libvirt/virsh.ts'
+import { type Undo, withUndo } from '../undo.ts'
+import { type AccessParts, findObstacles, type Need } from './access.ts'
+import { type Domain, documentsOf, freeTarget, readDomain, scopeOf } from './domains.ts'
+import { type Bus, chooseMeans, type Means } from './means.ts'
+import { plugNvme } from './monitor-disk.ts'
+import { type ServingParts, serve } from './serving.ts'
+import { findStorage, type Storage, type StorageParts } from './storage.ts'
+
+const log = logger('vm')
+
+export interface AttachRequest extends Scope {
+  readonly domain: string
+  /** A volume, a bdev, or an absolute path. */
+  readonly volume: string
+  readonly pool: string | undefined
+  readonly bus: Bus
+  readonly target: string | undefined
+  readonly serial: string | undefined
+  readonly isReadOnly: boolean
+  readonly means: Means | undefined
+  readonly format: string | undefined
+  /** Remove what the host has against it. */
+  readonly fix: boolean
+}
+
+export interface Attached extends Scope {
+  readonly domain: string
+  readonly target: string
+  readonly bus: Bus
+  readonly means: Means
+  readonly source: string
+  /** What else has changed, and what is to be known. */
+  readonly notes: string[]
+}
+
+export interface AttachParts extends ServingParts, StorageParts {
+  readonly access: AccessParts
+}
+
+/** What the steps of one attachment share. */
+interface Attachment {
+  readonly virsh: Virsh
+  readonly domain: Domain
+  readonly scope: Scope
+  readonly target: string
+  readonly request: AttachRequest
+  readonly undo: Undo
+  readonly notes: string[]
+}
+
+export async function attach(virsh: Virsh, request: AttachRequest, parts: AttachParts): Promise<Attached> {
+  const domain = await readDomain(virsh, request.domain)
+  const scope = scopeOf(domain, request)
+  const storage = await findStorage(request.volume, request, parts)
+  refuseInUse(storage, domain, scope, request)
+  const means = meansFor(storage, domain, scope, request)
+  const target = request.target ?? freeTarget(domain, request.bus)
+  const confinement = await virsh.confinement((domain.live ?? domain.config)!.type)
+  const user = confinement.user ?? virsh.ownUser()
+  return withUndo(async undo => {
+    const attachment: Attachment = { virsh, domain, scope, target, request, undo, notes: [] }
+    const source = await sourceOf(storage, means, attachment, user, parts)
+    await clearTheWay(source, attachment, { confinement, user, parts })
+    if (request.bus === 'nvme') await attachNvme(source, attachment)
+    else await attachDisk(source, means, attachment)
+    await noteMissingKvm(attachment)
+    log.notice(`domain ${domain.name} has ${request.volume} as ${target} (${means})`)
+    const { notes } = attachment
+    return {
+      ...{ domain: domain.name, target, bus: request.bus, means, source: nameOf(source), notes },
+      ...scope,
+    }
+  })
+}
+
+function meansFor(storage: Storage, domain: Domain, scope: Scope, request: AttachRequest): Means {
+  const { bdev, direct, open, kind } = storage
+  const isOpenHere = bdev !== undefined
+  const isSecret = direct?.kind === 'rbd' && direct.auth !== undefined
+  return chooseMeans({
+    volume: request.volume,
+    bus: request.bus,
+    wished: request.means,
+    isOpenHere,
+    canServe: isOpenHere || open !== undefined,
+    isManaged: kind !== 'path',
+    canBeDirect: direct !== undefined && !(isSecret && request.bus === 'nvme'),
+    hasSharedMemory: documentsOf(domain, scope).every(document => document.hasSharedMemory),
+    isLive: scope.live,
+  })
+}
+
+/** The guest itself may have it already, when a disk that it has now shall be there after its next start. */
+function refuseInUse(storage: Storage, domain: Domain, scope: Scope, request: AttachRequest): void {
+  const source = storage.direct && nameOf(storage.direct)
+  const isOwn = domain.live?.disks().some(disk => disk.source === source) && !scope.live
+  if (storage.programs.length === 0 || request.isReadOnly || isOwn) return
+  throw new RpcError(
+    'EBUSY',
+    `${storage.name} is in use by ${storage.programs.join(', ')}, and two writers would destroy it: end that first, or ` +
+      'attach it with --read-only',
+  )
+}
+
+async function sourceOf(
+  storage: Storage,
+  means: Means,
+  { domain, target, request, undo }: Attachment,
+  user: { uid: number; gid: number },
+  parts: AttachParts,
+): Promise<DiskSource> {
+  if (means === 'direct') return storage.direct!
+  const isOther = process.getuid!() === 0 && user.uid !== 0
+  const owner = isOther ? `${user.uid}:${user.gid}` : undefined
+  const isReadOnly = request.isReadOnly || storage.isIso
+  return serve(storage, { domain: domain.name, target, means, isReadOnly, owner }, undo, parts)
+}
+
+/** Finds what the host has against it, and removes it if that was asked for. */
+async function clearTheWay(
+  source: DiskSource,
+  { domain, scope, request }: Attachment,
+  host: {
+    readonly confinement: Confinement
+    readonly user: { uid: number; gid: number }
+    readonly parts: AttachParts
+  },
+): Promise<void> {
+  const need = needOf(source, request)
+  if (need === undefined) return
+  const { uuid } = (domain.live ?? domain.config)!
+  const guest = { uuid, ...host.user, isRunning: scope.live }
+  const find = (): ReturnType<typeof findObstacles> =>
+    findObstacles(need, guest, host.confinement, host.parts.access)
+  let obstacles = await find()
+  // One obstacle may hide the next one: what is below a closed directory cannot be tried.
+  for (let round = 0; request.fix && obstacles.length > 0 && round < ROUNDS_MAX; round++) {
+    for (const { cause, fix } of obstacles) {
+      await fix()
+      log.notice(`removed for domain ${domain.name}: ${cause}`)
+    }
+    obstacles = await find()
+  }
+  if (obstacles.length === 0) return
+  const told = obstacles.map(({ cause, remedy }) => `${cause}. As root: ${remedy.join('; ')}`)
+  throw new RpcError(
+    'EACCES',
+    `the guest could not open ${need.path}: ${told.join('. ')}${request.fix ? '' : '. --fix does that'}`,
+  )
+}
+
+const ROUNDS_MAX = 8
+
+function needOf(source: DiskSource, request: AttachRequest): Need | undefined {
+  const isKnownToLibvirt = request.bus !== 'nvme'
+  const rest = { isReadOnly: request.isReadOnly, isKnownToLibvirt }
+  if (source.kind === 'file' || source.kind === 'block') return { path: source.path, kind: 'file', ...rest }
+  if (source.kind === 'vhost') return { path: source.socketPath, kind: 'socket', ...rest }
+  const isSocket = source.kind === 'nbd' && 'socketPath' in source.server
+  // Of a socket behind a network disk libvirt's helper for profiles makes no rule either.
+  return isSocket
+    ? { path: source.server.socketPath, kind: 'socket', ...rest, isKnownToLibvirt: false }
+    : undefined
+}
+
+async function attachNvme(source: DiskSource, attachment: Attachment): Promise<void> {
+  const { virsh, domain, scope, target, request, undo, notes } = attachment
+  const disk = {
+    ...{ id: target, serial: request.serial ?? serialOf(domain.name, target), source },
+    isReadOnly: request.isReadOnly,
+  }
+  if (scope.live) {
+    await plugNvme(virsh, domain.live!, disk, undo)
+    notes.push('the running guest has it through the monitor of QEMU: libvirt marks the domain as tainted')
+  }
+  if (!scope.config) return
+  await redefine(attachment, document => document.addNvme(disk))
+  notes.push(
+    'libvirt has no NVMe disks of this kind: it is in the qemu namespace of the domain, and virsh domblklist does not ' +
+      'show it; qpair vm disks does',
+  )
+}
+
+/** At most 20 characters, as Identify Controller has them. */
+const serialOf = (domain: string, target: string): string =>
+  `${domain.slice(0, 19 - target.length)}-${target}`.slice(0, 20)
+
+async function attachDisk(source: DiskSource, means: Means, attachment: Attachment): Promise<void> {
+  const { virsh, domain, scope, target, request, undo } = attachment
+  if (means === 'vhost' && scope.config && !domain.config!.hasSharedMemory) {
+    await redefine(attachment, document => document.shareMemory())
+    attachment.notes.push('the memory of the domain is shared from its next start on, as vhost-user needs it')
+  }
+  if (request.bus === 'scsi') await addScsiController(attachment)
+  const disk = formatXml(
+    diskNode(source, {
+      ...{ target, bus: request.bus as Exclude<Bus, 'nvme'>, serial: request.serial },
+      isReadOnly: request.isReadOnly,
+    }),
+  )
+  await virsh.attachDevice(domain.name, disk, scope)
+  undo.add(`disk ${target}`, () => virsh.detachDevice(domain.name, disk, scope))
+}
+
+/** libvirt would add one of a kind that few guests have a driver for. */
+async function addScsiController({ virsh, domain, scope, undo, notes }: Attachment): Promise<void> {
+  for (const [each, document] of [
+    [{ live: true, config: false }, scope.live ? domain.live : undefined],
+    [{ live: false, config: true }, scope.config ? domain.config : undefined],
+  ] as const) {
+    if (document === undefined || document.controllers('scsi').length > 0) continue
+    const controller = formatXml(node('controller', { type: 'scsi', index: 0, model: 'virtio-scsi' }))
+    await virsh.attachDevice(domain.name, controller, each)
+    undo.add('the virtio-scsi controller', () => virsh.detachDevice(domain.name, controller, each))
+    if (notes.length === 0) notes.push('the domain has got a virtio-scsi controller')
+  }
+}
+
+/** Changes the document of the next start. What libvirt has against it, it says; then nothing has changed. */
+async function redefine(
+  { virsh, domain, undo }: Pick<Attachment, 'virsh' | 'domain' | 'undo'>,
+  change: (document: NonNullable<Domain['config']>) => void,
+): Promise<void> {
+  const document = domain.config!
+  const before = document.toString()
+  change(document)
+  await virsh.define(document.toString())
+  undo.add('the definition of the domain', () => virsh.define(before))
+}
+
+async function noteMissingKvm({ domain, notes }: Attachment): Promise<void> {
+  if (domain.live !== undefined || domain.config!.type !== 'kvm') return
+  const isThere = await access('/dev/kvm').then(
+    () => true,
+    () => false,
+  )
+  if (!isThere) {
+    notes.push(
+      'the domain is of type kvm and this machine has no /dev/kvm, so it will not start: qpair host validate',
+    )
+  }
+}

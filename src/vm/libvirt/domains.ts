@@ -1,0 +1,55 @@
+/** Which documents of a domain a change is for. */
+import { RpcError } from '../../core/errors.ts'
+import type { DomainDisk, DomainDocument } from '../../libvirt/domain-xml.ts'
+import type { Scope, Virsh } from '../../libvirt/virsh.ts'
+
+/** A domain as it is now. A transient one has no `config`, one that does not run has no `live`. */
+export interface Domain {
+  readonly name: string
+  readonly live: DomainDocument | undefined
+  readonly config: DomainDocument | undefined
+}
+
+export async function readDomain(virsh: Virsh, name: string): Promise<Domain> {
+  const isRunning = !/^(?:shut off|crashed)$/.test(await virsh.state(name))
+  const config = (await virsh.isPersistent(name)) ? await virsh.domain(name, 'config') : undefined
+  const live = isRunning ? await virsh.domain(name, 'live') : undefined
+  return { name: (live ?? config)!.name, live, config }
+}
+
+/** As virsh understands its flags: without one, the guest that runs, or else its next start. */
+export function scopeOf({ name, live, config }: Domain, asked: Scope): Scope {
+  const scope = asked.live || asked.config ? asked : { live: live !== undefined, config: live === undefined }
+  if (scope.live && live === undefined) {
+    throw new RpcError('EINVAL', `domain ${name} is not running: --config changes its next start`)
+  }
+  if (scope.config && config === undefined) {
+    throw new RpcError(
+      'EINVAL',
+      `domain ${name} is transient, gone when it stops: --live is all that makes sense`,
+    )
+  }
+  return scope
+}
+
+/** Those that a scope is about. */
+export const documentsOf = ({ live, config }: Domain, scope: Scope): DomainDocument[] =>
+  [scope.live ? live : undefined, scope.config ? config : undefined].filter(each => each !== undefined)
+
+/** A name for a disk that neither document has. */
+export function freeTarget({ live, config }: Domain, bus: string): string {
+  const taken = [live, config].flatMap(document => document?.disks() ?? []).map(({ target }) => target)
+  return (live ?? config)!.freeTarget(bus, taken)
+}
+
+/** The disks of both documents, those that are in both once. */
+export function disksOf({ live, config }: Domain): (DomainDisk & Scope)[] {
+  const next = config?.disks() ?? []
+  const now = live?.disks() ?? []
+  const isIn = (disks: readonly DomainDisk[], { target, source }: DomainDisk): boolean =>
+    disks.some(disk => disk.target === target && disk.source === source)
+  return [
+    ...now.map(disk => ({ ...disk, live: true, config: isIn(next, disk) })),
+    ...next.filter(disk => !isIn(now, disk)).map(disk => ({ ...disk, live: false, config: true })),
+  ]
+}

@@ -1,0 +1,69 @@
+/** The guests of libvirt: their disks, one change at a time for each domain. */
+import { runProgram } from '../../core/program.ts'
+import { type RunProgram, Virsh } from '../../libvirt/virsh.ts'
+import { Turns } from '../../volume/turns.ts'
+import { type Attached, type AttachParts, type AttachRequest, attach } from './attach.ts'
+import { type Detached, type DetachRequest, detach } from './detach.ts'
+import { disksOf, readDomain } from './domains.ts'
+import { servedFrom } from './serving.ts'
+
+export interface LibvirtGuestsParts extends Omit<AttachParts, 'access'> {
+  readonly run?: RunProgram
+  /** Where the host's /etc is. */
+  readonly root?: string
+}
+
+export interface GuestDisk {
+  readonly type: string
+  readonly device: string
+  readonly target: string
+  readonly source: string | undefined
+  readonly bus: string
+  readonly protocol: string | undefined
+  readonly serial: string | undefined
+  readonly isReadOnly: boolean
+  readonly live: boolean
+  readonly config: boolean
+  /** The bdev of this daemon that it is served from. */
+  readonly bdev: string | undefined
+}
+
+export class LibvirtGuests {
+  readonly #parts: AttachParts
+  readonly #run: RunProgram
+  /** By connection and domain. */
+  readonly #turns = new Map<string, Turns>()
+
+  constructor({ run = runProgram, root = '/', ...parts }: LibvirtGuestsParts) {
+    this.#parts = { ...parts, access: { run, root } }
+    this.#run = run
+  }
+
+  attach(uri: string | undefined, request: AttachRequest): Promise<Attached> {
+    return this.#inTurn(uri, request.domain, virsh => attach(virsh, request, this.#parts))
+  }
+
+  detach(uri: string | undefined, request: DetachRequest): Promise<Detached> {
+    return this.#inTurn(uri, request.domain, virsh => detach(virsh, request, this.#parts))
+  }
+
+  async disks(uri: string | undefined, domain: string): Promise<GuestDisk[]> {
+    const disks = disksOf(await readDomain(new Virsh(uri, this.#run), domain))
+    return disks.map(({ by: _by, ...disk }) => ({ ...disk, bdev: servedFrom(disk.source, this.#parts) }))
+  }
+
+  async #inTurn<Result>(
+    uri: string | undefined,
+    domain: string,
+    work: (virsh: Virsh) => Promise<Result>,
+  ): Promise<Result> {
+    const key = `${uri ?? ''} ${domain}`
+    const turns = this.#turns.get(key) ?? new Turns()
+    this.#turns.set(key, turns)
+    try {
+      return await turns.next(() => work(new Virsh(uri, this.#run)))
+    } finally {
+      if (!turns.isBusy) this.#turns.delete(key)
+    }
+  }
+}

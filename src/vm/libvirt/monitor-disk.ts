@@ -1,0 +1,142 @@
+/**
+ * An NVMe disk that a guest gets while it runs. libvirt has no such disk, so QEMU is asked around it; the domain counts as tainted
+ * from then on (virsh dominfo says so), and the disk is gone when the guest stops.
+ */
+import { setTimeout as delay } from 'node:timers/promises'
+import { RpcError } from '../../core/errors.ts'
+import {
+  type DiskSource,
+  formatOf,
+  NBD_RECONNECT_S,
+  type NvmeDisk,
+  nbdServer,
+  refuseSecret,
+} from '../../libvirt/disk-xml.ts'
+import { type DomainDocument, MONITOR_DISKS } from '../../libvirt/domain-xml.ts'
+import type { Virsh } from '../../libvirt/virsh.ts'
+import type { Undo } from '../undo.ts'
+
+/** In QEMU's own lists, told from what libvirt and others make. */
+const qemuId = (id: string): string => `qpair-${id}`
+
+/** How long a guest may take to let go of a disk. */
+const RELEASE_MS = 60_000
+const POLL_MS = 250
+
+export async function plugNvme(
+  virsh: Virsh,
+  domain: DomainDocument,
+  disk: NvmeDisk,
+  undo: Undo,
+): Promise<void> {
+  const { name } = domain
+  const id = qemuId(disk.id)
+  await virsh.monitor(name, 'blockdev-add', blockdev(id, disk))
+  undo.add(`block node ${id}`, () => virsh.monitor(name, 'blockdev-del', { 'node-name': id }))
+  await plugDevice(virsh, domain, { driver: 'nvme', id, drive: id, serial: disk.serial })
+  undo.add(`NVMe controller ${id}`, () => unplugDevice(virsh, name, id))
+  await virsh.setLiveMetadata(name, MONITOR_DISKS, domain.monitorDisksXml({ add: disk }))
+}
+
+export async function unplugNvme(virsh: Virsh, domain: DomainDocument, target: string): Promise<void> {
+  const { name } = domain
+  const id = qemuId(target)
+  await unplugDevice(virsh, name, id)
+  await virsh.monitor(name, 'blockdev-del', { 'node-name': id })
+  await virsh.setLiveMetadata(name, MONITOR_DISKS, domain.monitorDisksXml({ remove: target }))
+}
+
+/** A PCI Express port takes one device, and libvirt does not know of those that others have plugged in. */
+async function plugDevice(
+  virsh: Virsh,
+  domain: DomainDocument,
+  device: Record<string, unknown>,
+): Promise<void> {
+  const hasOldBus = domain.machine?.includes('i440fx') ?? false
+  const taken = domain.occupiedBuses()
+  const ports = domain
+    .controllers('pci')
+    .filter(({ index, model }) => model === 'pcie-root-port' && !taken.has(Number(index)))
+    .map(({ index }) => `pci.${index}`)
+  for (const bus of hasOldBus ? ['pci.0'] : ports) {
+    try {
+      await virsh.monitor(domain.name, 'device_add', { ...device, bus })
+      return
+    } catch (error) {
+      if (!/occupied|in use|not available/.test((error as Error).message)) throw error
+    }
+  }
+  throw new RpcError(
+    'ENOSPC',
+    `domain ${domain.name} has no free PCI Express port for another NVMe controller: attach it with --config and start ` +
+      "the domain anew, or give the domain more ports (<controller type='pci' model='pcie-root-port'/>)",
+  )
+}
+
+async function unplugDevice(virsh: Virsh, domain: string, id: string): Promise<void> {
+  await virsh.monitor(domain, 'device_del', { id })
+  await untilReleased(domain, id, async () => {
+    const devices = await virsh.monitor(domain, 'qom-list', { path: '/machine/peripheral' })
+    return !(devices as { name: string }[]).some(({ name }) => name === id)
+  })
+}
+
+/** The guest has been asked, and has not let go. */
+const stillThere = (domain: string, target: string): RpcError =>
+  new RpcError(
+    'ETIMEDOUT',
+    `the guest in domain ${domain} has not let go of ${target} within ${RELEASE_MS / 1000} s: is it mounted there, or is ` +
+      'the guest still starting? It may yet; type the command again',
+  )
+
+/** Waits until something is so; throws `stillThere` when it takes too long. */
+export async function untilReleased(
+  domain: string,
+  target: string,
+  isGone: () => Promise<boolean>,
+): Promise<void> {
+  const deadlineMs = Date.now() + RELEASE_MS
+  while (!(await isGone())) {
+    if (Date.now() > deadlineMs) throw stillThere(domain, target)
+    await delay(POLL_MS)
+  }
+}
+
+function blockdev(nodeName: string, { source, isReadOnly }: NvmeDisk): Record<string, unknown> {
+  return {
+    driver: formatOf(source),
+    'node-name': nodeName,
+    'read-only': isReadOnly,
+    discard: 'unmap',
+    file: { ...protocol(source), discard: 'unmap', 'read-only': isReadOnly },
+  }
+}
+
+function protocol(source: DiskSource): Record<string, unknown> {
+  switch (source.kind) {
+    case 'file':
+      return { driver: 'file', filename: source.path }
+    case 'block':
+      return { driver: 'host_device', filename: source.path }
+    case 'nbd':
+      return {
+        driver: 'nbd',
+        server: nbdServer(source.server),
+        export: source.name,
+        'reconnect-delay': NBD_RECONNECT_S,
+      }
+    case 'rbd': {
+      refuseSecret(source)
+      const [pool, ...rest] = source.name.split('/')
+      const image = rest.pop()
+      return {
+        ...{ driver: 'rbd', pool, image },
+        ...(rest[0] === undefined ? {} : { namespace: rest[0] }),
+        ...(source.configFile === undefined ? {} : { conf: source.configFile }),
+        server: source.hosts.map(({ name, port }) => ({ host: name, port: `${port ?? 6789}` })),
+      }
+    }
+    default:
+      throw new RpcError('EINVAL', `QEMU opens no ${source.kind} disk for an NVMe controller`)
+  }
+}

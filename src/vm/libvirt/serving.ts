@@ -1,0 +1,100 @@
+/**
+ * A disk that the daemon serves to a guest: a bdev, and a vhost controller or an NBD export over it, all named after the domain
+ * and the disk. By these names they are found again and taken away; there is no other record of them.
+ */
+import { resolve } from 'node:path'
+import type { BdevRegistry } from '../../bdev/registry.ts'
+import type { DiskSource } from '../../libvirt/disk-xml.ts'
+import type { NbdExports } from '../../nbd/exports.ts'
+import type { VhostControllers } from '../../vhost/controllers.ts'
+import type { Undo } from '../undo.ts'
+import type { Call, Storage } from './storage.ts'
+
+export interface ServingParts {
+  readonly bdevs: BdevRegistry
+  readonly vhost: Pick<VhostControllers, 'list' | 'get'>
+  readonly nbd: Pick<NbdExports, 'list'>
+  /** Where the sockets are made, those of NBD too. */
+  readonly socketDirectory: string
+  readonly call: Call
+}
+
+export interface ServeRequest {
+  readonly domain: string
+  readonly target: string
+  readonly means: 'vhost' | 'nbd'
+  readonly isReadOnly: boolean
+  /** `UID:GID` of the guest's QEMU when it is not this process's own user. */
+  readonly owner: string | undefined
+}
+
+/** Names of controllers are names of files. */
+export const servedName = (domain: string, target: string): string =>
+  `${domain}-${target}`.replaceAll(/[^\w.-]/g, '_')
+
+export async function serve(
+  storage: Storage,
+  request: ServeRequest,
+  undo: Undo,
+  parts: ServingParts,
+): Promise<DiskSource> {
+  const { call } = parts
+  const { domain, target, means, isReadOnly, owner } = request
+  const name = servedName(domain, target)
+  const bdev = storage.bdev ?? name
+  if (storage.bdev === undefined) {
+    await storage.open!(bdev, isReadOnly)
+    undo.add(`bdev ${bdev}`, () => closeBdev(bdev, parts))
+  }
+  const access = owner === undefined ? {} : { socket_mode: '0600', socket_owner: owner }
+  if (means === 'vhost') {
+    await call('vhost_create_blk_controller', {
+      ...{ ctrlr: name, dev_name: bdev, readonly: isReadOnly },
+      ...access,
+    })
+    undo.add(`vhost controller ${name}`, () => call('vhost_delete_controller', { ctrlr: name }))
+    return { kind: 'vhost', socketPath: resolve(parts.vhost.get(name).socketPath), isPacked: false }
+  }
+  const socketPath = nbdSocket(name, parts)
+  await call('nbd_export_start', {
+    ...{ bdev_name: bdev, name, unix: socketPath, read_only: isReadOnly },
+    ...access,
+  })
+  undo.add(`NBD export ${name}`, () => call('nbd_export_stop', { name }))
+  return { kind: 'nbd', name, server: { socketPath } }
+}
+
+/** A controller of a domain whose name ends in `.nbd` would have the same socket; its creation says so. */
+const nbdSocket = (name: string, { socketDirectory }: ServingParts): string =>
+  resolve(socketDirectory, `${name}.nbd`)
+
+/** Takes away what serves the disk of a domain, and answers what that was. */
+export async function release(domain: string, target: string, parts: ServingParts): Promise<string[]> {
+  const { call, vhost, nbd, bdevs } = parts
+  const name = servedName(domain, target)
+  const released: string[] = []
+  if (vhost.list().some(controller => controller.name === name)) {
+    await call('vhost_delete_controller', { ctrlr: name })
+    released.push(`vhost controller ${name}`)
+  }
+  if (nbd.list().some(served => served.name === name)) {
+    await call('nbd_export_stop', { name })
+    released.push(`NBD export ${name}`)
+  }
+  if (bdevs.find(name)?.name === name && bdevs.ownersOf(name) === '') {
+    await closeBdev(name, parts)
+    released.push(`bdev ${name}`)
+  }
+  return released
+}
+
+async function closeBdev(name: string, { bdevs, call }: ServingParts): Promise<void> {
+  await call(`bdev_${bdevs.get(name).driver}_delete`, { name })
+}
+
+/** The bdev that a disk of a domain is served from, by the source that libvirt tells: a socket's path or an export's name. */
+export function servedFrom(source: string | undefined, { vhost, nbd }: ServingParts): string | undefined {
+  const controller = vhost.list().find(({ socketPath }) => resolve(socketPath) === source)
+  if (controller?.backing.kind === 'blk') return controller.backing.bdev?.name
+  return nbd.list().find(({ name }) => name === source)?.bdev
+}
