@@ -92,9 +92,7 @@ function findLong(line: CommandLine, name: string): { option: CliOption; turnsOn
     ...longNames(option.on).map(long => ({ long, option, turnsOn: true })),
     ...longNames(option.off).map(long => ({ long, option, turnsOn: false })),
   ])
-  // Where a parameter is called no_x beside one called x, its own name comes first.
-  const exact =
-    all.find(({ long, turnsOn }) => long === name && turnsOn) ?? all.find(({ long }) => long === name)
+  const exact = all.find(({ long }) => long === name)
   if (exact !== undefined) return exact
   const begun = all.filter(({ long }) => long.startsWith(name))
   const options = new Set(begun.map(({ option }) => option))

@@ -1,6 +1,5 @@
 /** What the methods of pools and volumes have in common. */
 import { z } from 'zod'
-import { RpcError } from '../../core/errors.ts'
 import { parseSize } from '../../core/parse-size.ts'
 import { uint32 } from '../../rpc/params.ts'
 import type { BuildMode } from '../pool.ts'
@@ -56,16 +55,26 @@ export function permissionsOf(
   }
 }
 
-/** libvirt's two switches. */
-export const overwriteParams = {
-  overwrite: z.boolean().default(false).describe('Format the storage, whatever is on it'),
-  no_overwrite: z.boolean().default(false).describe('Format the storage unless something is on it'),
+/** libvirt's two switches, --overwrite and --no-overwrite; without either, types differ. */
+export const overwrite = z
+  .boolean()
+  .optional()
+  .describe('Format the storage: true whatever is on it, false unless something is on it')
+
+export function buildMode(given: boolean | undefined): BuildMode {
+  if (given === undefined) return 'default'
+  return given ? 'overwrite' : 'no-overwrite'
+}
+
+/** For what may be built before it is started. */
+export const buildParams = {
+  build: z.boolean().default(false).describe('Build it first'),
+  overwrite,
 } as const
 
-export function buildMode(params: { overwrite: boolean; no_overwrite: boolean }): BuildMode {
-  if (params.overwrite && params.no_overwrite) {
-    throw new RpcError('EINVAL', 'both --overwrite and --no-overwrite are given: choose one')
-  }
-  if (params.overwrite) return 'overwrite'
-  return params.no_overwrite ? 'no-overwrite' : 'default'
+export function buildBefore(params: {
+  readonly build: boolean
+  readonly overwrite?: boolean | undefined
+}): BuildMode | undefined {
+  return params.build || params.overwrite !== undefined ? buildMode(params.overwrite) : undefined
 }

@@ -4,7 +4,7 @@ import { RpcError } from '../../core/errors.ts'
 import { formatPool, type PoolAuth, type PoolDocument, poolTypes } from '../../libvirt/pool-xml.ts'
 import { method } from '../../rpc/method.ts'
 import { uint32 } from '../../rpc/params.ts'
-import { buildMode, overwriteParams, type VolumeContext } from './params.ts'
+import { buildBefore, buildParams, type VolumeContext } from './params.ts'
 import { poolRow, toRow } from './pools.ts'
 
 const text = z.string().min(1).optional()
@@ -109,8 +109,7 @@ const poolCreateAs = method({
   name: 'pool_create_as',
   summary: 'Starts a pool that is described by words and not kept.',
   params: params.extend({
-    build: z.boolean().default(false).describe('Build it first'),
-    ...overwriteParams,
+    ...buildParams,
   }),
   result: poolRow,
   errors: {
@@ -121,8 +120,7 @@ const poolCreateAs = method({
   concurrent: true,
   cli: { positional, text: row => `Pool ${row.name} created\n` },
   async run(given, { pools }: VolumeContext) {
-    const isBuilt = given.build || given.overwrite || given.no_overwrite
-    return toRow(await pools.create(formatPool(documentOf(given)), isBuilt ? buildMode(given) : undefined))
+    return toRow(await pools.create(formatPool(documentOf(given)), buildBefore(given)))
   },
 })
 

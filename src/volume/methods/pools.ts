@@ -5,7 +5,7 @@ import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
 import { type Pool, usageOf } from '../pools.ts'
 import { percentOf } from '../watermarks.ts'
-import { buildMode, overwriteParams, poolName, type VolumeContext } from './params.ts'
+import { buildBefore, buildMode, buildParams, overwrite, poolName, type VolumeContext } from './params.ts'
 
 const NO_POOL = { ENOENT: 'there is no pool of that name' } as const
 const TOOL = { EIO: 'a program that does the work failed; it says why' } as const
@@ -120,36 +120,34 @@ const poolCreate = method({
   summary: 'Starts a pool that is not kept: it is gone when it is stopped or the daemon is.',
   params: z.object({
     xml,
-    build: z.boolean().default(false).describe('Build it first'),
-    ...overwriteParams,
+    ...buildParams,
   }),
   result: poolRow,
   errors: { ...poolDefine.errors, ...TOOL, ENOENT: 'its storage is not there' },
   concurrent: true,
   cli: { positional: ['xml'], files: ['xml'], text: row => `Pool ${row.name} created\n` },
   async run(params, { pools }: VolumeContext) {
-    const isBuilt = params.build || params.overwrite || params.no_overwrite
-    return toRow(await pools.create(params.xml, isBuilt ? buildMode(params) : undefined))
+    return toRow(await pools.create(params.xml, buildBefore(params)))
   },
 })
 
 const poolBuild = method({
   name: 'pool_build',
   summary: 'Makes the storage of a pool: its directory, its file system, its volume group.',
-  params: z.object({ pool: poolName, ...overwriteParams }),
+  params: z.object({ pool: poolName, overwrite }),
   result: done,
   errors: {
     ...NO_POOL,
     ...TOOL,
     EBUSY: 'the pool is active',
     EEXIST: 'something is on its storage already',
-    EINVAL: 'both switches are given, or one that means nothing for its type',
+    EINVAL: 'there is nothing to format for its type',
     ENOTSUP: 'there is nothing to build for its type',
   },
   concurrent: true,
   cli: POOL,
   async run(params, { pools }: VolumeContext) {
-    await pools.build(params.pool, buildMode(params))
+    await pools.build(params.pool, buildMode(params.overwrite))
     return true as const
   },
 })
@@ -159,21 +157,19 @@ const poolStart = method({
   summary: 'Starts a pool: mounts, logs in, activates, and looks what volumes it has.',
   params: z.object({
     pool: poolName,
-    build: z.boolean().default(false).describe('Build it first'),
-    ...overwriteParams,
+    ...buildParams,
   }),
   result: done,
   errors: {
     ENOENT: 'there is no pool of that name, or its storage is not there',
     ...TOOL,
     EALREADY: 'it is active already',
-    EINVAL: 'both switches are given',
+    EINVAL: 'there is nothing to format for its type',
   },
   concurrent: true,
   cli: POOL,
   async run(params, { pools }: VolumeContext) {
-    const isBuilt = params.build || params.overwrite || params.no_overwrite
-    await pools.start(params.pool, isBuilt ? buildMode(params) : undefined)
+    await pools.start(params.pool, buildBefore(params))
     return true as const
   },
 })
