@@ -53,6 +53,10 @@ export class Gateway implements Configurable {
   #isReplaced = false
   /** The incarnation of the life before this one. */
   #former: string | undefined
+<<<<<<< HEAD
+  #rejoining: Promise<void> = Promise.resolve()
+=======
+>>>>>>> origin/HEAD
 
   constructor(parts: MembershipParts) {
     this.#parts = parts
@@ -96,7 +100,7 @@ export class Gateway implements Configurable {
       if (this.isRestoring) {
         this.#trouble = refusal.message
         log.error(`${refusal.message}. It is tried again until it can be`)
-        void this.#rejoin(options)
+        this.#rejoining = this.#rejoin(options)
         return
       }
       this.#options = null
@@ -146,6 +150,9 @@ export class Gateway implements Configurable {
     this.#options = null
     await membership?.leave(false, HAND_OVER_MS)
     await membership?.close()
+    // The cluster goes next, which an attempt to join again still uses.
+    const patience = new Promise<void>(resolve => void machineClock.after(HAND_OVER_MS, resolve))
+    await Promise.race([this.#rejoining, patience])
   }
 
   config(): MethodCall[] {
@@ -256,7 +263,7 @@ export class Gateway implements Configurable {
     void this.#parts
       .exclusive(() => this.#bury(options))
       .then(() => {
-        if (!isReplaced) void this.#rejoin(options)
+        if (!isReplaced) this.#rejoining = this.#rejoin(options)
       })
   }
 
@@ -276,10 +283,15 @@ export class Gateway implements Configurable {
         await this.#parts.exclusive(async () => {
           if (this.#options !== options) return
           await this.#parts.rbd.clusters.reconnect(options.cluster)
-          this.#membership = await this.#enter(options)
+          const membership = await this.#enter(options)
+          if (this.#options !== options) {
+            await forgo(membership)
+            return
+          }
+          this.#membership = membership
+          this.#trouble = ''
+          log.notice(`gateway ${options.name} is a member of group ${options.group} again`)
         })
-        log.notice(`gateway ${options.name} is a member of group ${options.group} again`)
-        this.#trouble = ''
         return
       } catch (error) {
         const { message } = error as Error
@@ -293,6 +305,12 @@ export class Gateway implements Configurable {
       await new Promise<void>(resolve => void machineClock.after(REJOIN_MS, resolve))
     }
   }
+}
+
+/** The daemon ends meanwhile. */
+async function forgo(membership: Membership): Promise<void> {
+  await membership.leave(false, 0)
+  await membership.close()
 }
 
 function toOptions(params: JoinParams): GroupOptions {

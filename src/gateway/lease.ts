@@ -136,10 +136,13 @@ export const forget = (state: GroupState, gone: Member): GroupState => ({
   members: state.members.filter(member => member !== gone),
 })
 
-/** What is worth a look at once. That members live, they tell by themselves. */
+/** What is worth a look at once: who serves what, and who could. That members live, they tell by themselves. */
 export function isNews(before: GroupState, after: GroupState): boolean {
   const gist = ({ members, owners }: GroupState): string =>
-    JSON.stringify([owners, members.map(member => [member.incarnation, member.isAlive, member.isLeaving])])
+    JSON.stringify([
+      owners,
+      members.map(({ incarnation, isAlive, isLeaving, unable }) => [incarnation, isAlive, isLeaving, unable]),
+    ])
   return gist(before) !== gist(after)
 }
 

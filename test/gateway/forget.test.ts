@@ -84,11 +84,12 @@ describe('a member that is gone', () => {
     expect(enter(full, 'n').members.find(({ name }) => name === 'n')!.number).toBe(5)
   })
 
-  it('is news, as is who serves what; that members live is not', () => {
+  it('is news, as is who serves what, and who cannot; that members live is not', () => {
     const before = renew(state(), renewal('a'))
     expect(isNews(before, renew(before, renewal('a')))).toBe(false)
     expect(isNews(state(), before)).toBe(true)
     expect(isNews(before, renew(before, renewal('a', ['b#1'])))).toBe(true)
     expect(isNews(before, renew(before, { ...renewal('a'), isLeaving: true }))).toBe(true)
+    expect(isNews(before, renew(before, { ...renewal('b'), unable: [KEY] }))).toBe(true)
   })
 })

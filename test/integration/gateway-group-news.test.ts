@@ -278,6 +278,32 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
       await group.daemons.get('a')!.start()
     })
 
+<<<<<<< HEAD
+    it('comes back as another client when Ceph has shut it out, and can be ended before it has', async () => {
+      const instance = async (): Promise<string> => {
+        const object = ['-p', 'volumes', '-N', 'qpair', 'get', 'gateway.fast.lease', '-']
+        const { members } = JSON.parse(await ceph.run('rados', ...object)) as {
+          members: { name: string; instance: string }[]
+        }
+        return members.find(({ name }) => name === 'a')!.instance
+      }
+      const shutOut = async (): Promise<void> => {
+        for (const address of (await instance()).replace(/[[\]]/g, '').split(','))
+          await ceph.run('ceph', 'osd', 'blocklist', 'add', address)
+        await eventually(async () => (await leases())[0]).toBe('rejoining')
+      }
+      await shutOut()
+      expect((await group.daemons.get('a')!.kill('SIGTERM')).code).toBe(0)
+      await group.daemons.get('a')!.start()
+      await eventually(leases).toEqual(['serving', 'serving'])
+      const before = await instance()
+      await shutOut()
+      await eventually(leases).toEqual(['serving', 'serving'])
+      expect(await instance()).not.toBe(before)
+    })
+
+=======
+>>>>>>> origin/HEAD
     it('ends a member whose name another has taken, which does not come back by itself', async () => {
       await group.add('c')
       const first = group.daemons.get('c')!
@@ -288,7 +314,14 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
           state: 'replaced',
           problem: expect.stringMatching(/another gateway joins (group fast )?as c/),
         })
+<<<<<<< HEAD
+        const address = `${group.addresses.get('c')}:4420`
+        await eventually(() => group.members('a')).toContainEqual(
+          expect.objectContaining({ name: 'c', state: 'alive', address }),
+        )
+=======
         await eventually(async () => (await group.shares('a'))['c']).toBe(1)
+>>>>>>> origin/HEAD
         expect((await shown()).state).toBe('replaced')
         await group.rpc('c', 'gateway_leave')
       } finally {
