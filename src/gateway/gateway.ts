@@ -53,10 +53,7 @@ export class Gateway implements Configurable {
   #isReplaced = false
   /** The incarnation of the life before this one. */
   #former: string | undefined
-<<<<<<< HEAD
   #rejoining: Promise<void> = Promise.resolve()
-=======
->>>>>>> origin/HEAD
 
   constructor(parts: MembershipParts) {
     this.#parts = parts

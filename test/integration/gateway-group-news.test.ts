@@ -278,7 +278,6 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
       await group.daemons.get('a')!.start()
     })
 
-<<<<<<< HEAD
     it('comes back as another client when Ceph has shut it out, and can be ended before it has', async () => {
       const instance = async (): Promise<string> => {
         const object = ['-p', 'volumes', '-N', 'qpair', 'get', 'gateway.fast.lease', '-']
@@ -302,8 +301,6 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
       expect(await instance()).not.toBe(before)
     })
 
-=======
->>>>>>> origin/HEAD
     it('ends a member whose name another has taken, which does not come back by itself', async () => {
       await group.add('c')
       const first = group.daemons.get('c')!
@@ -314,14 +311,10 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
           state: 'replaced',
           problem: expect.stringMatching(/another gateway joins (group fast )?as c/),
         })
-<<<<<<< HEAD
         const address = `${group.addresses.get('c')}:4420`
         await eventually(() => group.members('a')).toContainEqual(
           expect.objectContaining({ name: 'c', state: 'alive', address }),
         )
-=======
-        await eventually(async () => (await group.shares('a'))['c']).toBe(1)
->>>>>>> origin/HEAD
         expect((await shown()).state).toBe('replaced')
         await group.rpc('c', 'gateway_leave')
       } finally {
