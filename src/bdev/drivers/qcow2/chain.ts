@@ -5,7 +5,7 @@ import { RpcError } from '../../../core/errors.ts'
 import { Compression, MAGIC } from '../../../spec/qcow2.ts'
 import { close } from '../../../sys/libc.ts'
 import type { Header } from './header.ts'
-import { type LockedFile, openLocked, readHeader } from './image-handle.ts'
+import { ImageHandle, type LockedFile, openLocked, readHeader } from './image-handle.ts'
 import { canDecompress } from './reactor-parts.ts'
 
 const DEPTH_MAX = 64
@@ -114,4 +114,28 @@ function checkCompression(path: string, { compression }: Header): void {
 function identity({ fd }: LockedFile): string {
   const { dev, ino } = fstatSync(fd)
   return `${dev}:${ino}`
+}
+
+/** What can be said of the files underneath without opening them for use; it ends where the chain breaks. */
+export async function peekChain(
+  path: string,
+  header: Header,
+): Promise<{ readonly path: string; readonly format: 'raw' | 'qcow2' }[]> {
+  const found: { readonly path: string; readonly format: 'raw' | 'qcow2' }[] = []
+  for (let at = path, above = header; above.backingFile !== null && found.length < DEPTH_MAX; ) {
+    try {
+      const below = backingPath(at, above.backingFile)
+      const format = checkFormat(at, above.backingFormat) ?? 'raw'
+      found.push({ path: below, format })
+      if (format === 'raw') break
+      const image = await ImageHandle.peek(below)
+      image.close()
+      at = below
+      above = image.header
+    } catch (error) {
+      if (!(error instanceof RpcError)) throw error
+      break
+    }
+  }
+  return found
 }

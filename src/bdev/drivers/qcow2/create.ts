@@ -9,10 +9,11 @@ import { RpcError } from '../../../core/errors.ts'
 import * as spec from '../../../spec/qcow2.ts'
 import { close, fallocate } from '../../../sys/libc.ts'
 import { openChain } from './chain.ts'
-import { type Geometry, geometryOf, highOf, setRefcount } from './geometry.ts'
+import { type Geometry, geometryOf, setRefcount } from './geometry.ts'
 import { type Extension, encodeHeader, featureNameTable, type Header } from './header.ts'
 import type { CreateOptions, LongOperation, Preallocation } from './image.ts'
 import { explain, ImageHandle, type LockedFile, openLocked } from './image-handle.ts'
+import { setEntry } from './tree.ts'
 
 const PIECE = 1 << 20
 const { ENOSPC } = constants.errno
@@ -278,10 +279,4 @@ async function writeZeroes(
     await image.write(start + done, part === PIECE ? zeroes : zeroes.subarray(0, part))
     long.onProgress?.(done + part, size)
   }
-}
-
-/** Writes an offset with flags for its high half. */
-export function setEntry(view: DataView, at: number, offset: number, flags: number): void {
-  view.setUint32(at, (highOf(offset) | flags) >>> 0)
-  view.setUint32(at + 4, offset % 2 ** 32)
 }

@@ -4,10 +4,11 @@ import { statfs } from 'node:fs/promises'
 import { resolve } from 'node:path'
 import { z } from 'zod'
 import { RpcError } from '../../../core/errors.ts'
+import { logger } from '../../../core/log.ts'
 import { method } from '../../../rpc/method.ts'
-import { uuid } from '../../../rpc/params.ts'
-import { Autoclear, Incompatible } from '../../../spec/qcow2.ts'
-import { close } from '../../../sys/libc.ts'
+import { done, uuid } from '../../../rpc/params.ts'
+import { Autoclear } from '../../../spec/qcow2.ts'
+import { close, lseek } from '../../../sys/libc.ts'
 import { type BdevInfo, type ChannelContext, defineDriver } from '../../bdev.ts'
 import { IoType } from '../../io.ts'
 import { type BdevContext, deleteMethod } from '../../method.ts'
@@ -16,10 +17,17 @@ import { deriveUuid } from '../../uuid.ts'
 import { mediumIdentity } from '../file-identity.ts'
 import { type ChainLink, openChain } from './chain.ts'
 import { Qcow2Channel } from './channel.ts'
+import { repairDirty } from './check.ts'
 import { Agreement, type BackingFile, BLOCK_SIZE, type Qcow2Device, State, Wanted } from './device.ts'
 import type { Header } from './header.ts'
-import { ImageHandle } from './image-handle.ts'
+import { refuseCorrupt } from './image.ts'
+import { ImageHandle, readHeader } from './image-handle.ts'
+import { loadBitmaps, storeBitmaps } from './open-bitmaps.ts'
+import { resize } from './resize.ts'
+import { dropSnapshot, readSnapshots, revertTo, takeSnapshot } from './snapshots.ts'
 
+const log = logger('bdev')
+const SEEK_END = 2
 const TMPFS_MAGIC = 0x01021994
 const RAMFS_MAGIC = 0x858458f6
 const MIB = 1 << 20
@@ -73,7 +81,7 @@ async function openDevice(name: string, given: Params): Promise<BdevInfo> {
   const image = await ImageHandle.open(filename, read_only)
   let links: ChainLink[] = []
   try {
-    if (!read_only) await prepare(image)
+    if (!read_only) await prepare(name, image)
     links = await openChain({ fd: image.fd, path: image.path, sizeBytes: image.fileSize }, image.header)
     const { header } = image
     if (header.sizeBytes < BLOCK_SIZE) {
@@ -93,6 +101,7 @@ async function openDevice(name: string, given: Params): Promise<BdevInfo> {
       backing: await Promise.all(links.map(backingOf)),
       ...Agreement.create(),
     }
+    if (!read_only) await loadBitmaps(image, device)
     return await describe(name, given, header, device)
   } catch (error) {
     for (const link of links) close(link.file.fd)
@@ -102,14 +111,15 @@ async function openDevice(name: string, given: Params): Promise<BdevInfo> {
 }
 
 /** What has to be so before an image is written to. */
-async function prepare(image: ImageHandle): Promise<void> {
-  const { incompatible, autoclear } = image.header
-  if ((incompatible & Incompatible.CORRUPT) !== 0) {
-    throw new RpcError(
-      'EINVAL',
-      `${image.path} is marked as corrupt: use qemu-img check -r all ${image.path}, or read_only: true`,
+async function prepare(name: string, image: ImageHandle): Promise<void> {
+  refuseCorrupt(image)
+  const repaired = await repairDirty(image)
+  if (repaired !== null) {
+    log.notice(
+      `${name}: ${image.path} was not closed properly, ${repaired.repaired} refcounts of it are mended`,
     )
   }
+  const { autoclear } = image.header
   if ((autoclear & ~Autoclear.BITMAPS) !== 0)
     await image.changeHeader({ autoclear: autoclear & Autoclear.BITMAPS })
 }
@@ -180,10 +190,68 @@ async function closeDevice(info: BdevInfo): Promise<void> {
   const device = info.device as Qcow2Device
   const agreement = new Agreement(device)
   await agreement.want(Wanted.STOP, State.STOPPED)
+  if (!device.isReadOnly) await storeBitmaps(await imageOf(device), device)
   agreement.close()
   new Lanes(device.lanes).close()
   for (const { fd } of device.backing) close(fd)
   close(device.fd)
+}
+
+/** The image as it is in the file now. */
+async function imageOf({ fd, path }: Qcow2Device): Promise<ImageHandle> {
+  const file = { fd, path, sizeBytes: lseek(fd, 0, SEEK_END) }
+  return new ImageHandle(file, await readHeader(file))
+}
+
+/**
+ * Changes an image that is a device: requests wait meanwhile, and what the reactors knew of it is read anew. Throws what
+ * `work` throws; the device goes on in any case.
+ */
+export async function changeOpenImage<T>(
+  info: BdevInfo,
+  work: (image: ImageHandle) => Promise<T>,
+): Promise<T> {
+  const device = info.device as Qcow2Device
+  if (device.isReadOnly) throw new RpcError('EROFS', `${info.name} is read only: create it without read_only`)
+  const agreement = new Agreement(device)
+  await agreement.want(Wanted.PAUSE, State.PAUSED)
+  try {
+    await storeBitmaps(await imageOf(device), device)
+    return await work(await imageOf(device))
+  } finally {
+    // What work that failed has begun is taken back.
+    await repairDirty(await imageOf(device))
+    await loadBitmaps(await imageOf(device), device)
+    await agreement.want(Wanted.RUN, State.RUNNING)
+  }
+}
+
+/** The device of that name, if it is an image. */
+function imageDevice({ bdevs }: BdevContext, name: string): BdevInfo {
+  const info = bdevs.get(name)
+  if (info.driver === 'qcow2') return info
+  throw new RpcError('ENODEV', `${info.name} is a ${info.driver} bdev, not qcow2`)
+}
+
+async function resizeDevice(
+  context: BdevContext,
+  name: string,
+  sizeBytes: number,
+  shrink: boolean,
+): Promise<void> {
+  const info = imageDevice(context, name)
+  const owners = context.bdevs.ownersOf(name)
+  if (sizeBytes < info.blockCount * BLOCK_SIZE && owners !== '') {
+    throw new RpcError(
+      'EBUSY',
+      `${info.name} cannot shrink while ${owners} has it: take it away from there first`,
+    )
+  }
+  const blockCount = await changeOpenImage(info, async image => {
+    await resize(image, sizeBytes, { shrink })
+    return Math.floor(image.header.sizeBytes / BLOCK_SIZE)
+  })
+  await context.bdevs.resize(info.name, blockCount)
 }
 
 const CREATE_ERRORS = {
@@ -196,6 +264,15 @@ const CREATE_ERRORS = {
   EROFS: 'it is on a file system that is mounted read only',
   EPERM: 'the daemon may not open it',
 } as const
+
+const CHANGE_ERRORS = {
+  ENODEV: 'no qcow2 device has that name',
+  EROFS: 'it is read only',
+  ENOSPC: 'there is no room for what it takes, or refcounts are not wide enough',
+} as const
+
+const existing = z.string().describe('The device')
+const snapshotName = z.string().min(1).describe("The snapshot's name; of one there is, its id as well")
 
 export const qcow2Methods = [
   method({
@@ -211,4 +288,113 @@ export const qcow2Methods = [
     },
   }),
   deleteMethod('bdev_qcow2_delete', 'qcow2'),
+  method({
+    name: 'bdev_qcow2_resize',
+    summary: 'Gives the image another size. Hosts that have it open are told at once.',
+    params: z.object({
+      name: existing,
+      new_size: z
+        .int()
+        .min(1)
+        .max(2 ** 32)
+        .describe('Its size in MiB'),
+      shrink: z.boolean().optional().describe('Cut off what lies behind a smaller size'),
+    }),
+    result: done,
+    errors: {
+      ...CHANGE_ERRORS,
+      EINVAL: 'it would shrink and that was not asked for, or its clusters are too small',
+      EBUSY: 'it would shrink while somebody has it',
+      ENOTSUP: 'a longer backing file would show through',
+    },
+    saves: true,
+    cli: { positional: ['name', 'new_size'] },
+    async run({ name, new_size, shrink = false }, context: BdevContext) {
+      await resizeDevice(context, name, new_size * MIB, shrink)
+      return true as const
+    },
+  }),
+  method({
+    name: 'bdev_qcow2_snapshot_create',
+    summary: 'Takes a snapshot within the image.',
+    params: z.object({ name: existing, snapshot_name: snapshotName }),
+    result: z.object({ id: z.string(), name: z.string() }),
+    errors: {
+      ...CHANGE_ERRORS,
+      EEXIST: 'it has a snapshot of that name',
+      EINVAL: 'no snapshot can have that name',
+    },
+    saves: true,
+    cli: { positional: ['name', 'snapshot_name'] },
+    async run({ name, snapshot_name }, context: BdevContext) {
+      const taken = await changeOpenImage(imageDevice(context, name), image =>
+        takeSnapshot(image, snapshot_name),
+      )
+      return { id: taken.id, name: taken.name }
+    },
+  }),
+  method({
+    name: 'bdev_qcow2_snapshot_list',
+    summary: 'The snapshots within the image.',
+    params: z.object({ name: existing }),
+    result: z.array(
+      z.object({
+        id: z.string(),
+        name: z.string(),
+        date: z.string(),
+        size_bytes: z.int(),
+        vm_state_bytes: z.int(),
+      }),
+    ),
+    errors: { ENODEV: 'no qcow2 device has that name' },
+    cli: { positional: ['name'] },
+    async run({ name }, context: BdevContext) {
+      const snapshots = await readSnapshots(await imageOf(imageDevice(context, name).device as Qcow2Device))
+      return snapshots.map(({ id, name: snapshot, date, diskSizeBytes, vmStateBytes }) => ({
+        id,
+        name: snapshot,
+        date: date.toISOString(),
+        size_bytes: diskSizeBytes,
+        vm_state_bytes: vmStateBytes,
+      }))
+    },
+  }),
+  method({
+    name: 'bdev_qcow2_snapshot_apply',
+    summary: 'Has the disk be what it was when the snapshot was taken. Nobody may have the device.',
+    params: z.object({ name: existing, snapshot_name: snapshotName }),
+    result: done,
+    errors: { ...CHANGE_ERRORS, ENOENT: 'it has no such snapshot', EBUSY: 'somebody has the device' },
+    saves: true,
+    cli: { positional: ['name', 'snapshot_name'] },
+    async run({ name, snapshot_name }, context: BdevContext) {
+      const info = imageDevice(context, name)
+      const owners = context.bdevs.ownersOf(name)
+      if (owners !== '') {
+        throw new RpcError(
+          'EBUSY',
+          `${info.name} cannot go back while ${owners} has it: take it away from there first`,
+        )
+      }
+      const blockCount = await changeOpenImage(info, async image => {
+        await revertTo(image, snapshot_name)
+        return Math.floor(image.header.sizeBytes / BLOCK_SIZE)
+      })
+      await context.bdevs.resize(info.name, blockCount)
+      return true as const
+    },
+  }),
+  method({
+    name: 'bdev_qcow2_snapshot_delete',
+    summary: 'Deletes a snapshot within the image.',
+    params: z.object({ name: existing, snapshot_name: snapshotName }),
+    result: done,
+    errors: { ...CHANGE_ERRORS, ENOENT: 'it has no such snapshot' },
+    saves: true,
+    cli: { positional: ['name', 'snapshot_name'] },
+    async run({ name, snapshot_name }, context: BdevContext) {
+      await changeOpenImage(imageDevice(context, name), image => dropSnapshot(image, snapshot_name))
+      return true as const
+    },
+  }),
 ]

@@ -35,8 +35,20 @@ export interface LockedFile {
  */
 export async function openLocked(path: string, isReadOnly: boolean, create = false): Promise<LockedFile> {
   if (!create) await checkKind(path)
+  const fd = await openFile(path, isReadOnly, create)
+  if (!lockImage(fd, isReadOnly)) {
+    close(fd)
+    throw new RpcError(
+      'EBUSY',
+      `${path} is in use by another program, or by another device here: end that use first (fuser ${path} says whose)`,
+    )
+  }
+  return { fd, path, sizeBytes: lseek(fd, 0, SEEK_END) }
+}
+
+function openFile(path: string, isReadOnly: boolean, create: boolean): Promise<number> {
   const flags = isReadOnly ? constants.O_RDONLY : constants.O_RDWR
-  const fd = await open(path, flags | (create ? constants.O_CREAT | constants.O_EXCL : 0), 0o644).catch(
+  return open(path, flags | (create ? constants.O_CREAT | constants.O_EXCL : 0), 0o644).catch(
     (cause: NodeJS.ErrnoException) => {
       const code = asCode(cause.code)
       const remedy =
@@ -48,14 +60,6 @@ export async function openLocked(path: string, isReadOnly: boolean, create = fal
       throw new RpcError(code, `cannot open ${path}: ${cause.code}; ${remedy}`, { cause })
     },
   )
-  if (!lockImage(fd, isReadOnly)) {
-    close(fd)
-    throw new RpcError(
-      'EBUSY',
-      `${path} is in use by another program, or by another device here: end that use first (fuser ${path} says whose)`,
-    )
-  }
-  return { fd, path, sizeBytes: lseek(fd, 0, SEEK_END) }
 }
 
 async function checkKind(path: string): Promise<void> {
@@ -112,6 +116,19 @@ export class ImageHandle {
       return new ImageHandle(file, await readHeader(file))
     } catch (error) {
       close(file.fd)
+      throw error
+    }
+  }
+
+  /** Read only and without a lock, to be looked at while somebody else may have it. */
+  static async peek(path: string): Promise<ImageHandle> {
+    await checkKind(path)
+    const fd = await openFile(path, true, false)
+    const file = { fd, path, sizeBytes: lseek(fd, 0, SEEK_END) }
+    try {
+      return new ImageHandle(file, await readHeader(file))
+    } catch (error) {
+      close(fd)
       throw error
     }
   }

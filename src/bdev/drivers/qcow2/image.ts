@@ -6,15 +6,22 @@
  *   resizeImage(path, sizeBytes, options)    grows it; shrinks only when told that data may be lost
  *   checkImage(path, { repair }, long?)      counts every reference anew; says, or mends, what is wrong
  *   createSnapshot / listSnapshots / applySnapshot / deleteSnapshot (path, …)
- *   addBitmap / removeBitmap / setBitmapRecording / listBitmaps (path, …)
- *   rebaseImage(path, backing, options, long?)   another backing file, with the same content
- *   commitImage(path, long?)                 its data into its backing file
+ *   addBitmap / removeBitmap (path, …)       dirty bitmaps
  *
  * Each call opens the file, takes the locks that QEMU takes as well, and closes it: an image that a guest, QEMU or a
- * bdev has is refused with EBUSY. An image that is a bdev is changed by `changeQcow2` of `driver.ts`, which lends
- * what is open. Errors are `RpcError`s that name the path, the values and the remedy.
+ * bdev has is refused with EBUSY, except by `imageInfo`. An image that is a bdev is changed by `changeOpenImage` of
+ * `driver.ts`, or its methods. Errors are `RpcError`s that name the path, the values and the remedy.
  */
-import type { RpcError } from '../../../core/errors.ts'
+import { stat } from 'node:fs/promises'
+import { RpcError } from '../../../core/errors.ts'
+import { Compatible, Compression, Incompatible } from '../../../spec/qcow2.ts'
+import { deleteBitmap, insertBitmap, readBitmaps, toInfo } from './bitmaps.ts'
+import { peekChain } from './chain.ts'
+import { check, repairDirty } from './check.ts'
+import { create } from './create.ts'
+import { ImageHandle } from './image-handle.ts'
+import { resize } from './resize.ts'
+import { dropSnapshot, readSnapshots, revertTo, takeSnapshot } from './snapshots.ts'
 
 /** For what may take long. */
 export interface LongOperation {
@@ -101,27 +108,138 @@ export interface ResizeOptions {
   readonly shrink?: boolean
 }
 
-export interface RebaseOptions {
-  readonly backingFormat?: 'raw' | 'qcow2'
-  /** Only writes the new name: its content is known to be the same, or the old file is gone. */
-  readonly unsafe?: boolean
+/** Makes an image that must not exist yet. Throws `RpcError`: EEXIST, EINVAL, ENOENT, ENOSPC, ENOTSUP. */
+export async function createImage(
+  path: string,
+  options: CreateOptions,
+  long: LongOperation = {},
+): Promise<ImageInfo> {
+  await create(path, options, long)
+  return await imageInfo(path)
 }
 
-/** The calls. */
-export interface Images {
-  createImage(path: string, options: CreateOptions, long?: LongOperation): Promise<ImageInfo>
-  imageInfo(path: string): Promise<ImageInfo>
-  resizeImage(path: string, sizeBytes: number, options?: ResizeOptions): Promise<ImageInfo>
-  checkImage(
-    path: string,
-    options?: { readonly repair?: boolean },
-    long?: LongOperation,
-  ): Promise<CheckResult>
-  createSnapshot(path: string, name: string): Promise<SnapshotInfo>
-  listSnapshots(path: string): Promise<readonly SnapshotInfo[]>
-  /** `which`: an id, or a name that only one has. */
-  applySnapshot(path: string, which: string): Promise<void>
-  deleteSnapshot(path: string, which: string): Promise<void>
+/**
+ * What an image is. Also of one that somebody has, whose header may be changing: then of what is in the file. A chain that
+ * cannot be followed ends where it breaks.
+ */
+export async function imageInfo(path: string): Promise<ImageInfo> {
+  const image = await ImageHandle.peek(path)
+  try {
+    return await describe(image)
+  } finally {
+    image.close()
+  }
 }
 
-export type ImageError = RpcError
+/** Throws `RpcError` EINVAL when it would shrink without being told to. */
+export async function resizeImage(
+  path: string,
+  sizeBytes: number,
+  options: ResizeOptions = {},
+): Promise<ImageInfo> {
+  return await withImage(path, async image => {
+    await resize(image, sizeBytes, options)
+    return await describe(image)
+  })
+}
+
+export async function checkImage(
+  path: string,
+  { repair = false }: { readonly repair?: boolean } = {},
+  long: LongOperation = {},
+): Promise<CheckResult> {
+  const image = await ImageHandle.open(path, !repair)
+  try {
+    return await check(image, repair, long)
+  } finally {
+    image.close()
+  }
+}
+
+/** Throws `RpcError` EEXIST when it has one of that name. */
+export const createSnapshot = (path: string, name: string): Promise<SnapshotInfo> =>
+  withImage(path, async image => toSnapshotInfo(await takeSnapshot(image, name)))
+
+export async function listSnapshots(path: string): Promise<readonly SnapshotInfo[]> {
+  return (await imageInfo(path)).snapshots
+}
+
+/** Has the disk be what it was; its size as well. `which`: an id, or a name that only one has. */
+export const applySnapshot = (path: string, which: string): Promise<void> =>
+  withImage(path, image => revertTo(image, which))
+
+export const deleteSnapshot = (path: string, which: string): Promise<void> =>
+  withImage(path, image => dropSnapshot(image, which))
+
+/** A bitmap that records writes from now on, unless told otherwise. */
+export const addBitmap = (
+  path: string,
+  name: string,
+  { granularityBytes = 65536, isRecording = true }: BitmapOptions = {},
+): Promise<void> => withImage(path, image => insertBitmap(image, name, granularityBytes, isRecording))
+
+export const removeBitmap = (path: string, name: string): Promise<void> =>
+  withImage(path, image => deleteBitmap(image, name))
+
+export interface BitmapOptions {
+  /** A power of two from 512; 65536 by default. */
+  readonly granularityBytes?: number
+  readonly isRecording?: boolean
+}
+
+/** An image that nobody has, as what it should be: repaired if it was not closed properly. */
+async function withImage<T>(path: string, work: (image: ImageHandle) => Promise<T>): Promise<T> {
+  const image = await ImageHandle.open(path, false)
+  try {
+    refuseCorrupt(image)
+    await repairDirty(image)
+    return await work(image)
+  } catch (error) {
+    // What it began is taken back.
+    await repairDirty(image)
+    throw error
+  } finally {
+    image.close()
+  }
+}
+
+/** Throws `RpcError` EINVAL for an image that is marked as corrupt: nobody is to write to it. */
+export function refuseCorrupt(image: ImageHandle): void {
+  if ((image.header.incompatible & Incompatible.CORRUPT) === 0) return
+  throw new RpcError(
+    'EINVAL',
+    `${image.path} is marked as corrupt: use qemu-img check -r all ${image.path}, or read_only: true`,
+  )
+}
+
+async function describe(image: ImageHandle): Promise<ImageInfo> {
+  const { header, path } = image
+  const { size, blocks } = await stat(path)
+  return {
+    path,
+    version: header.version === 2 ? 2 : 3,
+    virtualSizeBytes: header.sizeBytes,
+    allocatedBytes: blocks * 512,
+    fileSizeBytes: size,
+    clusterSize: header.geometry.clusterSize,
+    refcountBits: 2 ** header.geometry.refcountOrder,
+    extendedL2: header.geometry.isExtended,
+    lazyRefcounts: (header.compatible & Compatible.LAZY_REFCOUNTS) !== 0,
+    compression: header.compression === Compression.ZSTD ? 'zstd' : 'zlib',
+    isDirty: (header.incompatible & Incompatible.DIRTY) !== 0,
+    isCorrupt: (header.incompatible & Incompatible.CORRUPT) !== 0,
+    backingFile: header.backingFile,
+    backingFormat: header.backingFormat,
+    chain: await peekChain(path, header),
+    snapshots: (await readSnapshots(image)).map(toSnapshotInfo),
+    bitmaps: (await readBitmaps(image)).map(toInfo),
+  }
+}
+
+const toSnapshotInfo = ({ id, name, date, diskSizeBytes, vmStateBytes }: SnapshotInfo): SnapshotInfo => ({
+  id,
+  name,
+  date,
+  diskSizeBytes,
+  vmStateBytes,
+})
