@@ -1,13 +1,16 @@
 /** Volumes that are files of one directory. */
 import { chmod, chown, readdir, rename, rm, stat, statfs } from 'node:fs/promises'
 import { dirname, isAbsolute, join, resolve } from 'node:path'
+import { createImage, imageInfo } from '../bdev/drivers/qcow2/image.ts'
 import { RpcError } from '../core/errors.ts'
 import type { Permissions, PoolUsage } from '../libvirt/pool-xml.ts'
 import type { MethodCall } from '../rpc/config.ts'
+import { FileSnapshots } from './formats/file-snapshots.ts'
 import { probe } from './formats/probe.ts'
-import { createQcow2, type ImageRequest } from './formats/qcow2.ts'
-import { copyFileSparsely, createRaw, resizeRaw } from './formats/raw.ts'
+import { createQcow2, type ImageRequest, resizeQcow2 } from './formats/qcow2.ts'
+import { copyFileSparsely, createRaw, resizeRaw, takePlace } from './formats/raw.ts'
 import { RawSnapshots } from './formats/raw-snapshots.ts'
+import type { Call } from './nvme-export.ts'
 import type {
   CreateVolume,
   OpenOptions,
@@ -29,11 +32,14 @@ const DEFAULT_MODE = 0o600
 
 export class FileVolumes implements VolumeOperations {
   readonly directory: string
-  readonly snapshots: RawSnapshots
+  readonly snapshots: FileSnapshots
+  readonly #call: Call
 
-  constructor(pool: string, directory: string) {
+  /** `call`: a method of the daemon, for volumes that are open. */
+  constructor(pool: string, directory: string, call: Call) {
+    this.#call = call
     this.directory = directory
-    this.snapshots = new RawSnapshots(pool, join(directory, SNAPSHOT_DIRECTORY))
+    this.snapshots = new FileSnapshots(new RawSnapshots(pool, join(directory, SNAPSHOT_DIRECTORY)), call)
   }
 
   async usage(): Promise<PoolUsage> {
@@ -138,8 +144,16 @@ export class FileVolumes implements VolumeOperations {
     await rm(volume.path)
   }
 
-  async resize(volume: VolumeFacts, capacityBytes: number, { allocate }: ResizeOptions): Promise<void> {
-    await resizeRaw(volume.path, capacityBytes, allocate)
+  async resize(volume: VolumeFacts, capacityBytes: number, options: ResizeOptions): Promise<void> {
+    if (volume.format === 'qcow2') return resizeQcow2(volume, capacityBytes, options, this.#call)
+    if (volume.format !== 'raw') {
+      throw new RpcError(
+        'ENOTSUP',
+        `volume ${volume.name} is ${volume.format}, which has the size that it has`,
+      )
+    }
+    await resizeRaw(volume.path, capacityBytes, options.allocate)
+    for (const { name, driver } of options.openBy) await this.#call(`bdev_${driver}_rescan`, { name })
   }
 
   async rename(volume: VolumeFacts, name: string): Promise<void> {
@@ -152,7 +166,14 @@ export class FileVolumes implements VolumeOperations {
   }
 
   async wipe(volume: VolumeFacts, algorithm: WipeAlgorithm, progress: Progress): Promise<void> {
-    await wipeFile(volume.path, algorithm, progress)
+    if (volume.format !== 'qcow2') return wipeFile(volume.path, algorithm, progress)
+    // Its header stays until there is an empty image in its place, so that it is one also after an interruption.
+    const { clusterSize, virtualSizeBytes } = await imageInfo(volume.path)
+    await wipeFile(volume.path, algorithm, progress, clusterSize)
+    const partial = join(this.directory, partialName(volume.name))
+    await rm(partial, { force: true })
+    await createImage(partial, { sizeBytes: virtualSizeBytes, clusterSize })
+    await takePlace(partial, volume.path)
   }
 }
 

@@ -10,6 +10,7 @@
  * A type is one file in `backends/` and one line in `backends/index.ts`. All of it runs on the control thread: errors are
  * `RpcError`s that name the pool, the values and the remedy.
  */
+import type { BdevInfo } from '../bdev/bdev.ts'
 import type { Permissions, PoolDocument, PoolType, PoolUsage } from '../libvirt/pool-xml.ts'
 import type { MethodCall } from '../rpc/config.ts'
 
@@ -105,7 +106,7 @@ export interface VolumeOperations {
   delete?(volume: VolumeFacts): Promise<void>
   /** Facts that take opening it: capacity, allocation, backing. Absent: `refresh` has found all. */
   describe?(volume: VolumeFacts): Promise<VolumeFacts>
-  /** Grows or shrinks. `isOpen`: a bdev has it; the caller makes the bdev look again. */
+  /** Another size, which those who have it open hear of. */
   resize?(volume: VolumeFacts, capacityBytes: number, options: ResizeOptions): Promise<void>
   rename?(volume: VolumeFacts, name: string): Promise<void>
   /** A volume of the same pool that can be written without changing this one. */
@@ -132,10 +133,15 @@ export interface CreateVolume {
 export const PREALLOCATIONS = ['off', 'metadata', 'full'] as const
 export type Preallocation = (typeof PREALLOCATIONS)[number]
 
+/** The bdevs that have a volume open: what is changed then goes through their methods, or they are told of it. */
+export type OpenBy = readonly Pick<BdevInfo, 'name' | 'driver' | 'readOnly'>[]
+
 export interface ResizeOptions {
-  /** A bdev or a guest has it open; then it only grows. */
-  readonly isOpen: boolean
+  readonly openBy: OpenBy
+  /** Reserve what it grows by. */
   readonly allocate: boolean
+  /** It may become smaller; then nobody has it open. */
+  readonly shrink: boolean
 }
 
 /** libvirt's first two; `random` is one pass. Its multi-pass algorithms are for disks of the nineties. */
@@ -154,10 +160,10 @@ export type SnapshotAction = 'create' | 'revert' | 'delete'
 export interface SnapshotOperations {
   /** What may be done while a bdev has the volume open; the rest is refused then. */
   whileOpen(volume: VolumeFacts): readonly SnapshotAction[]
-  create(volume: VolumeFacts, snapshot: string): Promise<void>
+  create(volume: VolumeFacts, snapshot: string, openBy: OpenBy): Promise<void>
   list(volume: VolumeFacts): Promise<VolumeSnapshot[]>
-  revert(volume: VolumeFacts, snapshot: string): Promise<void>
-  delete(volume: VolumeFacts, snapshot: string): Promise<void>
+  revert(volume: VolumeFacts, snapshot: string, openBy: OpenBy): Promise<void>
+  delete(volume: VolumeFacts, snapshot: string, openBy: OpenBy): Promise<void>
 }
 
 /** A line of `backends/index.ts`: what makes the backend of a type. */

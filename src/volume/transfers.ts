@@ -100,7 +100,7 @@ export class Transfers {
     }
     const name = basename(file)
     checkFileName(name, 'a file')
-    const files = new FileVolumes(pool.name, dirname(file))
+    const files = new FileVolumes(pool.name, dirname(file), this.#options.replay)
     const names = await readdir(files.directory).catch((cause: NodeJS.ErrnoException) => {
       throw new RpcError((cause.code ?? 'EIO') as 'ENOENT', `${file} cannot be written: ${cause.message}`, {
         cause,

@@ -37,7 +37,7 @@ export async function useOf(
     bdev: over.find(({ readOnly }) => !readOnly) ?? over[0],
     bdevs: over,
     owners: owners.join(', '),
-    programs: volume.type === 'network' ? [] : await lockersOf(path),
+    programs: volume.type === 'network' ? [] : await lockersOf(path, over.some(locksItsFile)),
     dependents: all.filter(({ backing }) => backing?.path === volume.path),
   }
 }
@@ -58,7 +58,7 @@ export async function mediumOf({ driver, driverSpecific }: BdevInfo): Promise<st
  * Processes that have locks on a file (proc_locks(5)): `1: OFDLCK ADVISORY READ -1 08:01:1234 100 101`. QEMU's locks belong to
  * an open file, not to a process, so who has the file open is looked up only when there is such a lock.
  */
-async function lockersOf(path: string): Promise<string[]> {
+async function lockersOf(path: string, isLockedHere: boolean): Promise<string[]> {
   const stats = await stat(path).catch(() => undefined)
   if (stats === undefined) return []
   const [major, minor] = deviceNumbers(stats.dev).split(':').map(Number)
@@ -68,11 +68,15 @@ async function lockersOf(path: string): Promise<string[]> {
   const pids = new Set(lines.map(line => Number(line.trim().split(/\s+/).at(-4))))
   const found: string[] = []
   for (const pid of pids) {
-    if (pid === process.pid) continue
+    // Locks of open files are nobody's; two programs that write do not have them together.
+    if (pid === process.pid || (pid < 0 && isLockedHere)) continue
     found.push(pid > 0 ? await describeProcess(pid) : 'another program (a QEMU guest, qemu-img, qemu-nbd)')
   }
   return found
 }
+
+/** Images are locked here as QEMU does it. */
+const locksItsFile = ({ driver }: BdevInfo): boolean => driver === 'qcow2'
 
 async function describeProcess(pid: number): Promise<string> {
   const name = await readFile(`/proc/${pid}/comm`, 'utf8').catch(() => 'process')

@@ -185,8 +185,7 @@ export class Volumes {
         refuseInUse(volume, 'made smaller', use)
       }
       if (use.programs.length > 0) refuseInUse(volume, 'resized', { ...use, bdev: undefined })
-      await operation(volume, capacityBytes, { isOpen: use.bdev !== undefined, allocate: options.allocate })
-      for (const { name, driver } of use.bdevs) await this.#call(`bdev_${driver}_rescan`, { name })
+      await operation(volume, capacityBytes, { ...options, openBy: use.bdevs })
     })
   }
 
@@ -213,7 +212,7 @@ export class Volumes {
     )
   }
 
-  async wipe(found: Found, algorithm: WipeAlgorithm): Promise<{ job_id: number }> {
+  async wipe(found: Found, algorithm: WipeAlgorithm, resume: MethodCall): Promise<{ job_id: number }> {
     const { pool, volume } = found
     const operation = this.operation(pool, 'wipe')
     this.refuseTaken(pool, volume.name, 'wiped')
@@ -222,7 +221,7 @@ export class Volumes {
     refuseWithDependents(volume, 'wiped', use)
     return this.job(
       pool,
-      { kind: 'volume_wipe', name: volume.name, takes: [volume.name], total: volume.capacityBytes },
+      { kind: 'volume_wipe', name: volume.name, takes: [volume.name], total: volume.capacityBytes, resume },
       progress => operation(volume, algorithm, progress),
     )
   }
@@ -238,7 +237,7 @@ export class Volumes {
       if (!operations.whileOpen(volume).includes(action)) refuseInUse(volume, done, use)
       else if (use.programs.length > 0) refuseInUse(volume, done, { ...use, bdev: undefined })
       if (action === 'revert') refuseWithDependents(volume, done, use)
-      await operations[action](volume, snapshot)
+      await operations[action](volume, snapshot, use.bdevs)
     })
     log.notice(`volume ${pool.name}/${volume.name}: ${action} of snapshot ${snapshot}`)
   }

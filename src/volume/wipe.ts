@@ -11,27 +11,38 @@ const STEP = 4 << 20
 const TRIM_STEP = 1 << 30
 const PUNCH_HOLE_KEEP_SIZE = 0x03
 
-/** Wipes a file or a block device in place. Its size stays. */
-export async function wipeFile(path: string, algorithm: WipeAlgorithm, progress: Progress): Promise<void> {
+/** Wipes a file or a block device in place, from `fromBytes` on. Its size stays. */
+export async function wipeFile(
+  path: string,
+  algorithm: WipeAlgorithm,
+  progress: Progress,
+  fromBytes = 0,
+): Promise<void> {
   const file = await open(path, 'r+')
   try {
     const size = sizeOf(file.fd)
-    if (algorithm === 'trim') await trim(file, path, size, progress)
-    else await overwrite(file, algorithm, size, progress)
+    const range = { from: fromBytes, size }
+    if (algorithm === 'trim') await trim(file, path, range, progress)
+    else await overwrite(file, algorithm, range, progress)
     await file.sync()
   } finally {
     await file.close()
   }
 }
 
+interface Range {
+  readonly from: number
+  readonly size: number
+}
+
 async function overwrite(
   file: FileHandle,
   algorithm: 'zero' | 'random',
-  size: number,
+  { from, size }: Range,
   { report, signal }: Progress,
 ): Promise<void> {
   const buffer = Buffer.alloc(Math.min(STEP, size))
-  for (let at = 0; at < size; ) {
+  for (let at = from; at < size; ) {
     signal.throwIfAborted()
     if (algorithm === 'random') randomFillSync(buffer)
     const { bytesWritten } = await file.write(buffer, 0, Math.min(STEP, size - at), at)
@@ -43,10 +54,10 @@ async function overwrite(
 async function trim(
   file: FileHandle,
   path: string,
-  size: number,
+  { from, size }: Range,
   { report, signal }: Progress,
 ): Promise<void> {
-  for (let at = 0; at < size; at += TRIM_STEP) {
+  for (let at = from; at < size; at += TRIM_STEP) {
     signal.throwIfAborted()
     const result = fallocate(file.fd, PUNCH_HOLE_KEEP_SIZE, at, Math.min(TRIM_STEP, size - at))
     if (result < 0) {

@@ -10,6 +10,7 @@ import type {
   PoolBackend,
   PoolBackendType,
   PoolContents,
+  PoolServices,
   VolumeFacts,
 } from '../pool.ts'
 
@@ -19,17 +20,17 @@ const DEFAULT_MODE = 0o711
 export const directoryPool: PoolBackendType = {
   type: 'dir',
   summary: 'A directory whose files are the volumes.',
-  create: document => new DirectoryPool(document),
+  create: (document, services) => new DirectoryPool(document, services),
 }
 
 export class DirectoryPool implements PoolBackend {
   readonly volumes: FileVolumes
   protected readonly document: PoolDocument
 
-  constructor(document: PoolDocument) {
+  constructor(document: PoolDocument, { call }: PoolServices) {
     this.document = document
     // Documents of these types have a target: their reader has seen to it.
-    this.volumes = new FileVolumes(document.name, document.target!.path)
+    this.volumes = new FileVolumes(document.name, document.target!.path, call)
   }
 
   get path(): string {

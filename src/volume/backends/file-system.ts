@@ -4,7 +4,7 @@ import { RpcError } from '../../core/errors.ts'
 import { ProgramError, runProgram } from '../../core/program.ts'
 import type { PoolDocument } from '../../libvirt/pool-xml.ts'
 import { fileBehind, type Mount, mountAt, readMounts } from '../mounts.ts'
-import type { BuildMode, PoolBackendType } from '../pool.ts'
+import type { BuildMode, PoolBackendType, PoolServices } from '../pool.ts'
 import { install, runTool } from '../tools.ts'
 import { DirectoryPool } from './directory.ts'
 
@@ -18,29 +18,29 @@ const MOUNTS = '/run/qpair/pools'
 export const fileSystemPool: PoolBackendType = {
   type: 'fs',
   summary: 'A block device with a file system, mounted on a directory whose files are the volumes.',
-  create(document) {
+  create(document, services) {
     const device = document.source.devices![0]!.path
     const { format = 'auto' } = document.source
-    return new MountedPool(document, { source: device, type: format, options: [], device })
+    return new MountedPool(document, services, { source: device, type: format, options: [], device })
   },
 }
 
 export const networkFileSystemPool: PoolBackendType = {
   type: 'netfs',
   summary: 'A directory of a server (NFS, SMB, Gluster), mounted on a directory.',
-  create: document => new MountedPool(document, networkSource(document)),
+  create: (document, services) => new MountedPool(document, services, networkSource(document)),
 }
 
 export const glusterPool: PoolBackendType = {
   type: 'gluster',
   summary: `A Gluster volume, mounted as a directory below ${MOUNTS}: its own client fails over.`,
-  create(document) {
+  create(document, services) {
     const { hosts, name, dir = '/' } = document.source
     const source = `${bracketed(hosts![0]!.name)}:/${name}${dir === '/' ? '' : `/${dir.replace(/^\/+/, '')}`}`
     const servers = hosts!.slice(1).map(host => host.name)
     const options = servers.length === 0 ? [] : [`backup-volfile-servers=${servers.join(':')}`]
     const target = { path: `${MOUNTS}/${document.name}` }
-    return new MountedPool({ ...document, target }, { source, type: 'glusterfs', options })
+    return new MountedPool({ ...document, target }, services, { source, type: 'glusterfs', options })
   },
 }
 
@@ -82,8 +82,8 @@ const bracketed = (host: string): string => (host.includes(':') ? `[${host}]` : 
 export class MountedPool extends DirectoryPool {
   readonly #mount: MountSource
 
-  constructor(document: PoolDocument, mount: MountSource) {
-    super(document)
+  constructor(document: PoolDocument, services: PoolServices, mount: MountSource) {
+    super(document, services)
     this.#mount = mount
   }
 

@@ -1,9 +1,10 @@
 /** qcow2 images of pools: what is asked for by names, as `qemu-img create -o` has them. */
-import { create } from '../../bdev/drivers/qcow2/create.ts'
-import type { CreateOptions } from '../../bdev/drivers/qcow2/image.ts'
+import { type CreateOptions, createImage, resizeImage } from '../../bdev/drivers/qcow2/image.ts'
 import { RpcError } from '../../core/errors.ts'
+import { formatSize } from '../../core/format-size.ts'
 import { parseSize } from '../../core/parse-size.ts'
-import type { CreateVolume, Progress } from '../pool.ts'
+import type { Call } from '../nvme-export.ts'
+import type { CreateVolume, Progress, ResizeOptions, VolumeFacts } from '../pool.ts'
 
 /** What is needed to make an image: the rest has its default. */
 export type ImageRequest = Pick<CreateVolume, 'name' | 'format' | 'capacityBytes'> & Partial<CreateVolume>
@@ -16,7 +17,7 @@ export async function createQcow2(path: string, request: ImageRequest, progress:
       `${name} has a backing volume, ${backing.path}, so that there is nothing to preallocate: leave ${preallocation} out`,
     )
   }
-  await create(
+  await createImage(
     path,
     {
       sizeBytes: capacityBytes,
@@ -29,6 +30,36 @@ export async function createQcow2(path: string, request: ImageRequest, progress:
     },
     { onProgress: progress.report, signal: progress.signal },
   )
+}
+
+const MIB = 1 << 20
+
+/** Another size; through the bdev that has it open, if one does. */
+export async function resizeQcow2(
+  { name, path }: VolumeFacts,
+  capacityBytes: number,
+  { openBy, shrink, allocate }: ResizeOptions,
+  call: Call,
+): Promise<void> {
+  if (allocate) {
+    throw new RpcError(
+      'ENOTSUP',
+      `volume ${name} is qcow2, whose new clusters are not reserved: leave --allocate out`,
+    )
+  }
+  const writer = openBy.find(({ driver, readOnly }) => driver === 'qcow2' && !readOnly)
+  if (writer === undefined) {
+    await resizeImage(path, capacityBytes, { shrink })
+    return
+  }
+  if (capacityBytes % MIB !== 0) {
+    throw new RpcError(
+      'EINVAL',
+      `volume ${name} is open and grows by whole MiB then, not to ${capacityBytes} bytes: ` +
+        `take ${formatSize(Math.ceil(capacityBytes / MIB) * MIB)}`,
+    )
+  }
+  await call('bdev_qcow2_resize', { name: writer.name, new_size: capacityBytes / MIB })
 }
 
 /** Throws `RpcError` EINVAL for a feature that is none. */

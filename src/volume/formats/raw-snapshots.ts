@@ -3,25 +3,20 @@
  *
  *     POOL/.snapshots/VOLUME/SNAPSHOT
  */
-import { chmod, chown, mkdir, readdir, rename, rm, rmdir, stat, utimes } from 'node:fs/promises'
+import { mkdir, readdir, rename, rm, rmdir, stat, utimes } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { RpcError, thereAre } from '../../core/errors.ts'
-import type { SnapshotAction, SnapshotOperations, VolumeFacts, VolumeSnapshot } from '../pool.ts'
+import type { VolumeFacts, VolumeSnapshot } from '../pool.ts'
 import { isPartial, partialName } from '../volume-name.ts'
-import { reflink } from './raw.ts'
+import { reflink, takePlace } from './raw.ts'
 
-export class RawSnapshots implements SnapshotOperations {
+export class RawSnapshots {
   readonly #pool: string
   readonly #directory: string
 
   constructor(pool: string, directory: string) {
     this.#pool = pool
     this.#directory = directory
-  }
-
-  /** A block is shared or it is not: writes that come meanwhile are in the copy whole or not at all. */
-  whileOpen(): readonly SnapshotAction[] {
-    return ['create', 'delete']
   }
 
   async create(volume: VolumeFacts, snapshot: string): Promise<void> {
@@ -69,10 +64,7 @@ export class RawSnapshots implements SnapshotOperations {
         `snapshot ${snapshot} of volume ${volume.name} cannot be shared with it any more`,
       )
     }
-    const { uid, gid, mode } = await stat(volume.path)
-    await chown(partial, uid, gid)
-    await chmod(partial, mode & 0o7777)
-    await rename(partial, volume.path)
+    await takePlace(partial, volume.path)
   }
 
   async delete(volume: VolumeFacts, snapshot: string): Promise<void> {

@@ -1,7 +1,7 @@
 /** Raw images: files whose bytes are the disk's. */
 
 import { constants } from 'node:fs'
-import { copyFile, type FileHandle, open, rm, statfs } from 'node:fs/promises'
+import { chmod, chown, copyFile, type FileHandle, open, rename, rm, stat, statfs } from 'node:fs/promises'
 import { errnoName, RpcError } from '../../core/errors.ts'
 import { formatSize } from '../../core/format-size.ts'
 import { fallocate, lseek } from '../../sys/libc.ts'
@@ -99,6 +99,14 @@ export async function resizeRaw(path: string, sizeBytes: number, allocate: boole
   } finally {
     await file.close()
   }
+}
+
+/** Puts a file where another is, whose owner and mode it gets. */
+export async function takePlace(from: string, to: string): Promise<void> {
+  const { uid, gid, mode } = await stat(to)
+  await chown(from, uid, gid)
+  await chmod(from, mode & 0o7777)
+  await rename(from, to)
 }
 
 /** Codes by which a file system says that it shares no blocks between files. */

@@ -328,9 +328,11 @@ const volumeWipe = method({
   }),
   result: started,
   errors: { ...NO_VOLUME, ...CANNOT },
+  saves: true,
   concurrent: true,
   cli: { ...VOLUME, ...job },
-  run({ volume, pool, algorithm }, { volumes }: VolumeContext) {
+  run(params, { volumes }: VolumeContext) {
+    const { volume, pool, algorithm } = params
     const known = WIPE_ALGORITHMS.find(each => each === algorithm)
     if (known === undefined) {
       throw new RpcError(
@@ -339,7 +341,7 @@ const volumeWipe = method({
           'were for the disks of their time; one of random or zero does the same today',
       )
     }
-    return volumes.wipe(volumes.find(volume, pool), known)
+    return volumes.wipe(volumes.find(volume, pool), known, { method: 'volume_wipe', params })
   },
 })
 
