@@ -22,6 +22,11 @@ export class AdminSession implements AdminQueue {
     this.controller?.noteTraffic()
   }
 
+  end(reason: string): void {
+    if (this.controller === null) this.connection.disconnect(reason)
+    else this.controller.end(reason)
+  }
+
   closed(): void {
     this.isClosed = true
     this.controller?.closed()

@@ -33,6 +33,9 @@ const log = logger('nvmf')
 /** A discovery controller without keep alive ends when it is silent for so long: its host may be gone for good. */
 const DISCOVERY_SILENCE_MS = 120_000
 
+/** How long a host that is setting up a controller has for its next command, when that controller is ended. */
+const FAREWELL_MS = 1000
+
 /** What a controller asks of the rest of the target. */
 export interface ControllerHost {
   readonly clock: Clock
@@ -239,11 +242,28 @@ export class Controller implements AdminQueue, Identity, LogSource, FeatureHost,
   execute(request: CommandRequest): void {
     const { sqe } = request
     const opcode = Sqe.opcode.get(sqe, 0)
-    if (this.#isClosed) this.#finish(request, refuse(Status.COMMAND_SEQUENCE_ERROR))
-    else if (opcode === FABRICS_OPCODE) this.#run(request, () => this.#fabrics(request))
+    if (this.#isClosed) {
+      // Without Do Not Retry: the host is to come back.
+      request.complete({ status: Status.INTERNAL_PATH_ERROR })
+      this.connection.disconnect('its host has heard that the controller is gone')
+    } else if (opcode === FABRICS_OPCODE) this.#run(request, () => this.#fabrics(request))
     else if (!this.#properties.isReady) this.#finish(request, refuse(Status.COMMAND_SEQUENCE_ERROR))
     else if (opcode === AdminOpcode.ASYNC_EVENT_REQUEST) this.#events.add(request)
     else this.#run(request, () => this.#admin(opcode, request))
+  }
+
+  /**
+   * Ends the controller at once, and its connection when the host will notice. One that still sets the controller up,
+   * before its first Asynchronous Event Request, hears it as the answer to its next command: Linux waits 60 s for that
+   * answer, and does not look meanwhile whether the connection still stands.
+   */
+  end(reason: string): void {
+    if (this.#events.wasAsked) {
+      this.connection.disconnect(reason)
+      return
+    }
+    this.closed()
+    this.#host.clock.after(FAREWELL_MS, () => this.connection.disconnect(reason))
   }
 
   closed(): void {

@@ -226,7 +226,11 @@ export class NvmfReactor implements ReactorTarget, ControllerHost {
   }
 
   #disconnect({ tokens, reason }: DisconnectOrder): void {
-    for (const token of tokens) this.#sessions.get(token)?.connection.disconnect(reason)
+    for (const token of tokens) {
+      const session = this.#sessions.get(token)
+      if (session instanceof AdminSession) session.end(reason)
+      else session?.connection.disconnect(reason)
+    }
   }
 }
 

@@ -55,6 +55,8 @@ export interface AdminQueue {
   execute(request: CommandRequest): void
   /** Any capsule arrived: traffic-based keep alive. */
   noteTraffic(): void
+  /** Ends the connection so that its host hears of it. */
+  end(reason: string): void
   /** The connection ended; every request still open has been forgotten. */
   closed(): void
 }

@@ -28,7 +28,7 @@ describe('keep alive', () => {
     await rig.advance(16_000)
     expect(host.connection.isClosed).toBe(false)
     expect(queue.isClosed).toBe(true)
-    expect((await host.admin({ 0: '06', 40: '01' })).status).toBe(0x00c)
+    expect((await host.admin({ 0: '06', 40: '01' })).status).toBe(0x300)
     host.connection.close()
   })
 

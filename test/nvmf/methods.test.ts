@@ -248,12 +248,34 @@ describe('a subsystem', () => {
 
   it('ends its hosts and frees device and address when it is deleted', async () => {
     const host = await rig.host()
+    host.listen()
     const queue = await rig.ioQueue(host, 1, 1)
     await rig.rpc('nvmf_delete_subsystem', { nqn: NQN })
     expect([host.connection.isClosed, queue.isClosed]).toEqual([true, true])
     expect(rig.sockets.open.size).toBe(0)
     await create({ nqn: NQN })
     expect(await addNs({ bdev_name: 'disk0' })).toBe(1)
+  })
+})
+
+describe('a host that still sets its controller up when that is ended', () => {
+  it('hears so by the answer to its next command, which lets it try again', async () => {
+    const host = await rig.host()
+    const queue = await rig.ioQueue(host, 1, 1)
+    await rig.rpc('nvmf_delete_subsystem', { nqn: NQN })
+    expect([host.connection.isClosed, queue.isClosed]).toEqual([false, true])
+    // Internal Path Error, without Do Not Retry, to a Property Get.
+    expect(await host.admin({ 0: '7f 00 0000 04' })).toEqual({ status: 0x300 })
+    expect(host.connection.isClosed).toBe(true)
+  })
+
+  it('is waited for no longer than a second', async () => {
+    const host = await rig.host()
+    await rig.rpc('nvmf_delete_subsystem', { nqn: NQN })
+    await rig.advance(900)
+    expect(host.connection.isClosed).toBe(false)
+    await rig.advance(200)
+    expect(host.connection.isClosed).toBe(true)
   })
 })
 
@@ -345,6 +367,7 @@ describe('a listener', () => {
     await add(address('4421'))
     const stays = await rig.host({}, { connection: new FakeConnection(2) })
     const goes = await rig.host()
+    goes.listen()
     await rig.rpc('nvmf_subsystem_remove_listener', { nqn: NQN, listen_address: address('4420') })
     expect([stays.connection.isClosed, goes.connection.isClosed]).toEqual([false, true])
   })
@@ -444,12 +467,14 @@ describe('a host', () => {
 
   it('is disconnected when it is removed, and others are not', async () => {
     const [goes, stays] = [await rig.host(), await rig.host({ hostnqn: OTHER_HOST }, { reactor: 1 })]
+    goes.listen()
     await rig.rpc('nvmf_subsystem_remove_host', { nqn: NQN, host: HOST })
     expect([goes.connection.isClosed, stays.connection.isClosed]).toEqual([true, false])
   })
 
   it('is waited for only as long as asked', async () => {
     const host = await rig.host()
+    host.listen()
     host.connection.isSlow = true
     const removal = rig.rpc('nvmf_subsystem_remove_host', { nqn: NQN, host: HOST, timeout_ms: 200 })
     const outcome = refused(removal, 'INTERNAL', 'Timeout reached during host removal', HOST)

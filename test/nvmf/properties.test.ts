@@ -100,6 +100,7 @@ describe('NSSR', () => {
       listen_address: { trtype: 'tcp', traddr: '127.0.0.1', trsvcid: '4420' },
     })
     const hosts = [await rig.host({ subnqn: nqn }), await rig.host({ subnqn: nqn }, { reactor: 1 })]
+    for (const each of hosts) each.listen()
     host = hosts[0]!
     expect((await get('00000000', '01')).dw1! & 0x10).toBe(0x10)
     expect((await set('20000000', '65 4d 56 4e')).status).toBe(0)

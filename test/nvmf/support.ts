@@ -183,6 +183,11 @@ export class Host {
     return request
   }
 
+  /** Leaves an Asynchronous Event Request, as a host does once it has set the controller up. */
+  listen(): FakeRequest {
+    return this.start({ 0: '0c' })
+  }
+
   /** Property Set of CC: enabled, 64-byte and 16-byte entries. */
   async enable(): Promise<Completion> {
     return this.admin({ 0: '7f 00 0100 00', 44: '14000000', 48: '01 00 46 00' })

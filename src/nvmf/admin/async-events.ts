@@ -41,6 +41,8 @@ export const Notices = {
 export class AsyncEvents {
   /** The Asynchronous Event Configuration feature. */
   configuration: number
+  /** The host has left a request since the controller was made. */
+  wasAsked = false
   readonly #requests: CommandRequest[] = []
   /** Events for which no request was there. */
   readonly #waiting: Notice[] = []
@@ -53,6 +55,7 @@ export class AsyncEvents {
 
   /** An Asynchronous Event Request. */
   add(request: CommandRequest): void {
+    this.wasAsked = true
     if (this.#requests.length >= ASYNC_EVENT_REQUESTS_MAX) {
       request.complete(refuse(Status.ASYNC_EVENT_REQUEST_LIMIT_EXCEEDED))
       return

@@ -151,6 +151,7 @@ export class TcpConnection implements Connection, StreamEvents, Flushable, PduHa
    */
   listenerClosed(reason: string): void {
     if (this.#phase === Phase.OPEN && !this.#isConnected) this.#farewell = reason
+    else if (this.#queue.admin !== null) this.#queue.admin.end(reason)
     else this.disconnect(reason)
   }
 
@@ -191,7 +192,7 @@ export class TcpConnection implements Connection, StreamEvents, Flushable, PduHa
     this.#timer.cancel()
     this.#isConnected = true
     this.#host.connected(this)
-    if (this.#farewell !== null) this.disconnect(this.#farewell)
+    if (this.#farewell !== null) this.listenerClosed(this.#farewell)
   }
 
   ioEnded(): void {

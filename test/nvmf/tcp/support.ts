@@ -195,6 +195,7 @@ export class Lab implements ReactorTarget {
       namespace: nsid => (nsid === 1 ? this.namespace : undefined),
       execute: given => void this.requests.push(given),
       noteTraffic: () => void this.traffic++,
+      end: reason => connection.disconnect(reason),
       closed: () => void this.closedQueues++,
     }
     if (qid === 0) connection.becomeAdminQueue(queue, this.#sqSize)
