@@ -82,8 +82,8 @@ export async function runProgram(
   signal?.addEventListener('abort', abort)
   if (signal?.aborted) abort()
   try {
-    const stdout = collect(child.stdout, end, options.onOutput)
-    const stderr = collect(child.stderr, end)
+    const stdout = collect(child.stdout!, end, options.onOutput)
+    const stderr = collect(child.stderr!, end)
     const { exitCode, killedBy } = await ended(child, program, args)
     const said = stderr().trim()
     if (exitCode === 0 && reason === '') return stdout()
