@@ -1,17 +1,25 @@
 /** qcow2 images, judged by QEMU's own programs. */
 import { execFile } from 'node:child_process'
-import { writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { promisify } from 'node:util'
 import { afterEach, beforeEach, expect, it } from 'vitest'
-import { type CreateOptions, createImage } from '../../src/bdev/drivers/qcow2/image.ts'
+import {
+  addBitmap,
+  applySnapshot,
+  type CreateOptions,
+  createImage,
+  deleteSnapshot,
+  resizeImage,
+} from '../../src/bdev/drivers/qcow2/image.ts'
 import { Prng } from '../../src/core/prng.ts'
 import { Bench, torture } from '../bdev/drivers/qcow2/support.ts'
+import { Child } from './lab/child.ts'
 import { describeWith } from './lab/describe-with.ts'
 import { findProgram, type Program } from './lab/packages.ts'
 
 const MIB = 1 << 20
 const SEED = Number(process.env['SEED'] ?? 20261121)
-const PROGRAMS = ['qemu-img', 'qemu-io'] as const
+const PROGRAMS = ['qemu-img', 'qemu-io', 'qemu-nbd', 'qemu-storage-daemon', 'nbdinfo', 'setpriv'] as const
 
 /** Runs a program to its end and returns what it printed; a failure shows all it said. */
 async function run(program: Program, ...args: string[]): Promise<string> {
@@ -55,6 +63,18 @@ const VARIANTS: readonly (readonly [name: string, options: Omit<CreateOptions, '
   ['preallocated in full, subclusters', { preallocation: 'full', extendedL2: true }],
 ]
 
+/** Arguments of qemu-img convert. */
+const QEMU_OPTIONS: readonly (readonly string[])[] = [
+  ['-o', 'compat=0.10'],
+  ['-c'],
+  ['-c', '-o', 'cluster_size=4k'],
+  ['-c', '-o', 'cluster_size=2M,extended_l2=on'],
+  ['-o', 'lazy_refcounts=on,refcount_bits=1'],
+  ['-o', 'extended_l2=on,cluster_size=64k'],
+  ['-o', 'preallocation=metadata,refcount_bits=64'],
+  ['-S', '0', '-o', 'cluster_size=512,refcount_bits=8'],
+]
+
 await describeWith(PROGRAMS, 'qcow2 images', () => {
   let bench: Bench
   beforeEach(() => {
@@ -85,4 +105,205 @@ await describeWith(PROGRAMS, 'qcow2 images', () => {
       }
     },
   )
+
+  it('reads and writes what qemu-img makes, with every option', async () => {
+    const prng = new Prng(SEED)
+    for (const options of QEMU_OPTIONS) {
+      const name = 'theirs'
+      const path = bench.path(name)
+      const model = prng.fill(new Uint8Array(5 * MIB))
+      // Some of it zero, and some that compresses well.
+      model.fill(0, MIB, 2 * MIB)
+      model.fill(7, 3 * MIB, 4 * MIB)
+      writeFileSync(bench.path('source.raw'), model)
+      await run('qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', ...options, bench.path('source.raw'), path)
+      const disk = await bench.open(name)
+      expect(Buffer.compare(await disk.read(0, model.length), model), options.join(' ')).toBe(0)
+      await torture(disk, model, prng, 15)
+      await bench.delete(name)
+      await expectClean(path)
+      await compare(name, model)
+      rmSync(path)
+    }
+  })
+
+  it('reads through a chain of relative names, and writes to the image on top alone', async () => {
+    const prng = new Prng(SEED)
+    const base = prng.fill(new Uint8Array(3 * MIB + 512))
+    writeFileSync(bench.path('base.raw'), base)
+    const at = { cwd: bench.directory }
+    const img = (...args: string[]) => promisify(execFile)(findProgram('qemu-img')!, args, at)
+    await img('create', '-f', 'qcow2', '-b', 'base.raw', '-F', 'raw', 'middle', '4M')
+    await promisify(execFile)(findProgram('qemu-io')!, ['-c', 'write -P 9 1M 300k', 'middle'], at)
+    await img('create', '-f', 'qcow2', '-b', 'middle', '-F', 'qcow2', '-o', 'cluster_size=4k', 'top', '6M')
+    const model = new Uint8Array(6 * MIB)
+    model.set(base)
+    model.fill(9, MIB, MIB + 300 * 1024)
+    const disk = await bench.open('top')
+    expect(Buffer.compare(await disk.read(0, model.length), model)).toBe(0)
+    await torture(disk, model, prng, 40)
+    await bench.delete('top')
+    await expectClean(bench.path('top'))
+    await expectClean(bench.path('middle'))
+    await compare('top', model)
+    expect(Buffer.compare(readFileSync(bench.path('base.raw')), base)).toBe(0)
+  })
+
+  it.each([2, 3] as const)('keeps snapshots of QEMU and makes its own, version %d', async version => {
+    const prng = new Prng(SEED + version)
+    const path = bench.path('image')
+    const sizeBytes = 8 * MIB
+    await createImage(path, { sizeBytes, version, clusterSize: 16384 })
+    const model = new Uint8Array(sizeBytes)
+    let disk = await bench.open('image')
+    await torture(disk, model, prng, 20)
+    await bench.delete('image')
+    await run('qemu-img', 'snapshot', '-c', 'theirs', path)
+    const theirs = model.slice()
+
+    disk = await bench.open('image')
+    await torture(disk, model, prng, 20)
+    await bench.call('bdev_qcow2_snapshot_create', { name: 'image', snapshot_name: 'ours' })
+    const ours = model.slice()
+    await torture(disk, model, prng, 20)
+    expect(Buffer.compare(await disk.read(0, sizeBytes), model)).toBe(0)
+    const listed = await bench.call<{ name: string }[]>('bdev_qcow2_snapshot_list', { name: 'image' })
+    expect(listed.map(({ name }) => name)).toEqual(['theirs', 'ours'])
+    await bench.delete('image')
+    await expectClean(path)
+    await compare('image', model)
+    expect(await run('qemu-img', 'snapshot', '-l', path)).toMatch(/theirs[\s\S]*ours/)
+
+    for (const [snapshot, content] of [
+      ['ours', ours],
+      ['theirs', theirs],
+    ] as const) {
+      await applySnapshot(path, snapshot)
+      await expectClean(path)
+      await compare('image', content)
+    }
+    await deleteSnapshot(path, 'theirs')
+    await expectClean(path)
+    await run('qemu-img', 'snapshot', '-a', 'ours', path)
+    await compare('image', ours)
+    await run('qemu-img', 'snapshot', '-d', 'ours', path)
+    await expectClean(path)
+    disk = await bench.open('image')
+    await torture(disk, ours, prng, 20)
+    await bench.delete('image')
+    await expectClean(path)
+    await compare('image', ours)
+  })
+
+  it('grows and shrinks, with bitmaps and while it is a device', async () => {
+    const prng = new Prng(SEED)
+    const path = bench.path('image')
+    await createImage(path, { sizeBytes: 2 * MIB, clusterSize: 512 })
+    await run('qemu-img', 'bitmap', '--add', path, 'b0', '-g', '4096')
+    const disk = await bench.open('image')
+    let model = new Uint8Array(2 * MIB)
+    await torture(disk, model, prng, 20)
+    await bench.call('bdev_qcow2_resize', { name: 'image', new_size: 40 })
+    expect(bench.bdevs.get('image').blockCount).toBe((40 * MIB) / 512)
+    model = Buffer.concat([model, new Uint8Array(38 * MIB)])
+    await torture(disk, model, prng, 20)
+    await bench.delete('image')
+    await expectClean(path)
+    await compare('image', model)
+    await expect(resizeImage(path, 5 * MIB)).rejects.toMatchObject({ code: 'EINVAL' })
+    await resizeImage(path, 5 * MIB + 512, { shrink: true })
+    await expectClean(path)
+    await compare('image', model.subarray(0, 5 * MIB + 512))
+    await resizeImage(path, 9 * MIB)
+    await compare('image', Buffer.concat([model.subarray(0, 5 * MIB + 512), new Uint8Array(4 * MIB - 512)]))
+    await expectClean(path)
+  })
+
+  it('records what it writes in dirty bitmaps that QEMU reads', async () => {
+    const path = bench.path('image')
+    await createImage(path, { sizeBytes: 64 * MIB })
+    await run('qemu-img', 'bitmap', '--add', path, 'on', '-g', '65536')
+    await run('qemu-img', 'bitmap', '--add', '--disable', path, 'off', '-g', '65536')
+    await addBitmap(path, 'ours', { granularityBytes: MIB })
+    const disk = await bench.open('image')
+    const flags = async () =>
+      JSON.parse(await run('qemu-img', 'info', '-U', '--output=json', path))['format-specific'].data.bitmaps
+    expect(await flags()).toMatchObject([
+      { name: 'on', flags: ['in-use', 'auto'] },
+      { name: 'off', flags: [] },
+      { name: 'ours', flags: ['in-use', 'auto'] },
+    ])
+    await disk.write(3 * MIB, new Uint8Array(512).fill(1))
+    await disk.write(40 * MIB - 512, new Uint8Array(1024).fill(1))
+    await bench.delete('image')
+    await expectClean(path)
+    expect((await flags()).map((one: { flags: unknown }) => one.flags)).toEqual([['auto'], [], ['auto']])
+    // Merged into one of coarse grain and exported, QEMU tells which parts are dirty.
+    expect(await dirtyRanges(bench, path, 'on')).toEqual([
+      [3 * MIB, 65536],
+      [40 * MIB - 65536, 131072],
+    ])
+    expect(await dirtyRanges(bench, path, 'ours')).toEqual([
+      [3 * MIB, MIB],
+      [39 * MIB, 2 * MIB],
+    ])
+    expect(await dirtyRanges(bench, path, 'off')).toEqual([])
+  })
+
+  it('and QEMU refuse each other an image that one of them has', async () => {
+    const path = bench.path('image')
+    await createImage(path, { sizeBytes: MIB })
+    await bench.open('image')
+    await expect(run('qemu-io', '-c', 'read 0 512', path)).rejects.toThrow(/lock/)
+    await bench.delete('image')
+    const child = await Child.start(findProgram('qemu-storage-daemon')!, [
+      '--blockdev',
+      `driver=qcow2,node-name=disk,file.driver=file,file.filename=${path}`,
+      '--nbd-server',
+      `addr.type=unix,addr.path=${bench.path('nbd.sock')}`,
+      '--export',
+      'type=nbd,id=export,node-name=disk,writable=on',
+    ])
+    try {
+      for (;;) {
+        if (child.exit !== undefined) throw new Error(child.output)
+        const answer = run('nbdinfo', `nbd+unix:///disk?socket=${bench.path('nbd.sock')}`)
+        if (
+          await answer.then(
+            () => true,
+            () => false,
+          )
+        )
+          break
+      }
+      await expect(bench.open('image').then(() => 'opened')).rejects.toMatchObject({ code: 'EBUSY' })
+    } finally {
+      await child.end('SIGKILL')
+    }
+    await bench.open('image')
+  })
 })
+
+/** What a bitmap says is dirty, as offset and length, by way of QEMU's NBD server. */
+async function dirtyRanges(bench: Bench, path: string, bitmap: string): Promise<[number, number][]> {
+  const socket = bench.path(`${bitmap}.sock`)
+  const child = await Child.start(findProgram('qemu-nbd')!, [
+    ...['-t', '-r', '-f', 'qcow2', '-B', bitmap, '-k', socket, path],
+  ])
+  try {
+    while (!existsSync(socket)) {
+      if (child.exit !== undefined) throw new Error(child.output)
+      await new Promise(setImmediate)
+    }
+    const map = await run(
+      'nbdinfo',
+      '--json',
+      `--map=qemu:dirty-bitmap:${bitmap}`,
+      `nbd+unix:///?socket=${socket}`,
+    )
+    const parts = JSON.parse(map) as { offset: number; length: number; type: number }[]
+    return parts.filter(({ type }) => type === 1).map(({ offset, length }) => [offset, length])
+  } finally {
+    await child.end('SIGTERM')
+  }
+}

@@ -262,13 +262,21 @@ export async function deleteBitmap(image: ImageHandle, name: string): Promise<vo
   })
 }
 
-/** Another size of the disk: bits for what is new are zero. */
+/** Before the disk gets another size: a crash leaves them as what is not to be trusted. Returns what there is. */
+export async function suspendBitmaps(image: ImageHandle): Promise<readonly Bitmap[]> {
+  const bitmaps = await readBitmaps(image)
+  const usable = bitmaps.filter(isUsable)
+  if (usable.length > 0) await markBitmaps(image, new Set(usable.map(({ name }) => name)), true)
+  return bitmaps
+}
+
+/** The disk has another size: bits for what is new are zero. `bitmaps`: what `suspendBitmaps` returned. */
 export async function resizeBitmaps(
   image: ImageHandle,
   refcounts: Refcounts,
+  bitmaps: readonly Bitmap[],
   oldSize: number,
 ): Promise<void> {
-  const bitmaps = await readBitmaps(image)
   if (bitmaps.length === 0) return
   const { geometry, sizeBytes } = image.header
   const { clusterSize } = geometry

@@ -2,7 +2,7 @@
 import { RpcError } from '../../../core/errors.ts'
 import { L1_BYTES_MAX, SECTOR } from '../../../spec/qcow2.ts'
 import { close } from '../../../sys/libc.ts'
-import { resizeBitmaps } from './bitmaps.ts'
+import { resizeBitmaps, suspendBitmaps } from './bitmaps.ts'
 import { openChain } from './chain.ts'
 import { changeImage } from './change.ts'
 import { isCompressed } from './geometry.ts'
@@ -27,9 +27,10 @@ export async function resize(image: ImageHandle, wanted: number, options: Resize
   if (size === old) return
   if (size > old) await checkBacking(image, old)
   await changeImage(image, async refcounts => {
+    const bitmaps = await suspendBitmaps(image)
     if (size > old) await grow(image, refcounts, size)
     else await shrink(image, refcounts, size)
-    await resizeBitmaps(image, refcounts, old)
+    await resizeBitmaps(image, refcounts, bitmaps, old)
   })
 }
 
