@@ -13,7 +13,7 @@ import { assert } from '../core/assert.ts'
 import { errnoName } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { Reactor } from '../reactor/reactor.ts'
-import { CqeFlag, IOVEC_SIZE } from '../spec/io-uring.ts'
+import { IOVEC_SIZE } from '../spec/io-uring.ts'
 import { Status } from '../spec/nvme-status.ts'
 import { write } from '../sys/libc.ts'
 import type { ImageIo } from '../sys/librbd.ts'
@@ -21,6 +21,7 @@ import { BufferPool, viewAt } from '../sys/memory.ts'
 import type { Uring } from '../sys/uring.ts'
 import { CompletionInbox } from './completion-inbox.ts'
 import { ImageState, type OpenedAnewMessage, type OpenImage, SLOTS } from './messages.ts'
+import { Watch } from './watch.ts'
 
 const log = logger('rbd')
 const EILSEQ = 84
@@ -61,7 +62,6 @@ export class RbdChannel implements DriverChannel {
   readonly state: ImageState
   /** The last one is for what is started; in those before it something is running. */
   readonly #openings: Opening[]
-  readonly #ring: Uring
   readonly #slots: Slot[] = []
   readonly #free: Slot[] = []
   /** What found no slot, oldest first. */
@@ -71,11 +71,14 @@ export class RbdChannel implements DriverChannel {
   /** Where librbd writes: a handle at 0, an offset that nobody looks at at 8; a 1 at 16, and a list of events. */
   readonly #scratch: number
   readonly #scratchView: DataView
-  readonly #tokens: readonly number[]
+  /** Wanted while something of this reactor's is running: the I/O of others is not to wake it. */
+  readonly #events: Watch
+  readonly #doorbell: Watch
   /** What is left of a buffer for iovecs, from its start. */
   #iovecs = 0
   #iovecsLeft = 0
-  #isClosing = false
+  /** Under all openings. */
+  #running = 0
   #lastLogUs = Number.NEGATIVE_INFINITY
 
   constructor(info: BdevInfo, reactor: Reactor, ring: Uring, library: ImageIo) {
@@ -85,17 +88,15 @@ export class RbdChannel implements DriverChannel {
     this.image = info.device as OpenImage
     this.state = new ImageState(this.image.state)
     this.#openings = [this.#opening(this.state.opening)]
-    this.#ring = ring
     this.#inboxes = this.image.inboxes.map(inbox => new CompletionInbox(inbox.ring))
     this.#scratch = this.allocate(SCRATCH_SIZE)
     if (this.#scratch === 0) throw new Error(`the reactor has no memory left for a channel to ${info.name}`)
     this.#scratchView = viewAt(this.#scratch, SCRATCH_SIZE)
     this.#scratchView.setUint32(ONE_AT, 1, true)
     this.#scratchView.setUint32(ONE_AT + 4, 0, true)
-    this.#tokens = [
-      this.#watch(this.image.eventfd, () => this.#takeEvents()),
-      this.#watch(this.image.inboxes[reactor.index]!.doorbell, () => this.#takeInbox()),
-    ]
+    this.#events = new Watch(ring, this.image.eventfd, () => this.#takeEvents())
+    this.#doorbell = new Watch(ring, this.image.inboxes[reactor.index]!.doorbell, () => this.#takeInbox())
+    this.#doorbell.start()
   }
 
   submit(io: BdevIo): void {
@@ -128,8 +129,8 @@ export class RbdChannel implements DriverChannel {
   }
 
   close(): void {
-    this.#isClosing = true
-    for (const token of this.#tokens) this.#ring.cancel(token)
+    this.#events.close()
+    this.#doorbell.close()
     for (const { address, sizeBytes } of this.#buffers) this.reactor.buffers.release(address, sizeBytes)
   }
 
@@ -168,12 +169,14 @@ export class RbdChannel implements DriverChannel {
     const opening = this.#openings[this.#openings.length - 1]!
     opening.running++
     this.reactor.distant++
+    if (this.#running++ === 0) this.#events.start()
     return opening
   }
 
   /** Takes back what has ended, and starts what waits. */
   recycle(slot: Slot, opening: Opening): void {
     opening.running--
+    this.#running--
     this.reactor.distant--
     if (opening.running === 0 && opening.onIdle !== null) {
       this.#forget(opening)
@@ -205,20 +208,6 @@ export class RbdChannel implements DriverChannel {
     return slot
   }
 
-  #watch(fd: number, onEvent: () => void): number {
-    const ring = this.#ring
-    const token = ring.register({
-      complete: (_result, flags) => {
-        if (!this.#isClosing) onEvent()
-        if ((flags & CqeFlag.MORE) !== 0) return
-        if (!this.#isClosing) ring.pollReadable(fd, token)
-        else ring.unregister(token)
-      },
-    })
-    ring.pollReadable(fd, token)
-    return token
-  }
-
   #opening(number: number): Opening {
     return { number, image: this.state.imageOf(number), running: 0, onIdle: null }
   }
@@ -228,6 +217,11 @@ export class RbdChannel implements DriverChannel {
   }
 
   #takeEvents(): void {
+    if (this.#running === 0) {
+      // Another reactor's, which hears of it as well. Not stopped before: the next I/O often follows at once.
+      this.#events.stop()
+      return
+    }
     const openings = this.#openings
     // The last one first: those before it leave the list when their last I/O has ended.
     for (let i = openings.length - 1; i >= 0; i--) this.#takeEventsOf(openings[i]!)

@@ -116,6 +116,28 @@ describe('RbdChannel', () => {
     channel.close()
   })
 
+  it('does not hear of the I/O of others for longer than it has some of its own', async () => {
+    const [first, second] = [open(0), open(1)]
+    /** How many events the second reactor finds while there is an I/O through a channel. */
+    const heard = (channel: Channel): number => {
+      const read = new PendingIo(channel, { type: IoType.READ })
+      let events = 0
+      while (!read.isDone) {
+        image.work()
+        reactors.reactors[0]!.poll()
+        events += reactors.reactors[1]!.poll()
+      }
+      read.free()
+      return events
+    }
+    expect(heard(first)).toBe(0)
+    expect(heard(second)).toBeGreaterThan(0)
+    for (let i = 0; i < 3; i++) heard(first)
+    expect(heard(first)).toBe(0)
+    expect(heard(second)).toBeGreaterThan(0)
+    for (const channel of [first, second]) channel.close()
+  })
+
   it(`ends each I/O once, on its own reactor, whoever finds its end (seed ${SEED})`, async () => {
     const prng = new Prng(SEED)
     const types = [IoType.READ, IoType.WRITE, IoType.FLUSH, IoType.UNMAP, IoType.WRITE_ZEROES]
