@@ -73,7 +73,7 @@ export class Gateway implements Configurable {
   }
 
   get trouble(): string {
-    return this.#membership?.keeper.problem || this.#trouble
+    return this.#membership?.problem || this.#trouble
   }
 
   /** Throws `RpcError`: EEXIST, EBUSY, INVALID_PARAMS, ENOENT, ENOSPC, and what Ceph says. */

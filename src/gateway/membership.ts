@@ -27,7 +27,10 @@ const log = logger('gateway')
 
 /** An operation on the group's objects that takes longer is given up. */
 const OPERATION_MS = 1000
-/** Also without news in the lease: a member may have died right after it had changed the configuration. */
+/**
+ * Also without news in the lease: a member may have died right after it had changed the configuration, and an address
+ * where it cannot be listened may be free by now.
+ */
 const CONFIG_CHECK_MS = 5000
 
 /**
@@ -78,6 +81,8 @@ export class Membership {
   #isCatchingUp = false
   /** Something was heard that was not looked at yet. */
   #hasNews = false
+  /** Why hosts do not reach some subsystem here, so that it is told once. */
+  #deafness = ''
   #checkedUs = 0
   #isEnded = false
 
@@ -192,6 +197,11 @@ export class Membership {
     }
   }
 
+  /** What is wrong at the moment, or nothing. */
+  get problem(): string {
+    return this.keeper.problem || this.#deafness
+  }
+
   /** Hands over in order. `isForgotten`: the member does not mean to come back. */
   async leave(isForgotten: boolean, timeoutMs: number): Promise<void> {
     await this.keeper.leave(isForgotten, timeoutMs)
@@ -225,14 +235,17 @@ export class Membership {
   async #listen(): Promise<void> {
     const { nvmf } = this.#parts
     const { address } = this.#options
+    let deafness = ''
     for (const { nqn, isDiscovery, listeners } of nvmf.list()) {
       if (isDiscovery || listeners.size > 0) continue
       try {
         await nvmf.addListener(nqn, address, AnaState.INACCESSIBLE)
       } catch (error) {
-        log.error(`hosts do not reach ${nqn} here: ${(error as Error).message}`)
+        deafness = `hosts do not reach ${nqn} here: ${(error as Error).message}`
+        if (deafness !== this.#deafness) log.error(deafness)
       }
     }
+    this.#deafness = deafness
     await this.keeper.refresh()
   }
 
@@ -253,7 +266,9 @@ export class Membership {
       .exclusive(async () => {
         this.#hasNews = false
         this.#checkedUs = machineClock.nowUs()
-        if (!this.#isEnded) await this.config.catchUp()
+        if (this.#isEnded) return
+        await this.config.catchUp()
+        if (this.#deafness !== '') await this.#listen()
       })
       .catch((error: Error) => log.warning(`the group's configuration is not read: ${error.message}`))
       .finally(() => {

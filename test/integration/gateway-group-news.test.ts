@@ -2,9 +2,8 @@
  * How fast members of a gateway group hear of each other, over a real Ceph cluster of three OSDs; and what they do while
  * its monitors are away and its OSDs are not.
  */
-import { randomInt } from 'node:crypto'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
-import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
+import { CEPH_PROGRAMS, type Ceph, ownAddress, startCeph } from './lab/ceph.ts'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
 import { eventually } from './lab/linux-host.ts'
@@ -34,9 +33,8 @@ class Group {
     this.#leaseMs = leaseMs
   }
 
-  async add(name: string): Promise<void> {
+  async add(name: string, address = ownAddress()): Promise<void> {
     const daemon = await startDaemon()
-    const address = `127.${randomInt(1, 255)}.${randomInt(0, 256)}.${randomInt(1, 255)}`
     this.addresses.set(name, address)
     this.daemons.set(name, daemon)
     await daemon.rpc('nvmf_create_transport', { trtype: 'TCP', kas: 1, min_kato: 1000 })
@@ -299,6 +297,35 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
       await shutOut()
       await eventually(leases).toEqual(['serving', 'serving'])
       expect(await instance()).not.toBe(before)
+    })
+
+    it('is reached as soon as its address is free', async () => {
+      const address = ownAddress()
+      const other = await startDaemon()
+      const nqn = `${NQN}:other`
+      const listeners = async (): Promise<number> => {
+        const subsystems = await group.rpc<{ nqn: string; listen_addresses: object[] }[]>(
+          'c',
+          'nvmf_get_subsystems',
+        )
+        return subsystems.find(each => each.nqn === NQN)!.listen_addresses.length
+      }
+      try {
+        await other.rpc('nvmf_create_transport', { trtype: 'TCP' })
+        await other.rpc('nvmf_create_subsystem', { nqn })
+        const listen_address = { trtype: 'TCP', traddr: address, trsvcid: '4420' }
+        await other.rpc('nvmf_subsystem_add_listener', { nqn, listen_address })
+        await group.add('c', address)
+        expect(await listeners()).toBe(0)
+        expect((await group.rpc<{ problem: string }>('c', 'gateway_show')).problem).toMatch(
+          /^hosts do not reach .*:news here: .* is in use by another socket/,
+        )
+        await other.rpc('nvmf_delete_subsystem', { nqn })
+        await eventually(listeners).toBe(1)
+        await group.rpc('c', 'gateway_leave')
+      } finally {
+        await other.stop()
+      }
     })
 
     it('ends a member whose name another has taken, which does not come back by itself', async () => {

@@ -6,7 +6,7 @@
  *                                └─ b ───────────────┘
  */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
-import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
+import { CEPH_PROGRAMS, type Ceph, ownAddress, startCeph } from './lab/ceph.ts'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
 import { Island } from './lab/island.ts'
@@ -16,6 +16,8 @@ const NQN = 'nqn.2016-06.io.example:group'
 const IMAGES = ['one', 'two', 'three', 'four']
 const LEASE_MS = 2000
 const PORT = { a: 4420, b: 4421 }
+/** Of this test alone, also when another runs beside it. */
+const OWN_ADDRESS = ownAddress()
 
 interface Group {
   readonly state: string
@@ -80,7 +82,7 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
     async function gateway(name: 'a' | 'b'): Promise<void> {
       const daemon = await startDaemon(name === 'a' ? { within: island.within } : {})
       daemons[name] = daemon
-      addresses[name] = name === 'a' ? island.address : '127.0.0.1'
+      addresses[name] = name === 'a' ? island.address : OWN_ADDRESS
       await daemon.rpc('nvmf_create_transport', { trtype: 'TCP', kas: 1, min_kato: 1000 })
       await daemon.rpc('bdev_rbd_register_cluster', { name: 'c', config_file: ceph.conf })
       await daemon.rpc('gateway_join', {
@@ -150,7 +152,7 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
       expect(onB.namespaces).toEqual(onA.namespaces)
       expect([onA.min_cntlid, onA.max_cntlid, onB.min_cntlid, onB.max_cntlid]).toEqual([1, 2040, 2041, 4080])
       expect(onA.listen_addresses).toMatchObject([{ traddr: island.address, trsvcid: String(PORT.a) }])
-      expect(onB.listen_addresses).toMatchObject([{ traddr: '127.0.0.1', trsvcid: String(PORT.b) }])
+      expect(onB.listen_addresses).toMatchObject([{ traddr: OWN_ADDRESS, trsvcid: String(PORT.b) }])
       await eventually(() => shares('a')).toEqual({ a: 2, b: 2 })
     })
 
@@ -207,7 +209,7 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
           group: 'g',
           pool: 'volumes',
           cluster_name: 'c',
-          address: '127.0.0.1:4422',
+          address: `${OWN_ADDRESS}:4422`,
           name: 'n',
           ...rest,
         })

@@ -279,8 +279,8 @@ async function execute(program: Program, ...args: readonly string[]): Promise<st
   return stdout
 }
 
-/** So that clusters that start at the same time never take the port, or hear the clients, of one another. */
-const ownAddress = (): string => `127.${randomInt(1, 255)}.${randomInt(0, 256)}.${randomInt(1, 255)}`
+/** One on loopback: clusters that start at the same time never take the port, or hear the clients, of one another. */
+export const ownAddress = (): string => `127.${randomInt(1, 255)}.${randomInt(0, 256)}.${randomInt(1, 255)}`
 
 /** A port that was free a moment ago: a monitor cannot choose its own. */
 async function freePort(address: string): Promise<number> {
