@@ -12,7 +12,9 @@
  */
 import type { BdevInfo } from '../bdev/bdev.ts'
 import type { Permissions, PoolDocument, PoolType, PoolUsage } from '../libvirt/pool-xml.ts'
+import type { RbdImages } from '../rbd/images.ts'
 import type { MethodCall } from '../rpc/config.ts'
+import type { Secrets } from './secrets.ts'
 
 /** libvirt's words for what a volume is. */
 export type VolumeType = 'file' | 'block' | 'network'
@@ -180,4 +182,7 @@ export interface PoolBackendType {
 export interface PoolServices {
   /** A method of the daemon in its turn, saved: for RBD clusters and the like. */
   readonly call: (method: string, params?: unknown) => Promise<unknown>
+  /** Connections to Ceph, and images that are open. */
+  readonly rbd: RbdImages
+  readonly secrets: Secrets
 }

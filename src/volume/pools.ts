@@ -62,7 +62,7 @@ type State = { -readonly [key in keyof Pool]: Pool[key] } & {
 
 export class StoragePools implements Configurable {
   readonly subsystem = 'volume'
-  readonly dependsOn: readonly string[] = []
+  readonly dependsOn: readonly string[] = ['secret']
   /** While the daemon starts and replays what was saved, a pool that starts with it starts at once. */
   #isStarting = true
   readonly #services: PoolServices

@@ -84,8 +84,12 @@ export class DirectoryPool implements PoolBackend {
 
   async stop(): Promise<void> {}
 
-  refresh(): Promise<PoolContents> {
-    return this.volumes.list()
+  async refresh(): Promise<PoolContents> {
+    try {
+      return await this.volumes.list()
+    } catch (cause) {
+      throw cannot(`read the directory of pool ${this.document.name}`, cause)
+    }
   }
 
   usage(): Promise<PoolUsage> {

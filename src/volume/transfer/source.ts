@@ -33,7 +33,7 @@ export async function sourceOf(text: string, volumes: Volumes): Promise<Transfer
     if (URL.canParse(text)) return { kind: 'http', text }
     throw new RpcError('EINVAL', `${text} is no URL`)
   }
-  if (/^nbd(\+\w+)?:/i.test(text)) {
+  if (/^nbds?(\+\w+)?:/i.test(text)) {
     parseNbdUri(text)
     return { kind: 'nbd', text }
   }

@@ -1,0 +1,256 @@
+/**
+ * `rbd`: a Ceph pool whose images are the volumes. The pool has a connection to the cluster of its own, which bdevs over
+ * its images share. Looking at the pool opens no image: names are in its directory, sizes in the images' headers.
+ */
+import { RpcError } from '../../core/errors.ts'
+import { parseSize } from '../../core/parse-size.ts'
+import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
+import type { NamedCluster } from '../../rbd/clusters.ts'
+import { ImageStore } from '../../rbd/image-store.ts'
+import type { MethodCall } from '../../rpc/config.ts'
+import type {
+  CreateVolume,
+  OpenOptions,
+  PoolBackend,
+  PoolBackendType,
+  PoolContents,
+  PoolServices,
+  Progress,
+  ResizeOptions,
+  SnapshotAction,
+  SnapshotOperations,
+  VolumeFacts,
+  VolumeOperations,
+  VolumeSnapshot,
+} from '../pool.ts'
+import { QUIET } from '../pool.ts'
+
+export const rbdPool: PoolBackendType = {
+  type: 'rbd',
+  summary: 'A pool of a Ceph cluster, whose images are the volumes.',
+  create: (document, services) => new RbdPool(document, services),
+}
+
+/** As QEMU has it for images of Ceph. */
+const BLOCK_SIZE = 512
+
+class RbdPool implements PoolBackend {
+  readonly volumes: RbdVolumes
+  readonly #document: PoolDocument
+  readonly #services: PoolServices
+  readonly #cluster: string
+  readonly #store: ImageStore
+
+  constructor(document: PoolDocument, services: PoolServices) {
+    this.#document = document
+    this.#services = services
+    this.#cluster = `pool-${document.name}`
+    this.#store = new ImageStore(services.rbd.clusters, this.#cluster, this.#ceph)
+    this.volumes = new RbdVolumes(this.#store, document, services)
+  }
+
+  get #ceph(): string {
+    return this.#document.source.name!
+  }
+
+  async start(): Promise<void> {
+    await this.#services.rbd.clusters.bring(await this.#options())
+  }
+
+  /** Images that are open as devices go on. */
+  async stop(): Promise<void> {
+    await this.#services.rbd.clusters.takeBack(this.#cluster)
+  }
+
+  async refresh(): Promise<PoolContents> {
+    const { images, usage } = await this.#store.contents()
+    const volumes = images.map(({ name, sizeBytes }) => this.volumes.facts(name, sizeBytes))
+    return { ...usageOf(usage), volumes: volumes.sort((a, b) => (a.name < b.name ? -1 : 1)) }
+  }
+
+  async usage(): Promise<PoolUsage> {
+    return usageOf(await this.#store.usage())
+  }
+
+  opening({ name }: VolumeFacts, { readOnly }: OpenOptions): MethodCall {
+    return {
+      method: 'bdev_rbd_create',
+      params: {
+        ...{ pool_name: this.#ceph, rbd_name: name, block_size: BLOCK_SIZE, cluster_name: this.#cluster },
+        ...(readOnly ? { read_only: true } : {}),
+      },
+    }
+  }
+
+  /** No ceph.conf has a say: the document tells all, as in libvirt. */
+  async #options(): Promise<NamedCluster> {
+    const { name, source, configOptions = [] } = this.#document
+    const { auth } = source
+    const hosts = source.hosts!.map(host => {
+      const address = host.name.includes(':') ? `[${host.name}]` : host.name
+      return host.port === undefined ? address : `${address}:${host.port}`
+    })
+    const options = {
+      mon_host: hosts.join(','),
+      auth_client_required: auth === undefined ? 'none' : 'cephx',
+      ...Object.fromEntries(configOptions.map(option => [option.name, option.value])),
+    }
+    const rest = {
+      name: this.#cluster,
+      file: undefined,
+      searches: false,
+      keyFile: undefined,
+      coreMask: undefined,
+    }
+    if (auth === undefined) return { ...rest, user: undefined, options }
+    if (auth.type !== 'ceph') {
+      throw new RpcError('EINVAL', `pool ${name} has <auth type='${auth.type}'>: Ceph knows type='ceph' only`)
+    }
+    const { bytes, file } = await this.#services.secrets.valueFor(name, auth)
+    return file === undefined
+      ? { ...rest, user: auth.username, options, key: bytes.toString('base64') }
+      : { ...rest, user: auth.username, options: { ...options, keyfile: file } }
+  }
+}
+
+/** A clone stands on a snapshot of this name, and its own. */
+const CLONE_SNAPSHOT = 'clone-'
+
+class RbdVolumes implements VolumeOperations {
+  readonly reasons = {
+    wipe: 'deleting an image gives its objects back, and nobody reads them again',
+  }
+  readonly snapshots: SnapshotOperations
+  readonly #store: ImageStore
+  readonly #ceph: string
+  readonly #countsCapacity: boolean
+  readonly #services: PoolServices
+
+  constructor(store: ImageStore, document: PoolDocument, services: PoolServices) {
+    this.#store = store
+    this.#ceph = document.source.name!
+    this.#countsCapacity = document.refreshAllocation === 'capacity'
+    this.#services = services
+    this.snapshots = new ImageSnapshots(store)
+  }
+
+  facts(name: string, sizeBytes: number | undefined): VolumeFacts {
+    const path = `${this.#ceph}/${name}`
+    return {
+      ...{ name, key: path, path, type: 'network', format: 'raw', capacityBytes: sizeBytes },
+      allocationBytes: this.#countsCapacity ? sizeBytes : undefined,
+    }
+  }
+
+  async describe(volume: VolumeFacts): Promise<VolumeFacts> {
+    const { sizeBytes, usedBytes, parent } = await this.#store.describe(volume.name)
+    return {
+      ...volume,
+      capacityBytes: sizeBytes,
+      allocationBytes: this.#countsCapacity ? sizeBytes : usedBytes,
+      ...(parent === undefined ? {} : { backing: { path: parent, format: 'raw' } }),
+    }
+  }
+
+  async create({
+    name,
+    format,
+    capacityBytes,
+    preallocation,
+    backing,
+    features,
+  }: CreateVolume): Promise<void> {
+    checkImageName(name, 'an image')
+    const refuse = (what: string): RpcError => new RpcError('EINVAL', `image ${this.#ceph}/${name}: ${what}`)
+    if (format !== 'raw') throw refuse(`images of Ceph are raw, not ${format}`)
+    if (preallocation !== 'off') throw refuse('images of Ceph are thin: leave preallocation out')
+    if (backing !== undefined) {
+      throw refuse(
+        `it cannot stand on ${backing.path} from the start: qpair volume clone makes what stands on another`,
+      )
+    }
+    const { object_size: objectSize, data_pool: dataPool, ...others } = features
+    const [unknown] = Object.keys(others)
+    if (unknown !== undefined)
+      throw refuse(`there is no feature ${unknown}: object_size and data_pool there are`)
+    const order = objectSize === undefined ? undefined : orderOf(parseSize(objectSize, 'object_size'))
+    if (Number.isNaN(order))
+      throw refuse(`an object_size of ${objectSize}: a power of two from 4K to 32M it can be`)
+    await this.#store.create(name, capacityBytes, { order, dataPool })
+  }
+
+  async delete({ name }: VolumeFacts): Promise<void> {
+    for (const { name: snapshot } of await this.#store.snapshots(name)) {
+      await this.#store.removeSnapshot(name, snapshot)
+    }
+    await this.#store.remove(name)
+  }
+
+  async resize({ name }: VolumeFacts, capacityBytes: number, { openBy }: ResizeOptions): Promise<void> {
+    const writer = openBy.find(({ driver, readOnly }) => driver === 'rbd' && !readOnly)
+    if (writer === undefined) await this.#store.resize(name, capacityBytes)
+    else await this.#services.rbd.resize(writer.name, capacityBytes)
+  }
+
+  async rename({ name }: VolumeFacts, to: string): Promise<void> {
+    checkImageName(to, 'an image')
+    await this.#store.rename(name, to)
+  }
+
+  async clone({ name }: VolumeFacts, to: string, { report }: Progress): Promise<void> {
+    checkImageName(to, 'an image')
+    await this.#store.clone(name, `${CLONE_SNAPSHOT}${to}`, to)
+    report(1, 1)
+  }
+}
+
+class ImageSnapshots implements SnapshotOperations {
+  readonly #store: ImageStore
+
+  constructor(store: ImageStore) {
+    this.#store = store
+  }
+
+  whileOpen(): readonly SnapshotAction[] {
+    return ['create', 'delete']
+  }
+
+  async create({ name }: VolumeFacts, snapshot: string): Promise<void> {
+    checkImageName(snapshot, 'a snapshot')
+    await this.#store.createSnapshot(name, snapshot)
+  }
+
+  async list({ name }: VolumeFacts): Promise<VolumeSnapshot[]> {
+    const found = await this.#store.snapshots(name)
+    return found.map(({ name: snapshot, created, sizeBytes }) => ({ name: snapshot, created, sizeBytes }))
+  }
+
+  revert({ name }: VolumeFacts, snapshot: string): Promise<void> {
+    return this.#store.rollBack(name, snapshot, QUIET.report)
+  }
+
+  delete({ name }: VolumeFacts, snapshot: string): Promise<void> {
+    return this.#store.removeSnapshot(name, snapshot)
+  }
+}
+
+/** What `rbd` itself cannot take in a name of an image, since it parses names. */
+function checkImageName(name: string, what: string): void {
+  if (!name.includes('@')) return
+  throw new RpcError('EINVAL', `${JSON.stringify(name)} cannot be the name of ${what} of Ceph: an @ is in it`)
+}
+
+const ORDER_MIN = 12
+const ORDER_MAX = 25
+
+/** NaN for what is no size of objects. */
+function orderOf(bytes: number): number {
+  const order = Math.log2(bytes)
+  return Number.isInteger(order) && order >= ORDER_MIN && order <= ORDER_MAX ? order : Number.NaN
+}
+
+const usageOf = (usage: { totalBytes: number; availableBytes: number; usedBytes: number }): PoolUsage => ({
+  capacityBytes: usage.totalBytes,
+  availableBytes: usage.availableBytes,
+  allocationBytes: usage.usedBytes,
+})

@@ -1,0 +1,325 @@
+import { execFileSync } from 'node:child_process'
+import { existsSync, readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { Storage } from './support.ts'
+
+const MIB = 2 ** 20
+let storage: Storage
+beforeEach(async () => {
+  storage = new Storage()
+  await storage.directoryPool('vms')
+})
+afterEach(() => storage.close())
+
+const create = (name: string, params: object = {}, pool = 'vms'): Promise<unknown> =>
+  storage.call('volume_create', { pool, name, capacity: '64M', ...params })
+const names = async (params: object = {}): Promise<string[]> =>
+  (await storage.call<{ name: string }[]>('volume_list', params)).map(({ name }) => name)
+const info = (volume: string): Promise<Record<string, unknown>> => storage.call('volume_info', { volume })
+
+/** A bdev over a volume, as an export would make it. */
+async function open(name: string): Promise<void> {
+  await storage.call('bdev_uring_create', { name: 'b0', filename: storage.path('vms', name) })
+}
+
+describe('making volumes', () => {
+  it('makes them thin, with mode 0600 unless told otherwise', async () => {
+    await create('a')
+    await create('b', { mode: '0640', capacity: 3 * MIB })
+    expect(await storage.call('volume_list', { pool: 'vms' })).toMatchObject([
+      { name: 'a', format: 'raw', type: 'file', capacity: 64 * MIB, allocation: 0, mode: '0600' },
+      { name: 'b', capacity: 3 * MIB, mode: '0640' },
+    ])
+    expect(readdirSync(storage.path('vms'))).toEqual(['a', 'b'])
+  })
+
+  it('preallocates as a job', async () => {
+    expect(
+      await storage.job('volume_create', {
+        pool: 'vms',
+        name: 'a',
+        capacity: '64M',
+        preallocation: 'full',
+      }),
+    ).toMatchObject({ state: 'completed', done: 64 * MIB, total: 64 * MIB })
+    expect(await info('a')).toMatchObject({ capacity: 64 * MIB })
+    expect(statSync(storage.path('vms/a')).blocks * 512).toBeGreaterThanOrEqual(64 * MIB)
+  })
+
+  it('makes qcow2 volumes with features and a backing volume', async () => {
+    await create('base')
+    await create('top', { capacity: undefined, format: 'qcow2', backing: 'base' })
+    await create('fine', { format: 'qcow2', features: { cluster_size: '4K', lazy_refcounts: 'on' } })
+    expect(await info('top')).toMatchObject({
+      format: 'qcow2',
+      capacity: 64 * MIB,
+      backing: { path: storage.path('vms/base'), format: 'raw' },
+    })
+    expect(await info('base')).toMatchObject({ dependents: ['top'] })
+  })
+
+  it.each([
+    [{ name: 'a/b' }, 'EINVAL', 'a slash'],
+    [{ capacity: '10 elephants' }, 'EINVAL', 'is no size'],
+    [{ capacity: undefined }, 'EINVAL', 'needs a capacity'],
+    [{ format: 'vmdk' }, 'ENOTSUP', 'raw and qcow2 can'],
+    [{ features: { cluster_size: '4K' } }, 'EINVAL', 'a raw volume has not the feature cluster_size'],
+    [{ format: 'qcow2', features: { speed: 'high' } }, 'EINVAL', 'speed=high'],
+    [{ pool: 'nix' }, 'ENOENT', 'there is no pool nix'],
+  ])('refuses %j', async (params, code, message) => {
+    await expect(create('a', params)).rejects.toMatchObject({
+      code,
+      message: expect.stringContaining(message),
+    })
+    expect(readdirSync(storage.path('vms'))).toEqual([])
+  })
+
+  it('does not give two volumes one name', async () => {
+    await create('a')
+    await expect(create('a')).rejects.toMatchObject({ code: 'EEXIST' })
+  })
+})
+
+describe('finding volumes', () => {
+  beforeEach(async () => {
+    await storage.directoryPool('isos')
+    await create('a')
+    await create('same')
+    await create('same', {}, 'isos')
+  })
+
+  it.each(['a', 'vms/a'])('by %s', async volume => {
+    expect(await info(volume)).toMatchObject({ name: 'a', pool: 'vms' })
+  })
+
+  it('by path, which is the key', async () => {
+    expect(await info(storage.path('vms/a'))).toMatchObject({ name: 'a' })
+  })
+
+  it('asks which pool is meant where several have one of that name', async () => {
+    await expect(info('same')).rejects.toThrow('is in several pools: say which, isos/same, vms/same')
+    expect(await info('isos/same')).toMatchObject({ pool: 'isos' })
+    expect(await storage.call('volume_info', { volume: 'same', pool: 'vms' })).toMatchObject({ pool: 'vms' })
+  })
+
+  it('names what there is when there is none', async () => {
+    await expect(info('vms/b')).rejects.toThrow('pool vms has no volume b: there are a, same')
+    await expect(info('b')).rejects.toThrow('there is no volume b in an active pool')
+  })
+
+  it('lists files that somebody else has put there, but no directories and no hidden ones', async () => {
+    writeFileSync(storage.path('vms/by-hand'), '')
+    truncateSync(storage.path('vms/by-hand'), 40_960)
+    writeFileSync(storage.path('vms/.hidden'), '')
+    execFileSync('mkdir', [storage.path('vms/directory')])
+    expect(await names({ pool: 'vms' })).toEqual(['a', 'by-hand', 'same'])
+    expect(await names({ pool: 'vms', refresh: false })).toEqual(['a', 'by-hand', 'same'])
+  })
+
+  it('lists CD images by themselves', async () => {
+    const image = Buffer.alloc(40_960)
+    image.write('\u0001CD001\u0001', 16 * 2048, 'latin1')
+    writeFileSync(storage.path('isos/debian.iso'), image)
+    expect(await names({ iso: true })).toEqual(['debian.iso'])
+  })
+})
+
+describe('changing volumes', () => {
+  beforeEach(() => create('a'))
+
+  it('renames and deletes', async () => {
+    await storage.call('volume_rename', { volume: 'a', name: 'b' })
+    expect(await names()).toEqual(['b'])
+    await storage.call('volume_delete', { volume: 'b' })
+    expect(readdirSync(storage.path('vms'))).toEqual([])
+  })
+
+  it('grows one that is open, and the bdev has the new size', async () => {
+    await open('a')
+    await storage.call('volume_resize', { volume: 'a', capacity: '36M', delta: true })
+    expect(storage.bdevs.get('b0').blockCount * 512).toBe(100 * MIB)
+    expect(statSync(storage.path('vms/a')).size).toBe(100 * MIB)
+  })
+
+  it('makes one smaller only when that is said', async () => {
+    await expect(storage.call('volume_resize', { volume: 'a', capacity: '32M' })).rejects.toThrow('--shrink')
+    await storage.call('volume_resize', { volume: 'a', capacity: '32M', shrink: true })
+    expect(statSync(storage.path('vms/a')).size).toBe(32 * MIB)
+  })
+
+  it('refuses what a user of it would not survive, and names the user', async () => {
+    await open('a')
+    const claim = storage.bdevs.claim('b0', 'NBD export "x"', 'write')
+    const refused = [
+      ['volume_delete', {}],
+      ['volume_rename', { name: 'b' }],
+      ['volume_resize', { capacity: '1M', shrink: true }],
+      ['volume_clone', { name: 'b' }],
+      ['volume_wipe', {}],
+      ['volume_snapshot_revert', { snapshot: 's' }],
+      ['volume_save', { file: storage.path('out') }],
+    ] as const
+    for (const [method, params] of refused) {
+      await expect(storage.call(method, { volume: 'a', ...params }), method).rejects.toMatchObject({
+        code: 'EBUSY',
+        message: expect.stringContaining('bdev b0 has it open for NBD export "x"'),
+      })
+    }
+    claim.release()
+    expect(await names()).toEqual(['a'])
+  })
+
+  it('does not take a volume from under those that are made of it', async () => {
+    await create('top', { format: 'qcow2', backing: 'a' })
+    for (const method of ['volume_delete', 'volume_wipe']) {
+      await expect(storage.call(method, { volume: 'a' })).rejects.toThrow(
+        'it is the backing store of top, which would be destroyed',
+      )
+    }
+    await storage.call('volume_delete', { volume: 'top' })
+    await storage.call('volume_delete', { volume: 'a' })
+  })
+
+  it('clones, with the content', async () => {
+    writeFileSync(storage.path('vms/a'), Buffer.alloc(MIB, 0x11))
+    expect(await storage.job('volume_clone', { volume: 'a', name: 'b' })).toMatchObject({
+      state: 'completed',
+    })
+    expect(readFileSync(storage.path('vms/b')).equals(Buffer.alloc(MIB, 0x11))).toBe(true)
+  })
+
+  it.each(['zero', 'random', 'trim'])('wipes by %s', async algorithm => {
+    writeFileSync(storage.path('vms/a'), Buffer.alloc(5 * MIB, 0x11))
+    expect(await storage.job('volume_wipe', { volume: 'a', algorithm })).toMatchObject({ state: 'completed' })
+    const content = readFileSync(storage.path('vms/a'))
+    expect([content.length, content.indexOf(Buffer.alloc(64, 0x11))]).toEqual([5 * MIB, -1])
+    if (algorithm !== 'random') expect(content.equals(Buffer.alloc(5 * MIB))).toBe(true)
+  })
+
+  it.each(['nnsa', 'gutmann'])('says why it does not wipe by %s', async algorithm => {
+    await expect(storage.call('volume_wipe', { volume: 'a', algorithm })).rejects.toThrow(
+      `there is no wiping by ${algorithm}: zero, trim, random there are`,
+    )
+  })
+
+  it('wipes a qcow2 image and leaves an empty one', async () => {
+    await create('q', { format: 'qcow2', features: { cluster_size: '4K' } })
+    expect(await storage.job('volume_wipe', { volume: 'q' })).toMatchObject({ state: 'completed' })
+    expect(await info('q')).toMatchObject({ format: 'qcow2', capacity: 64 * MIB })
+  })
+
+  it('says that a raw volume has no snapshots where blocks are not shared, and leaves nothing', async () => {
+    const asked = storage.call('volume_snapshot_create', { volume: 'a', snapshot: 's' })
+    const isShared = await asked.then(
+      () => true,
+      error => {
+        expect(error).toMatchObject({ code: 'ENOTSUP', message: expect.stringContaining('reflink=1') })
+        return false
+      },
+    )
+    expect(existsSync(storage.path('vms/.snapshots'))).toBe(isShared)
+  })
+
+  it('keeps snapshots within a qcow2 image', async () => {
+    await create('q', { format: 'qcow2' })
+    await storage.call('volume_snapshot_create', { volume: 'q', snapshot: 's1' })
+    await storage.call('volume_resize', { volume: 'q', capacity: '128M' })
+    await storage.call('volume_snapshot_create', { volume: 'q', snapshot: 's2' })
+    await expect(
+      storage.call('volume_snapshot_create', { volume: 'q', snapshot: 's2' }),
+    ).rejects.toMatchObject({ code: 'EEXIST' })
+    expect(await storage.call('volume_snapshot_list', { volume: 'q' })).toMatchObject([
+      { name: 's1', size: 64 * MIB },
+      { name: 's2', size: 128 * MIB },
+    ])
+    await storage.call('volume_snapshot_revert', { volume: 'q', snapshot: 's1' })
+    expect(await info('q')).toMatchObject({ capacity: 64 * MIB, snapshots: 2 })
+    await expect(storage.call('volume_delete', { volume: 'q' })).rejects.toThrow('2 snapshots (s1, s2)')
+    await storage.call('volume_snapshot_delete', { volume: 'q', snapshot: 's1' })
+    await storage.call('volume_delete', { volume: 'q', delete_snapshots: true })
+  })
+
+  it('gives nobody a volume that a job is at work on', async () => {
+    const { job_id } = await storage.call<{ job_id: number }>('volume_clone', { volume: 'a', name: 'b' })
+    const refused = storage.call('volume_create', { pool: 'vms', name: 'b', capacity: 1 })
+    await expect(refused).rejects.toMatchObject({ code: expect.stringMatching(/EBUSY|EEXIST/) })
+    await storage.reactors.run(storage.jobs.wait(job_id, 60_000))
+    expect(await names()).toEqual(['a', 'b'])
+  })
+
+  it('writes a libvirt document', async () => {
+    expect(await storage.call('volume_dumpxml', { volume: 'a' })).toContain(
+      `<capacity unit='bytes'>${64 * MIB}</capacity>`,
+    )
+  })
+})
+
+describe('moving volumes', () => {
+  const content = Buffer.concat([Buffer.alloc(3 * MIB, 0x11), Buffer.alloc(5 * MIB), Buffer.alloc(700, 0x22)])
+  beforeEach(() => writeFileSync(storage.path('source'), content))
+
+  const moved = (name: string, params: object = {}) =>
+    storage.job('volume_import', { pool: 'vms', name, source: storage.path('source'), ...params })
+
+  it('imports a file as it is', async () => {
+    expect(await moved('a')).toMatchObject({ state: 'completed', error: undefined })
+    expect(readFileSync(storage.path('vms/a')).equals(content)).toBe(true)
+    expect(readdirSync(storage.path('vms'))).toEqual(['a'])
+  })
+
+  it('goes by way of qcow2 and comes back the same', async () => {
+    truncateSync(storage.path('source'), 9 * MIB)
+    expect(await moved('q', { format: 'qcow2' })).toMatchObject({ state: 'completed', error: undefined })
+    expect(await info('q')).toMatchObject({ format: 'qcow2', capacity: 9 * MIB })
+    expect(await moved('r', { source: 'vms/q', format: 'raw' })).toMatchObject({ state: 'completed' })
+    expect(readFileSync(storage.path('vms/r')).equals(readFileSync(storage.path('source')))).toBe(true)
+    expect(statSync(storage.path('vms/r')).blocks * 512).toBeLessThan(5 * MIB)
+  })
+
+  it('saves a volume to a file, in another format', async () => {
+    truncateSync(storage.path('source'), 9 * MIB)
+    await moved('q', { format: 'qcow2' })
+    const saved = { volume: 'q', file: storage.path('out.raw'), format: 'raw' }
+    expect(await storage.job('volume_save', saved)).toMatchObject({ state: 'completed', error: undefined })
+    expect(readFileSync(storage.path('out.raw')).equals(readFileSync(storage.path('source')))).toBe(true)
+    await expect(storage.call('volume_save', saved)).rejects.toMatchObject({ code: 'EEXIST' })
+    await expect(storage.call('volume_save', { ...saved, file: 'out' })).rejects.toThrow('is relative')
+  })
+
+  it('flattens an image that has another beneath it', async () => {
+    truncateSync(storage.path('source'), 9 * MIB)
+    await moved('base')
+    await create('top', { capacity: undefined, format: 'qcow2', backing: 'base' })
+    expect(await moved('flat', { source: 'vms/top', format: 'qcow2' })).toMatchObject({ state: 'completed' })
+    expect(await info('flat')).not.toHaveProperty('backing')
+    await moved('r', { source: 'vms/flat', format: 'raw' })
+    expect(readFileSync(storage.path('vms/r')).equals(readFileSync(storage.path('source')))).toBe(true)
+  })
+
+  it.each([
+    ['/nowhere/x', 'ENOENT', '/nowhere/x cannot be read'],
+    ['ftp://h/x', 'ENOTSUP', 'nbd+unix'],
+    ['nbds://h/x', 'EINVAL', 'without TLS'],
+    ['nix', 'ENOENT', 'there is no volume nix'],
+    ['/tmp', 'EINVAL', 'neither a file nor a block device'],
+  ])('refuses the source %s', async (source, code, message) => {
+    await expect(storage.call('volume_import', { pool: 'vms', name: 'a', source })).rejects.toMatchObject({
+      code,
+      message: expect.stringContaining(message),
+    })
+  })
+
+  it('leaves nothing of an import that fails', async () => {
+    const job = await moved('a', { source: 'nbd+unix:///x?socket=/nowhere/socket' })
+    expect(job).toMatchObject({ state: 'failed', error: { code: 'ECONNREFUSED' } })
+    expect(readdirSync(storage.path('vms'))).toEqual([])
+    expect(storage.bdevs.list()).toEqual([])
+  })
+
+  it('saves no device that is there only for a copy', async () => {
+    const seen: unknown[] = []
+    storage.bdevs.listen({ added: () => void seen.push(...storage.bdevs.config()) })
+    await moved('q', { format: 'qcow2' })
+    expect([seen, storage.bdevs.list()]).toEqual([[], []])
+  })
+})
