@@ -11,9 +11,11 @@ import { logSettings } from '../../src/core/log.ts'
 import { Dispatcher } from '../../src/rpc/dispatcher.ts'
 import { jobMethods } from '../../src/rpc/job-methods.ts'
 import { type JobStatus, Jobs } from '../../src/rpc/jobs.ts'
+import { RbdImages } from '../../src/rbd/images.ts'
 import { storageMethods } from '../../src/volume/methods.ts'
 import type { PoolBackendType } from '../../src/volume/pool.ts'
 import { StoragePools } from '../../src/volume/pools.ts'
+import { Secrets } from '../../src/volume/secrets.ts'
 import { ReactorDisks } from '../../src/volume/transfer/reactor-disk.ts'
 import { Volumes } from '../../src/volume/volumes.ts'
 import { LocalReactorGroup } from '../support/reactor.ts'
@@ -25,6 +27,7 @@ export class Storage {
   readonly reactors = new LocalReactorGroup({ ring: true, time: 'real' })
   readonly bdevs = new BdevRegistry(this.reactors, drivers)
   readonly jobs = new Jobs()
+  readonly secrets = new Secrets(join(this.directory, 'secrets'))
   /** What was notified of. */
   readonly notified: string[] = []
   /** What was logged. */
@@ -42,16 +45,19 @@ export class Storage {
     const replay = (method: string, params?: unknown): Promise<unknown> =>
       this.#dispatcher.replay(method, params)
     this.pools = new StoragePools({
-      services: { call },
+      services: { call, rbd: new RbdImages(this.bdevs, this.reactors), secrets: this.secrets },
       notify: (type, context) => void this.notified.push(`${type} ${context}`),
       ...(options.types === undefined ? {} : { types: options.types }),
     })
     if (options.isStarting !== true) this.pools.daemonIsUp()
-    const { bdevs, jobs, pools, reactors } = this
+    const { bdevs, jobs, pools, reactors, secrets } = this
     this.volumes = new Volumes({ bdevs, jobs, pools, reactors, call, replay })
     this.#dispatcher = new Dispatcher({
       methods,
-      context: { bdevs, jobs, pools, volumes: this.volumes, rpc: { state: 'runtime' as const, methods } },
+      context: {
+        ...{ bdevs, jobs, pools, secrets, volumes: this.volumes },
+        rpc: { state: 'runtime' as const, methods },
+      },
     })
   }
 
