@@ -63,6 +63,7 @@ export async function attach(virsh: Virsh, request: AttachRequest, parts: Attach
   refuseInUse(storage, domain, scope, request)
   const means = meansFor(storage, domain, scope, request)
   const target = request.target ?? freeTarget(domain, request.bus)
+  refuseTaken(target, domain, scope)
   const confinement = await virsh.confinement((domain.live ?? domain.config)!.type)
   const user = confinement.user ?? virsh.ownUser()
   return withUndo(async undo => {
@@ -79,6 +80,17 @@ export async function attach(virsh: Virsh, request: AttachRequest, parts: Attach
       ...scope,
     }
   })
+}
+
+function refuseTaken(target: string, domain: Domain, scope: Scope): void {
+  const disks = documentsOf(domain, scope).flatMap(document => document.disks())
+  const found = disks.find(disk => disk.target === target)
+  if (found === undefined) return
+  throw new RpcError(
+    'EEXIST',
+    `domain ${domain.name} has a disk ${target} already, ${found.source ?? 'an empty drive'}: choose another target, or ` +
+      'none, and the first that is free is taken',
+  )
 }
 
 function meansFor(storage: Storage, domain: Domain, scope: Scope, request: AttachRequest): Means {

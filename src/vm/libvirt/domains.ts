@@ -19,7 +19,11 @@ export async function readDomain(virsh: Virsh, name: string): Promise<Domain> {
 
 /** As virsh understands its flags: without one, the guest that runs, or else its next start. */
 export function scopeOf({ name, live, config }: Domain, asked: Scope): Scope {
-  const scope = asked.live || asked.config ? asked : { live: live !== undefined, config: live === undefined }
+  const isAsked = asked.live || asked.config
+  const scope = {
+    live: isAsked ? asked.live : live !== undefined,
+    config: isAsked ? asked.config : live === undefined,
+  }
   if (scope.live && live === undefined) {
     throw new RpcError('EINVAL', `domain ${name} is not running: --config changes its next start`)
   }

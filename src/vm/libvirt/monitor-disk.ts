@@ -19,8 +19,8 @@ import type { Undo } from '../undo.ts'
 /** In QEMU's own lists, told from what libvirt and others make. */
 const qemuId = (id: string): string => `qpair-${id}`
 
-/** How long a guest may take to let go of a disk. */
-const RELEASE_MS = 60_000
+/** How long a guest may take to let go of a disk; the command line waits a minute for an answer. */
+const RELEASE_MS = 40_000
 const POLL_MS = 250
 
 export async function plugNvme(
@@ -57,10 +57,11 @@ async function plugDevice(
   const ports = domain
     .controllers('pci')
     .filter(({ index, model }) => model === 'pcie-root-port' && !taken.has(Number(index)))
-    .map(({ index }) => `pci.${index}`)
-  for (const bus of hasOldBus ? ['pci.0'] : ports) {
+    // Behind a port there is only this one address; QEMU would choose others, where no guest looks.
+    .map(({ index }) => ({ bus: `pci.${index}`, addr: '0x0' }))
+  for (const place of hasOldBus ? [{ bus: 'pci.0' }] : ports) {
     try {
-      await virsh.monitor(domain.name, 'device_add', { ...device, bus })
+      await virsh.monitor(domain.name, 'device_add', { ...device, ...place })
       return
     } catch (error) {
       if (!/occupied|in use|not available/.test((error as Error).message)) throw error

@@ -64,6 +64,11 @@ export class Libvirt {
     }
   }
 
+  /** How others than its own user connect to it. */
+  get uri(): string {
+    return `qemu+unix:///session?socket=${this.#home}/libvirt/libvirt-sock`
+  }
+
   /** Resolves with what virsh prints. */
   async virsh(...args: readonly string[]): Promise<string> {
     const [program, ...words] = this.#asUser(findProgram('virsh')!, '-c', 'qemu:///session', ...args)
