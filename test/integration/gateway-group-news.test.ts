@@ -25,10 +25,12 @@ class Group {
   readonly daemons = new Map<string, Daemon>()
   readonly addresses = new Map<string, string>()
   readonly #ceph: Ceph
+  readonly #keyring: string
   readonly #leaseMs: number
 
-  constructor(ceph: Ceph, name: string, leaseMs: number) {
+  constructor(ceph: Ceph, keyring: string, name: string, leaseMs: number) {
     this.#ceph = ceph
+    this.#keyring = keyring
     this.name = name
     this.#leaseMs = leaseMs
   }
@@ -38,7 +40,12 @@ class Group {
     this.addresses.set(name, address)
     this.daemons.set(name, daemon)
     await daemon.rpc('nvmf_create_transport', { trtype: 'TCP', kas: 1, min_kato: 1000 })
-    await daemon.rpc('bdev_rbd_register_cluster', { name: 'c', config_file: this.#ceph.conf })
+    await daemon.rpc('bdev_rbd_register_cluster', {
+      name: 'c',
+      config_file: this.#ceph.conf,
+      user_id: 'qpair',
+      key_file: this.#keyring,
+    })
     await daemon.rpc('gateway_join', {
       group: this.name,
       pool: 'volumes',
@@ -97,8 +104,11 @@ class Group {
 
 await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
   let ceph: Ceph
+  /** Of a user who may no more than the guide says. */
+  let keyring: string
   beforeAll(async () => {
-    ceph = await startCeph({ osds: 3 })
+    ceph = await startCeph({ osds: 3, cephx: true })
+    keyring = await ceph.addUser('qpair')
   })
   afterAll(async () => {
     await ceph?.stop()
@@ -131,7 +141,7 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
     }
 
     beforeAll(async () => {
-      group = new Group(ceph, 'slow', LEASE_MS)
+      group = new Group(ceph, keyring, 'slow', LEASE_MS)
       await group.add('a')
       await group.serve('a', ['one', 'two', 'three'])
       await group.add('b')
@@ -206,7 +216,7 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
       )
 
     beforeAll(async () => {
-      group = new Group(ceph, 'fast', LEASE_MS)
+      group = new Group(ceph, keyring, 'fast', LEASE_MS)
       await group.add('a')
       await group.add('b')
       await group.serve('a', IMAGES)
