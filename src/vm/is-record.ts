@@ -1,0 +1,3 @@
+/** Whether something that a program has written is an object of JSON. */
+export const isRecord = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value)
