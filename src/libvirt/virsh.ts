@@ -211,6 +211,11 @@ const KNOWN: readonly {
       "more of them (<controller type='pci' model='pcie-root-port'/>)",
   },
   {
+    pattern: /'(?:ide|sata)\.\d+' does not support hotplugging|'sata' cannot be hotplugged/,
+    code: 'EINVAL',
+    remedy: 'A SATA bus takes no disk while the guest runs: attach with --config, or on another bus',
+  },
+  {
     pattern: /does not support hotplugging/,
     code: 'EINVAL',
     remedy: 'The domain has no <features><acpi/></features>: attach with --config and start it anew',

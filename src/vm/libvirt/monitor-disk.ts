@@ -36,6 +36,8 @@ export async function plugNvme(
   await plugDevice(virsh, domain, { driver: 'nvme', id, drive: id, serial: disk.serial })
   undo.add(`NVMe controller ${id}`, () => unplugDevice(virsh, name, id))
   await virsh.setLiveMetadata(name, MONITOR_DISKS, domain.monitorDisksXml({ add: disk }))
+  const before = domain.monitorDisksXml({ remove: disk.id })
+  undo.add('the metadata of the domain', () => virsh.setLiveMetadata(name, MONITOR_DISKS, before))
 }
 
 export async function unplugNvme(virsh: Virsh, domain: DomainDocument, target: string): Promise<void> {

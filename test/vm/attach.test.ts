@@ -1,0 +1,236 @@
+/** What is asked of libvirt, of QEMU and of the daemon, and what is taken back when one of them refuses. */
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { RpcError } from '../../src/core/errors.ts'
+import { logSettings } from '../../src/core/log.ts'
+import { ProgramError } from '../../src/core/program.ts'
+import { DomainDocument } from '../../src/libvirt/domain-xml.ts'
+import type { RunProgram } from '../../src/libvirt/virsh.ts'
+import type { AttachRequest } from '../../src/vm/libvirt/attach.ts'
+import { LibvirtGuests, type LibvirtGuestsParts } from '../../src/vm/libvirt/guests.ts'
+
+const DOMAIN = `<domain type='qemu'>
+  <name>g1</name>
+  <os><type machine='pc-q35-7.2'>hvm</type></os>
+  <devices>
+    <controller type='pci' index='1' model='pcie-root-port'/>
+    <controller type='pci' index='2' model='pcie-root-port'/>
+    <disk type='file' device='disk'><source file='/a'/><target dev='vda' bus='virtio'/></disk>
+  </devices>
+</domain>`
+
+/** A virsh that keeps the documents of one domain, and can be told to refuse. */
+class ScriptedVirsh {
+  state = 'running'
+  config = DOMAIN
+  live = DOMAIN
+  readonly ran: string[] = []
+  /** What it complains of when a command has this in it. */
+  readonly refusals = new Map<string, string>()
+
+  readonly run: RunProgram = async (program, args, options) => {
+    if (program !== 'virsh') throw new ProgramError(program, args, 'none', NONE)
+    const words = args.filter(word => word !== '--quiet' && word !== '--' && !word.startsWith('/dev/'))
+    const line = words.join(' ')
+    this.ran.push(line)
+    for (const [part, complaint] of this.refusals) {
+      if (!line.includes(part)) continue
+      throw new ProgramError(program, args, complaint, { exitCode: 1, stderr: `error: ${complaint}` })
+    }
+    return this.#answer(words, options?.input ?? '')
+  }
+
+  #answer(words: readonly string[], input: string): string {
+    switch (words[0]) {
+      case 'domstate':
+        return `${this.state}\n`
+      case 'dominfo':
+        return 'Persistent:     yes\n'
+      case 'dumpxml':
+        return words.includes('--inactive') ? this.config : this.live
+      case 'capabilities':
+        return '<capabilities><host><secmodel><model>none</model></secmodel></host></capabilities>'
+      case 'define':
+        this.config = input
+        return ''
+      case 'qemu-monitor-command':
+        return JSON.stringify(this.#qemu(JSON.parse(words[2]!)))
+      default:
+        return ''
+    }
+  }
+
+  #qemu({ execute, arguments: given }: { execute: string; arguments: { bus?: string } }): object {
+    // The first port has a device that libvirt does not know of.
+    if (execute === 'device_add' && given.bus === 'pci.1') {
+      return { error: { desc: 'PCI: slot 0 function 0 not available for nvme, in use by nvme' } }
+    }
+    return { return: execute === 'qom-list' ? [{ name: 'type' }] : {} }
+  }
+
+  /** Commands that change something. */
+  get changes(): string[] {
+    return this.ran.filter(line => !/^(?:domstate|dominfo|dumpxml|capabilities)/.test(line))
+  }
+}
+
+const NONE = { exitCode: null, stderr: '', isMissing: true }
+
+let directory: string
+let path: string
+let virsh: ScriptedVirsh
+let calls: string[]
+const { write } = logSettings
+
+beforeEach(() => {
+  logSettings.write = () => {}
+  directory = mkdtempSync(join(tmpdir(), 'qpair-attach-'))
+  path = join(directory, 'nvme.raw')
+  writeFileSync(path, '')
+  virsh = new ScriptedVirsh()
+  calls = []
+})
+afterEach(() => {
+  logSettings.write = write
+  rmSync(directory, { recursive: true })
+})
+
+/** A daemon with the bdev m0, and none of whose calls fails. */
+function guests(): LibvirtGuests {
+  const parts = {
+    bdevs: {
+      find: (name: string) => (name === 'm0' ? { name } : undefined),
+      get: () => ({ driver: 'uring' }),
+    },
+    volumes: {
+      find: (name: string) => {
+        throw new RpcError('ENOENT', `there is no volume ${name}`)
+      },
+    },
+    vhost: { list: () => [], get: (name: string) => ({ socketPath: join(directory, name) }) },
+    nbd: { list: () => [] },
+    socketDirectory: directory,
+    call: async (method: string, params: unknown) => {
+      calls.push(method)
+      // What is served has a socket, which QEMU's user is looked at for.
+      const { ctrlr, unix } = params as { ctrlr?: string; unix?: string }
+      if (ctrlr !== undefined) writeFileSync(join(directory, ctrlr), '')
+      if (unix !== undefined) writeFileSync(unix, '')
+      return true
+    },
+    run: virsh.run,
+    root: directory,
+  }
+  return new LibvirtGuests(parts as unknown as LibvirtGuestsParts)
+}
+
+const request = (change: Partial<AttachRequest>): AttachRequest => ({
+  ...{ domain: 'g1', volume: path, pool: undefined, bus: 'nvme', target: undefined, serial: undefined },
+  ...{ isReadOnly: false, means: undefined, format: undefined, fix: false, live: false, config: false },
+  ...change,
+})
+
+describe('an NVMe disk for a guest that runs', () => {
+  it('goes behind the first port that QEMU has free, and is written down with the guest', async () => {
+    const attached = await guests().attach(undefined, request({ live: true }))
+    expect(attached).toMatchObject({ target: 'nvme0', means: 'direct', live: true, config: false })
+    const node =
+      `{"driver":"raw","node-name":"qpair-nvme0","read-only":false,"discard":"unmap",` +
+      `"file":{"driver":"file","filename":"${path}","discard":"unmap","read-only":false}}`
+    const device = (bus: string): string =>
+      `{"driver":"nvme","id":"qpair-nvme0","drive":"qpair-nvme0","serial":"g1-nvme0","bus":"${bus}","addr":"0x0"}`
+    expect(virsh.changes).toEqual([
+      `qemu-monitor-command g1 {"execute":"blockdev-add","arguments":${node}}`,
+      `qemu-monitor-command g1 {"execute":"device_add","arguments":${device('pci.1')}}`,
+      `qemu-monitor-command g1 {"execute":"device_add","arguments":${device('pci.2')}}`,
+      "metadata g1 urn:qpair:monitor-disks:1 --live --key qpair --set <disks>\n  <nvme id='nvme0' serial='g1-nvme0' " +
+        `type='file' source='${path}'/>\n</disks>\n`,
+    ])
+  })
+
+  it('is taken from it again, with all that was made for it, when its next start cannot have it', async () => {
+    virsh.refusals.set('define', 'XML error: no')
+    const attach = guests().attach(undefined, request({ volume: 'm0', live: true, config: true }))
+    await expect(attach).rejects.toThrow('libvirt: XML error: no')
+    expect(virsh.changes.slice(-5).map(line => line.replace(/,"arguments.*/, ''))).toEqual([
+      'define',
+      'metadata g1 urn:qpair:monitor-disks:1 --live --remove',
+      'qemu-monitor-command g1 {"execute":"device_del"',
+      'qemu-monitor-command g1 {"execute":"qom-list"',
+      'qemu-monitor-command g1 {"execute":"blockdev-del"',
+    ])
+    expect(calls).toEqual(['nbd_export_start', 'nbd_export_stop'])
+    expect(virsh.config).toBe(DOMAIN)
+  })
+
+  it('is refused where all ports are taken', async () => {
+    virsh.live = DOMAIN.replace(/<controller type='pci' index='2'.*/, '')
+    await expect(guests().attach(undefined, request({ live: true }))).rejects.toThrow(
+      'has no free PCI Express port',
+    )
+    expect(virsh.changes.at(-1)).toContain('blockdev-del')
+  })
+})
+
+describe('a disk for the next start of a domain', () => {
+  it('over vhost-user gives back memory and controller when libvirt refuses the disk', async () => {
+    virsh.refusals.set('attach-device', 'no more room')
+    const attach = guests().attach(
+      undefined,
+      request({ volume: 'm0', bus: 'virtio', means: 'vhost', config: true }),
+    )
+    await expect(attach).rejects.toThrow('libvirt: no more room')
+    expect(virsh.changes).toEqual(['define', 'attach-device --file --config g1', 'define'])
+    const left = DomainDocument.parse(virsh.config)
+    expect(left.hasSharedMemory).toBe(false)
+    expect(left.disks()).toHaveLength(1)
+    expect(calls).toEqual(['vhost_create_blk_controller', 'vhost_delete_controller'])
+  })
+
+  it('is served, and has a name that the guest that runs has not either', async () => {
+    virsh.live = DOMAIN.replace("dev='vda'", "dev='vdb'")
+    const attached = await guests().attach(undefined, request({ volume: 'm0', bus: 'virtio', config: true }))
+    expect(attached).toMatchObject({ target: 'vdc', means: 'nbd', source: 'g1-vdc' })
+    expect(calls).toEqual(['nbd_export_start'])
+  })
+
+  it('is refused before anything is made where the target is taken', async () => {
+    const attach = guests().attach(undefined, request({ bus: 'virtio', target: 'vda', config: true }))
+    await expect(attach).rejects.toMatchObject({ code: 'EEXIST' })
+    expect([calls, virsh.changes]).toEqual([[], []])
+  })
+})
+
+describe('libvirt', () => {
+  it.each([
+    [
+      'error: failed to connect to the hypervisor\nerror: Failed to connect socket',
+      'ECONNREFUSED',
+      'See that it runs',
+    ],
+    ["error: failed to get domain 'g1'", 'ENODEV', 'virsh list --all'],
+    ['error: internal error: No more available PCI slots', 'ENOSPC', 'pcie-root-port'],
+    [
+      "error: x\nerror: internal error: Could not open '/a': Permission denied",
+      'EACCES',
+      'Permission denied',
+    ],
+    ['error: something else', 'EIO', 'libvirt: something else'],
+  ])('is quoted with what to do: %j', async (stderr, code, words) => {
+    const run: RunProgram = async (program, args) => {
+      throw new ProgramError(program, args, stderr, { exitCode: 1, stderr })
+    }
+    const refused = new LibvirtGuests({ run } as unknown as LibvirtGuestsParts).disks(undefined, 'g1')
+    await expect(refused).rejects.toMatchObject({ code, message: expect.stringContaining(words) })
+  })
+
+  it('is missing without its client, and its package named', async () => {
+    const run: RunProgram = async (program, args) => {
+      throw new ProgramError(program, args, 'none', NONE)
+    }
+    const refused = new LibvirtGuests({ run } as unknown as LibvirtGuestsParts).disks(undefined, 'g1')
+    await expect(refused).rejects.toThrow('install libvirt-clients (Debian), libvirt-client (Fedora, SUSE)')
+  })
+})
