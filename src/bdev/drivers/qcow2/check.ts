@@ -7,7 +7,7 @@ import type { CheckResult, LongOperation } from './image.ts'
 import type { ImageHandle } from './image-handle.ts'
 import { Refcounts } from './refcounts.ts'
 import { encodedSize, readSnapshots } from './snapshots.ts'
-import { markTree, referenceOf, type Tree, tablesOf, viewOf } from './tree.ts'
+import { canBeTable, markTree, referenceOf, type Tree, tablesOf, viewOf } from './tree.ts'
 
 const PROBLEMS_MAX = 100
 const CHUNK = 65536
@@ -165,7 +165,7 @@ class Checker {
     const l1 = viewOf(await this.#image.read(tree.l1Offset, tree.l1Size * 8))
     for (let index = 0; index < tree.l1Size; index++) {
       const offset = offsetOf(l1.getUint32(index * 8), l1.getUint32(index * 8 + 4))
-      if (offset > 0 && offset % this.#clusterSize !== 0) this.#corrupt(`an L2 table is at ${offset}`)
+      if (offset > 0 && !canBeTable(this.#image, offset)) this.#corrupt(`an L2 table is at ${offset}`)
     }
     const seen = new Set<number>()
     for await (const { index, offset, view } of tablesOf(this.#image, tree, this.#long.signal)) {

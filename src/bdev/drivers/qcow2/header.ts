@@ -264,13 +264,17 @@ function checkTable(
 
 /** The bytes of the first cluster, as far as they are used. Throws `ProtocolError` when they do not fit into it. */
 export function encodeHeader(header: Header): Buffer {
-  const extensions = [...header.extensions]
+  const { clusterSize, clusterBits, refcountOrder } = header.geometry
   const headerLength =
     header.version === 3 ? Math.max(header.headerLength, spec.HEADER_SIZE_OURS) : spec.HEADER_SIZE_V2
-  let size = headerLength + spec.Extension.size
-  for (const { data } of extensions) size += spec.Extension.size + Math.ceil(data.length / 8) * 8
   const name = Buffer.from(header.backingFile ?? '')
-  const { clusterSize, clusterBits, refcountOrder } = header.geometry
+  let { extensions } = header
+  let size = sizeOf(headerLength, extensions)
+  if (size + name.length > clusterSize) {
+    // Names of features only make messages better.
+    extensions = extensions.filter(({ type }) => type !== spec.ExtensionType.FEATURE_NAMES)
+    size = sizeOf(headerLength, extensions)
+  }
   if (size + name.length > clusterSize) {
     fail(
       0,
@@ -308,6 +312,14 @@ export function encodeHeader(header: Header): Buffer {
   }
   bytes.set(name, size)
   return bytes
+}
+
+/** Up to the end of its extensions. */
+function sizeOf(headerLength: number, extensions: readonly Extension[]): number {
+  return extensions.reduce(
+    (size, { data }) => size + spec.Extension.size + Math.ceil(data.length / 8) * 8,
+    headerLength + spec.Extension.size,
+  )
 }
 
 /** The table of the features that are known here, as an extension. */

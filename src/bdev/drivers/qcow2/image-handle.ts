@@ -149,6 +149,7 @@ export class ImageHandle {
   }
 
   async readInto(bytes: Uint8Array, offset: number): Promise<void> {
+    this.#checkRange(offset, bytes.length)
     for (let done = 0; done < bytes.length; ) {
       const { bytesRead } = await read(
         this.fd,
@@ -166,6 +167,7 @@ export class ImageHandle {
   }
 
   async write(offset: number, bytes: Uint8Array): Promise<void> {
+    this.#checkRange(offset, bytes.length)
     for (let done = 0; done < bytes.length; ) {
       const { bytesWritten } = await write(
         this.fd,
@@ -184,6 +186,14 @@ export class ImageHandle {
 
   async truncate(sizeBytes: number): Promise<void> {
     await ftruncate(this.fd, sizeBytes)
+  }
+
+  #checkRange(offset: number, length: number): void {
+    if (Number.isSafeInteger(offset + length)) return
+    throw new RpcError(
+      'EINVAL',
+      `${this.path} points to byte ${offset}, which no file has: use qemu-img check`,
+    )
   }
 
   /** Changes the header, on stable storage. The part before its extensions is one sector, so it changes as a whole. */

@@ -38,7 +38,7 @@ export function referenceOf(geometry: Geometry, high: number, low: number): Refe
   return { start: offset / clusterSize, count: 1 }
 }
 
-/** Each L2 table of a tree: its place in the L1 table, where it is, and its content. */
+/** Each L2 table of a tree: its place in the L1 table, where it is, and its content. What cannot be one is left out. */
 export async function* tablesOf(
   image: ImageHandle,
   { l1Offset, l1Size }: Tree,
@@ -48,11 +48,16 @@ export async function* tablesOf(
   const l1 = viewOf(await image.read(l1Offset, l1Size * 8))
   for (let index = 0; index < l1Size; index++) {
     const offset = offsetOf(l1.getUint32(index * 8), l1.getUint32(index * 8 + 4))
-    if (offset === 0 || offset % clusterSize !== 0) continue
+    if (offset === 0 || !canBeTable(image, offset)) continue
     signal?.throwIfAborted()
     const table = await image.read(offset, clusterSize)
     yield { index, offset, table, view: viewOf(table) }
   }
+}
+
+/** Whether a table of one cluster can be there: at the beginning of a cluster that the file has, at least in part. */
+export function canBeTable(image: ImageHandle, offset: number): boolean {
+  return offset % image.header.geometry.clusterSize === 0 && offset < image.fileSize
 }
 
 /** Counts `delta` more references to everything in the tree; the L1 table itself is not counted. */

@@ -13,7 +13,7 @@ import { Prng } from '../../../../src/core/prng.ts'
 import { Expectation, Load, Machine, SECTOR, sectorsOf } from './simulation.ts'
 
 const SEED = Number(process.env['SEED'] ?? 20261121)
-const SEEDS = Number(process.env['SEEDS'] ?? 12)
+const SEEDS = Number(process.env['SEEDS'] ?? 2)
 const SECTORS = 2048
 
 let directory: string

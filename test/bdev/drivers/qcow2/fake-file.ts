@@ -38,8 +38,8 @@ export class FakeFile implements ImageFile {
   #written = 0
 
   constructor(bytes: Uint8Array, prng: Prng) {
-    this.#bytes = bytes.slice()
-    this.#durable = bytes.slice()
+    this.#bytes = Uint8Array.from(bytes)
+    this.#durable = Uint8Array.from(bytes)
     this.sizeBytes = bytes.length
     this.#prng = prng
   }
