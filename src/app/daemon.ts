@@ -25,6 +25,7 @@ import { makeSocketDirectory } from '../vhost/socket-directory.ts'
 import { VirtioControllers } from '../virtio/virtio-controllers.ts'
 import { LibvirtGuests } from '../vm/libvirt/guests.ts'
 import { StoragePools } from '../volume/pools.ts'
+import { Secrets } from '../volume/secrets.ts'
 import { Volumes } from '../volume/volumes.ts'
 import { Workloads } from '../workload/workloads.ts'
 import { Configuration } from './configuration.ts'
@@ -55,6 +56,7 @@ export interface AppContext {
   readonly gateway: Gateway
   readonly vhost: VhostControllers
   readonly nbd: NbdExports
+  readonly secrets: Secrets
   readonly pools: StoragePools
   readonly volumes: Volumes
   readonly libvirtGuests: LibvirtGuests
@@ -86,7 +88,7 @@ function buildContext(
   bdevs: BdevRegistry,
   vhostSettings: VhostSettings,
   dispatch: Dispatch,
-  rest: Pick<AppContext, 'rpc' | 'initialization'>,
+  rest: Pick<AppContext, 'rpc' | 'initialization' | 'secrets'>,
   save: () => Promise<void>,
 ): AppContext {
   const notifications = new Notifications()
@@ -118,8 +120,9 @@ function buildContext(
   })
   const nbd = new NbdExports({ reactors, acceptor, bdevs })
   const rbd = new RbdImages(bdevs, reactors)
+  const { secrets } = rest
   const pools = new StoragePools({
-    services: { call: dispatch.call },
+    services: { call: dispatch.call, rbd, secrets },
     notify: (type, context) => notifications.add(type, context),
   })
   void rest.initialization.wait().then(() => pools.daemonIsUp())
@@ -159,10 +162,13 @@ function buildContext(
     }),
     workloads: new Workloads(bdevs, reactors),
     jobs,
-    configuration: new Configuration([pools, bdevs, jobs, nvmf, gateway, ...vhost.configurables, nbd], {
-      ...{ kept, isSlow },
-      isKeptElsewhere: call => gateway.keeps(call),
-    }),
+    configuration: new Configuration(
+      [secrets, pools, bdevs, jobs, nvmf, gateway, ...vhost.configurables, nbd],
+      {
+        ...{ kept, isSlow },
+        isKeptElsewhere: call => gateway.keeps(call),
+      },
+    ),
     kept,
     notifications,
   }
@@ -191,7 +197,10 @@ export class Daemon {
     this.#options = options
     this.#pluginDisks = pluginDisks
     const { stateDirectory } = options
-    this.#statePath = stateDirectory === undefined ? undefined : join(resolve(stateDirectory), STATE_FILE)
+    const inState = (name: string): string | undefined =>
+      stateDirectory === undefined ? undefined : join(resolve(stateDirectory), name)
+    this.#statePath = inState(STATE_FILE)
+    const secrets = new Secrets(inState('secrets'))
     const initialization = { start: () => this.#initialize(), wait: () => this.#whenUp() }
     const dispatch: Dispatch = {
       call: (method, params) => this.#dispatcher.call(method, params),
@@ -203,7 +212,7 @@ export class Daemon {
       bdevs,
       vhostSettings,
       dispatch,
-      { rpc: this.#rpc, initialization },
+      { rpc: this.#rpc, initialization, secrets },
       () => this.#save(),
     )
     this.#dispatcher = new Dispatcher({

@@ -17,6 +17,8 @@ export interface ClusterOptions {
    */
   readonly searches: boolean
   readonly keyFile: string | undefined
+  /** The user's key, base64, where no file may have it: it is neither told nor saved. */
+  readonly key?: string | undefined
 }
 
 export class Cluster {
@@ -128,7 +130,7 @@ async function hearsFsid(library: Librbd, handle: number): Promise<boolean> {
 }
 
 function configure(library: Librbd, what: string, handle: number, given: ClusterOptions): void {
-  const { options, file, searches, keyFile } = given
+  const { options, file, searches, keyFile, key } = given
   if (file !== undefined || searches) {
     const { isFatal, problems } = readConf(given)
     if (isFatal) throw new RpcError('EINVAL', `${what} cannot use its ceph.conf: ${problems[0]}`)
@@ -146,7 +148,11 @@ function configure(library: Librbd, what: string, handle: number, given: Cluster
   }
   // Stronger than file and monitors, and weaker than the options behind it: on only where the operator asks for it.
   library.radosSet(handle, 'rbd_cache', 'false')
-  const all = keyFile === undefined ? options : { ...options, keyring: keyFile }
+  const all = {
+    ...options,
+    ...(keyFile === undefined ? {} : { keyring: keyFile }),
+    ...(key === undefined ? {} : { key }),
+  }
   for (const [option, value] of Object.entries(all)) {
     if (library.radosSet(handle, option, value) >= 0) continue
     throw new RpcError(

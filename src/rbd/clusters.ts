@@ -22,24 +22,60 @@ interface Unnamed {
   waiting: number
 }
 
+interface Named {
+  readonly options: NamedCluster
+  readonly cluster: Cluster
+  /** A storage pool brought it, and not the operator. */
+  readonly isBrought: boolean
+}
+
 export class RbdClusters {
-  readonly #named = new Map<string, { readonly options: NamedCluster; readonly cluster: Cluster }>()
+  readonly #named = new Map<string, Named>()
   /** Without a name, by what they were opened with. */
   readonly #unnamed = new Map<string, Unnamed>()
 
   /** Throws `RpcError`: EEXIST, ENOTSUP without librbd, EINVAL for an option, and what Ceph says. */
   async register(options: NamedCluster): Promise<void> {
     const { name } = options
-    if (this.#named.has(name)) {
-      throw new RpcError('EEXIST', `a cluster named ${name} is registered already: choose another name`)
+    const there = this.#named.get(name)
+    if (there?.isBrought && isSame(there.options, options)) {
+      this.#named.set(name, { ...there, isBrought: false })
+      return
     }
+    await this.#connect(options, false)
+  }
+
+  /**
+   * For a storage pool, which has a cluster of its own name: one that is there with the same options will do, and one
+   * that nobody uses is replaced. Throws as `register`, and `RpcError` EBUSY when the options of one in use differ.
+   */
+  async bring(options: NamedCluster): Promise<void> {
+    const there = this.#named.get(options.name)
+    if (there !== undefined) {
+      if (isSame(there.options, options)) return
+      await this.unregister(options.name)
+    }
+    await this.#connect(options, true)
+  }
+
+  /** The opposite: one that images are open of stays with them. */
+  async takeBack(name: string): Promise<void> {
+    const there = this.#named.get(name)
+    if (there?.isBrought && there.cluster.users === 0) await this.unregister(name)
+  }
+
+  async #connect(options: NamedCluster, isBrought: boolean): Promise<void> {
+    const { name } = options
+    const refuse = (): RpcError =>
+      new RpcError('EEXIST', `a cluster named ${name} is registered already: choose another name`)
+    if (this.#named.has(name)) throw refuse()
     const cluster = await Cluster.connect(`the cluster ${name}`, options)
     // Another call may have come first while this one waited.
     if (this.#named.has(name)) {
       await cluster.leave()
-      throw new RpcError('EEXIST', `a cluster named ${name} is registered already: choose another name`)
+      throw refuse()
     }
-    this.#named.set(name, { options, cluster })
+    this.#named.set(name, { options, cluster, isBrought })
     log.notice(`the cluster ${name} is connected: ${cluster.fsid}`)
   }
 
@@ -61,12 +97,12 @@ export class RbdClusters {
    * images of it are open, and what connecting throws; then the old connection stays.
    */
   async reconnect(name: string): Promise<void> {
-    const { options, cluster } = this.#get(name)
+    const { options, cluster, isBrought } = this.#get(name)
     if (cluster.users > 0) {
       throw new RpcError('EBUSY', `the cluster ${name} has ${cluster.users} open images, and is still needed`)
     }
     const fresh = await Cluster.connect(`the cluster ${name}`, options)
-    this.#named.set(name, { options, cluster: fresh })
+    this.#named.set(name, { options, cluster: fresh, isBrought })
     await cluster.leave()
   }
 
@@ -114,8 +150,10 @@ export class RbdClusters {
     }
   }
 
+  /** One that a pool brought comes back with it; as long as images are open of it, they may come first. */
   config(): MethodCall[] {
-    return this.list().map(({ name, user, options, file, keyFile, coreMask }) => ({
+    const kept = [...this.#named.values()].filter(({ isBrought, cluster }) => !isBrought || cluster.users > 0)
+    return kept.map(({ options: { name, user, options, file, keyFile, coreMask } }) => ({
       method: 'bdev_rbd_register_cluster',
       params: {
         name,
@@ -128,7 +166,7 @@ export class RbdClusters {
     }))
   }
 
-  #get(name: string): { readonly options: NamedCluster; readonly cluster: Cluster } {
+  #get(name: string): Named {
     const found = this.#named.get(name)
     if (found !== undefined) return found
     const names = [...this.#named.keys()].slice(0, 10)
@@ -137,4 +175,11 @@ export class RbdClusters {
       `there is no cluster ${name}: ${names.length === 0 ? 'none is registered (bdev_rbd_register_cluster)' : `there are ${names.join(', ')}`}`,
     )
   }
+}
+
+/** Whether both reach the same cluster in the same way. A key in memory is not compared: saved calls have none. */
+function isSame(one: NamedCluster, other: NamedCluster): boolean {
+  const told = ({ key: _, options, ...rest }: NamedCluster): string =>
+    JSON.stringify([Object.entries(options).sort(), Object.entries(rest).sort()])
+  return told(one) === told(other)
 }

@@ -117,7 +117,8 @@ export class RbdSnapshots {
   }
 }
 
-async function listSnapshots(name: string, image: number): Promise<Snapshot[]> {
+/** The oldest first. Throws `SysError`. */
+export async function listSnapshots(name: string, image: number): Promise<Snapshot[]> {
   const library = librbd()
   const found = await library.listSnapshots(image)
   if (typeof found === 'number') throw new SysError('rbd_snap_list', -found, `of ${name}`)

@@ -28,15 +28,16 @@ let callback: number | undefined
 
 /** The callback's address, or 0 where this machine, or its policy, has none. */
 export function progressCallback(): number {
-  callback ??= process.arch === 'x64' ? makeCallback() : 0
+  callback ??= machineCode(CODE_X64)
   return callback
 }
 
-/** Never writable and executable at once. */
-function makeCallback(): number {
+/** Where x86-64 instructions can be called, or 0 as above. Never writable and executable at once. */
+export function machineCode(instructions: Uint8Array): number {
+  if (process.arch !== 'x64') return 0
   const mprotect = koffi.load('libc.so.6').func('int mprotect(uintptr_t, size_t, int)')
   const code = mapAnonymous(PAGE)
-  bytesAt(code, CODE_X64.length).set(CODE_X64)
+  bytesAt(code, instructions.length).set(instructions)
   if (mprotect(code, PAGE, PROT_READ_EXEC) === 0) return code
   // A security policy has a say in this; V8 itself would not run without.
   unmap(code, PAGE)

@@ -5,7 +5,7 @@ import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
 import type { Secret, Secrets } from '../secrets.ts'
 
-interface SecretContext {
+export interface SecretContext {
   readonly secrets: Secrets
 }
 

@@ -1,0 +1,223 @@
+/**
+ * The images of a Ceph pool as things to be listed, made and removed, whether or not they are open as devices. Each piece
+ * of work has the pool open for as long as it lasts, so that nothing of it stands in the way of a change of the client.
+ */
+import { type RpcCode, RpcError, SysError } from '../core/errors.ts'
+import { librbd } from '../sys/librbd.ts'
+import { type CreateImageOptions, type LibrbdPool, librbdPool } from '../sys/librbd-pool.ts'
+import type { Cluster } from './cluster.ts'
+import type { RbdClusters } from './clusters.ts'
+import { factsOf, type ImageFacts } from './image-facts.ts'
+import { listSnapshots, type Report, type Snapshot } from './snapshots.ts'
+
+export interface StoredImage {
+  readonly name: string
+  /** In bytes. Undefined for images of format 1, which have to be opened to tell. */
+  readonly sizeBytes: number | undefined
+}
+
+export interface StoreContents {
+  readonly images: readonly StoredImage[]
+  readonly usage: StoreUsage
+}
+
+export interface StoreUsage {
+  /** Of the whole cluster. */
+  readonly totalBytes: number
+  readonly availableBytes: number
+  /** What this pool's objects have. */
+  readonly usedBytes: number
+}
+
+export interface OpenedFacts extends ImageFacts {
+  readonly sizeBytes: number
+  /** As `rbd du` has it; undefined for images without fast-diff, all objects of which would have to be looked for. */
+  readonly usedBytes: number | undefined
+}
+
+/** What the handles are given to. */
+interface Work {
+  readonly cluster: Cluster
+  readonly pool: number
+  readonly store: LibrbdPool
+}
+
+export class ImageStore {
+  readonly #clusters: RbdClusters
+  readonly #cluster: string
+  readonly #pool: string
+
+  constructor(clusters: RbdClusters, cluster: string, pool: string) {
+    this.#clusters = clusters
+    this.#cluster = cluster
+    this.#pool = pool
+  }
+
+  /** Throws `RpcError` as all that follow: ENOENT, EACCES, EIO, named by what Ceph says. */
+  contents(): Promise<StoreContents> {
+    return this.#use(async ({ cluster, pool, store }) => {
+      const listed = await store.listImages(pool)
+      if (typeof listed === 'number') throw this.#refusal('list the images', undefined, listed)
+      const ids = listed.flatMap(({ id }) => (id === '' ? [] : [id]))
+      const sizes = await store.imageSizes(pool, ids)
+      if (typeof sizes === 'number') throw this.#refusal('read the sizes of the images', undefined, sizes)
+      const images = listed
+        // One that has gone between the two questions.
+        .filter(({ id }) => id === '' || sizes.get(id) !== undefined)
+        .map(({ id, name }) => ({ name, sizeBytes: sizes.get(id) }))
+      return { images, usage: await this.#usage({ cluster, pool, store }) }
+    })
+  }
+
+  usage(): Promise<StoreUsage> {
+    return this.#use(work => this.#usage(work))
+  }
+
+  create(name: string, sizeBytes: number, options: CreateImageOptions): Promise<void> {
+    return this.#use(async ({ pool, store }) => {
+      this.#check('make', name, await store.createImage(pool, name, sizeBytes, options))
+    })
+  }
+
+  remove(name: string): Promise<void> {
+    return this.#use(async ({ pool, store }) => {
+      this.#check('delete', name, await store.removeImage(pool, name))
+    })
+  }
+
+  rename(name: string, to: string): Promise<void> {
+    return this.#use(async ({ pool, store }) => {
+      this.#check('rename', name, await store.renameImage(pool, name, to))
+    })
+  }
+
+  /** What only opening it tells. */
+  describe(name: string): Promise<OpenedFacts> {
+    return this.#open(name, true, async (image, { cluster, store }) => {
+      const sizeBytes = await librbd().imageSize(image)
+      const facts = await factsOf(cluster, image)
+      const usedBytes = facts.features.includes('fast-diff')
+        ? await store.usedBytes(image, sizeBytes)
+        : undefined
+      return { ...facts, sizeBytes, usedBytes }
+    })
+  }
+
+  resize(name: string, sizeBytes: number): Promise<void> {
+    return this.#open(name, false, async image => {
+      this.#check('resize', name, await librbd().resizeImage(image, sizeBytes))
+    })
+  }
+
+  snapshots(name: string): Promise<Snapshot[]> {
+    return this.#open(name, true, image => listSnapshots(name, image))
+  }
+
+  createSnapshot(name: string, snapshot: string): Promise<void> {
+    return this.#open(name, false, async image => {
+      this.#check('make the snapshot', `${name}@${snapshot}`, await librbd().createSnapshot(image, snapshot))
+    })
+  }
+
+  /** One that was protected for clones that are gone, too. */
+  removeSnapshot(name: string, snapshot: string): Promise<void> {
+    return this.#open(name, false, async image => {
+      const library = librbd()
+      const what = `${name}@${snapshot}`
+      if ((await library.isProtected(image, snapshot)) === 1) {
+        this.#check('delete the snapshot', what, await library.unprotectSnapshot(image, snapshot))
+      }
+      this.#check('delete the snapshot', what, await library.removeSnapshot(image, snapshot))
+    })
+  }
+
+  rollBack(name: string, snapshot: string, report: Report): Promise<void> {
+    return this.#open(name, false, async image => {
+      this.#check('revert to', `${name}@${snapshot}`, await librbd().rollBack(image, snapshot, report))
+    })
+  }
+
+  /** A clone of the image as it is now, on a snapshot of that name, which stays as long as the clone is one. */
+  clone(name: string, snapshot: string, child: string): Promise<void> {
+    return this.#open(name, false, async (image, { pool }) => {
+      const library = librbd()
+      const what = `${name}@${snapshot}`
+      this.#check('make the snapshot', what, await library.createSnapshot(image, snapshot))
+      try {
+        this.#check('protect the snapshot', what, await library.protectSnapshot(image, snapshot))
+        this.#check('clone', what, await library.clone(pool, name, snapshot, pool, child))
+      } catch (error) {
+        await library.unprotectSnapshot(image, snapshot)
+        await library.removeSnapshot(image, snapshot)
+        throw error
+      }
+    })
+  }
+
+  async #usage({ cluster, pool, store }: Work): Promise<StoreUsage> {
+    const all = await store.clusterUsage(cluster.handle)
+    if (typeof all === 'number') throw this.#refusal('ask how full it is', undefined, all)
+    const usedBytes = await store.poolBytes(pool)
+    if (usedBytes < 0) throw this.#refusal('ask how full it is', undefined, usedBytes)
+    return { ...all, usedBytes }
+  }
+
+  async #use<T>(work: (work: Work) => Promise<T>): Promise<T> {
+    const cluster = await this.#clusters.acquire(this.#cluster)
+    try {
+      const pool = await librbd().openPool(cluster.handle, this.#pool, '')
+      if (pool < 0) throw this.#refusal('open it', undefined, pool)
+      const store = librbdPool()
+      try {
+        return await work({ cluster, pool, store })
+      } finally {
+        await store.closePool(pool)
+      }
+    } finally {
+      await this.#clusters.release(cluster)
+    }
+  }
+
+  #open<T>(name: string, readOnly: boolean, work: (image: number, work: Work) => Promise<T>): Promise<T> {
+    return this.#use(async used => {
+      const image = await librbd().openImage(used.pool, name, null, readOnly)
+      if (image < 0) throw this.#refusal('open', name, image)
+      try {
+        return await work(image, used)
+      } finally {
+        await librbd().closeImage(image)
+      }
+    })
+  }
+
+  #check(doing: string, image: string, result: number): void {
+    if (result < 0) throw this.#refusal(doing, image, result)
+  }
+
+  #refusal(doing: string, image: string | undefined, result: number): RpcError {
+    const { code } = new SysError('librbd', -result)
+    const what = image === undefined ? `the Ceph pool ${this.#pool}` : `${this.#pool}/${image}`
+    const meaning = MEANINGS.get(`${doing} ${code}`) ?? MEANINGS.get(code)
+    const known = meaning === undefined ? '' : `: ${meaning}`
+    const said = image === undefined ? `${what}: cannot ${doing}` : `cannot ${doing} ${what}`
+    return new RpcError((CODES.has(code) ? code : 'EIO') as RpcCode, `${said}: Ceph says ${code}${known}`)
+  }
+}
+
+const CODES = new Set([
+  ...['ENOENT', 'EEXIST', 'EACCES', 'EPERM', 'EBUSY', 'ENOTEMPTY', 'ENOSPC', 'EDQUOT', 'EINVAL', 'ETIMEDOUT'],
+])
+
+const MEANINGS: ReadonlyMap<string, string> = new Map([
+  ['open it ENOENT', 'it has no pool of that name, see "ceph osd pool ls"'],
+  ['delete EBUSY', 'somebody has it open, "rbd status" says where'],
+  ['delete ENOTEMPTY', 'it has snapshots, which clones may need: "rbd children" names those'],
+  ['delete the snapshot EBUSY', 'clones need it; qpair rbd flatten makes them independent of it'],
+  ['EPERM', 'this user may not, "ceph auth caps" with osd \'profile rbd\' allows it'],
+  ['EACCES', 'this user may not, "ceph auth caps" with osd \'profile rbd\' allows it'],
+  ['EEXIST', 'there is one of that name already'],
+  ['ENOENT', 'it has gone'],
+  ['EDQUOT', 'the quota of the pool is used up, see "ceph osd pool get-quota"'],
+  ['ENOSPC', 'the cluster is full, see "ceph df"'],
+  ['ESHUTDOWN', 'Ceph has shut this daemon out (ceph osd blocklist ls): stop the pool and start it again'],
+])
