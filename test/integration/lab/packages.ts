@@ -15,6 +15,7 @@ const run = promisify(execFile)
 const PACKAGE_OF = {
   'block-rbd.so': 'qemu-block-extra',
   blkdiscard: 'util-linux',
+  blkid: 'util-linux',
   blockdev: 'util-linux',
   busybox: 'busybox-static',
   ceph: 'ceph-common',
@@ -39,6 +40,7 @@ const PACKAGE_OF = {
   nbdinfo: 'libnbd-bin',
   nbdkit: 'nbdkit',
   nvme: 'nvme-cli',
+  nsenter: 'util-linux',
   'qemu-img': 'qemu-utils',
   'qemu-io': 'qemu-utils',
   'qemu-nbd': 'qemu-utils',
@@ -65,6 +67,7 @@ const PACKAGE_OF = {
   stdbuf: 'coreutils',
   tc: 'iproute2',
   umount: 'mount',
+  unshare: 'util-linux',
   virsh: 'libvirt-clients',
   xfs_repair: 'xfsprogs',
   xz: 'xz-utils',
