@@ -240,7 +240,7 @@ await describeWith([...GUEST_PROGRAMS, 'libvirtd', 'virsh', 'setpriv'], "a libvi
 
     const before = await libvirt.virsh('dumpxml', 'lab', '--inactive')
     await expect(
-      vm('attach', 'lab', 'images/data.raw', '--bus', 'sata', '--live', '--config'),
+      vm('attach', 'lab', 'images/data.raw', '--bus', 'sata', '--means', 'nbd', '--live', '--config'),
     ).rejects.toThrow('A SATA bus takes no disk')
     expect(await libvirt.virsh('dumpxml', 'lab', '--inactive')).toBe(before)
     expect(await bdevs()).toEqual(['m0'])

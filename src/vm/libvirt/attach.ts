@@ -69,7 +69,8 @@ export async function attach(virsh: Virsh, request: AttachRequest, parts: Attach
   return withUndo(async undo => {
     const attachment: Attachment = { virsh, domain, scope, target, request, undo, notes: [] }
     const source = await sourceOf(storage, means, attachment, user, parts)
-    await clearTheWay(source, attachment, { confinement, user, parts })
+    const canServe = means === 'direct' && (storage.bdev !== undefined || storage.open !== undefined)
+    await clearTheWay(source, attachment, { confinement, user, parts, canServe })
     if (request.bus === 'nvme') await attachNvme(source, attachment)
     else await attachDisk(source, means, attachment)
     await noteMissingKvm(attachment)
@@ -144,6 +145,8 @@ async function clearTheWay(
     readonly confinement: Confinement
     readonly user: { uid: number; gid: number }
     readonly parts: AttachParts
+    /** The daemon could open it for the guest. */
+    readonly canServe: boolean
   },
 ): Promise<void> {
   const need = needOf(source, request)
@@ -163,10 +166,9 @@ async function clearTheWay(
   }
   if (obstacles.length === 0) return
   const told = obstacles.map(({ cause, remedy }) => `${cause}. As root: ${remedy.join('; ')}`)
-  throw new RpcError(
-    'EACCES',
-    `the guest could not open ${need.path}: ${told.join('. ')}${request.fix ? '' : '. --fix does that'}`,
-  )
+  const fix = request.fix ? '' : '. --fix does that'
+  const other = host.canServe ? '. With --means nbd the daemon opens it for the guest' : ''
+  throw new RpcError('EACCES', `the guest could not open ${need.path}: ${told.join('. ')}${fix}${other}`)
 }
 
 const ROUNDS_MAX = 8

@@ -105,7 +105,11 @@ export async function untilReleased(
   }
 }
 
-function blockdev(nodeName: string, { source, isReadOnly }: NvmeDisk): Record<string, unknown> {
+/** QEMU's words for what a disk is made of, as `blockdev-add` and `-blockdev` take them. */
+export function blockdev(
+  nodeName: string,
+  { source, isReadOnly }: Pick<NvmeDisk, 'source' | 'isReadOnly'>,
+): Record<string, unknown> {
   return {
     driver: formatOf(source),
     'node-name': nodeName,
