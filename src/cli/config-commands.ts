@@ -28,7 +28,6 @@ const option = (
   default: undefined,
   numbers: false,
   texts: false,
-  isFile: false,
   on: [letter, path.replaceAll('_', '-')],
   off: [],
   computed: undefined,

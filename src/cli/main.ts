@@ -13,6 +13,7 @@ import type { Declarations } from '../rpc/method.ts'
 import { type Command, commandsOfNoun, findTyped, nounsOf, singleCommands } from './commands.ts'
 import { COMPLETION_HELP, complete, completionScript } from './completion.ts'
 import { CONFIG_COMMANDS, runConfigCommand } from './config-commands.ts'
+import { readDocuments } from './documents.ts'
 import { followJob } from './follow-job.ts'
 import { commandHelp, NO_WAIT, nounHelp, OWN_COMMANDS, overview } from './help.ts'
 import { commandLine } from './options.ts'
@@ -164,7 +165,7 @@ async function runMethod(
   const { connection, json, rest } = takeOutputFlags(invocation, args)
   const { job } = method.cli
   const words = job === undefined ? rest : rest.filter(word => word !== NO_WAIT)
-  const params = parseArgs(commandLine(method), words)
+  const params = readDocuments(method, parseArgs(commandLine(method), words))
   return withClient(connection, async client => {
     const result = await client.request(method.name, params)
     // The result came from this method, whose declaration says where the number is, if there is one.

@@ -21,8 +21,6 @@ export interface CliOption {
   readonly numbers: boolean
   /** Values of pairs are text, also where they look like numbers. */
   readonly texts: boolean
-  /** The word names a file, whose content is the value. */
-  readonly isFile: boolean
   /** Without dashes; longer than one letter means a long option. */
   readonly on: readonly string[]
   /** What turns a switch off. */
@@ -93,7 +91,6 @@ function makeOption({ cli }: Declared, path: string, given: JsonSchema, required
     default: given.default,
     numbers: kindOf(schema.items ?? {}) === 'number',
     texts: typeof schema.additionalProperties === 'object' && schema.additionalProperties.type === 'string',
-    isFile: (cli.files as readonly string[] | undefined)?.includes(path) === true,
     // rpc.py has switches whose plain name turns them off; then that name is not for turning on.
     on: [...list(on), own].filter((name, i, all) => all.indexOf(name) === i && !offNames.includes(name)),
     off: kind === 'switch' ? [...offNames, `no-${own}`] : offNames,

@@ -3,7 +3,6 @@
  * switches, `--name VALUE`, `--name=VALUE`, any unambiguous beginning of a long name, dashes or underscores, negative
  * numbers as values, words anywhere between. (node:util's parseArgs knows neither `-l -1` nor beginnings.)
  */
-import { readFileSync } from 'node:fs'
 import { didYouMean } from '../rpc/closest.ts'
 import type { CliOption, CommandLine } from './options.ts'
 
@@ -169,18 +168,9 @@ function toText(option: CliOption, name: string, text: string): string {
       `${name} is one of ${option.choices.join(', ')}, not ${text}${didYouMean(text, option.choices)}`,
     )
   }
-  if (option.isFile) return readDocument(name, text)
   // rpc.py's short name for the discovery subsystem.
   if (text === 'discovery' && /nqn$/.test(option.path)) return 'nqn.2014-08.org.nvmexpress.discovery'
   return text
-}
-
-function readDocument(name: string, path: string): string {
-  try {
-    return readFileSync(path === '-' ? 0 : path, 'utf8')
-  } catch (cause) {
-    throw new UsageError(`${name} ${path} cannot be read: ${(cause as Error).message}`, { cause })
-  }
 }
 
 function toNumber(name: string, text: string): number {

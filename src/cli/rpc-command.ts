@@ -4,6 +4,7 @@ import { didYouMean } from '../rpc/closest.ts'
 import type { Declarations } from '../rpc/method.ts'
 import { findMethod } from './commands.ts'
 import { CONFIG_COMMANDS, runConfigCommand } from './config-commands.ts'
+import { readDocuments } from './documents.ts'
 import { commandHelp, methodList } from './help.ts'
 import { commandLine } from './options.ts'
 import { renderLikeRpcPy, type Terminal, toJson, writeHelp } from './output.ts'
@@ -49,11 +50,15 @@ export async function runRpcCommand(
 }
 
 /** Flags as the method declares them; a method that is not known here may still be sent with JSON. */
-function readParams(methods: Declarations, name: string, words: readonly string[]): Record<string, unknown> {
+function readParams(
+  methods: Declarations,
+  name: string,
+  words: readonly string[],
+): Readonly<Record<string, unknown>> {
   const method = findMethod(methods, name)
   const first = words[0]
   if (words.length === 1 && first!.trimStart().startsWith('{')) return parseJson(first!)
-  if (method !== undefined) return parseArgs(commandLine(method), words)
+  if (method !== undefined) return readDocuments(method, parseArgs(commandLine(method), words))
   if (words.length === 0) return {}
   const names = methods.map(each => each.name)
   const hint = didYouMean(name, names)
