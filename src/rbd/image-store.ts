@@ -2,9 +2,11 @@
  * The images of a Ceph pool as things to be listed, made and removed, whether or not they are open as devices. Each piece
  * of work has the pool open for as long as it lasts, so that nothing of it stands in the way of a change of the client.
  */
+import { randomUUID } from 'node:crypto'
 import { type RpcCode, RpcError, SysError } from '../core/errors.ts'
 import { librbd } from '../sys/librbd.ts'
 import { type CreateImageOptions, type LibrbdPool, librbdPool } from '../sys/librbd-pool.ts'
+import { USER_SNAPSHOT } from '../sys/librbd-snapshots.ts'
 import type { Cluster } from './cluster.ts'
 import type { RbdClusters } from './clusters.ts'
 import { factsOf, type ImageFacts } from './image-facts.ts'
@@ -137,19 +139,32 @@ export class ImageStore {
     })
   }
 
-  /** A clone of the image as it is now, on a snapshot of that name, which stays as long as the clone is one. */
-  clone(name: string, snapshot: string, child: string): Promise<void> {
+  /** Whether images stand on snapshots of this one; `names` (`pool/image`) is empty where this user may not look for them. */
+  children(name: string): Promise<{ readonly areThere: boolean; readonly names: readonly string[] }> {
+    return this.#open(name, true, async image => {
+      const library = librbd()
+      const names = await library.listChildren(image)
+      if (typeof names !== 'number') return { areThere: names.length > 0, names }
+      const snapshots = await library.listSnapshots(image)
+      if (typeof snapshots === 'number') throw this.#refusal('list the snapshots of', name, snapshots)
+      const kinds = await Promise.all(snapshots.map(({ id }) => library.snapshotKind(image, id)))
+      return { areThere: kinds.some(kind => kind !== USER_SNAPSHOT), names: [] }
+    })
+  }
+
+  /**
+   * A clone of the image as it is now. The snapshot beneath it is removed from sight at once; Ceph keeps it for as long as
+   * the clone stands on it, and the image, too.
+   */
+  clone(name: string, child: string): Promise<void> {
     return this.#open(name, false, async (image, { pool }) => {
       const library = librbd()
-      const what = `${name}@${snapshot}`
-      this.#check('make the snapshot', what, await library.createSnapshot(image, snapshot))
+      const snapshot = `clone-${randomUUID()}`
+      this.#check('make the snapshot', `${name}@${snapshot}`, await library.createSnapshot(image, snapshot))
       try {
-        this.#check('protect the snapshot', what, await library.protectSnapshot(image, snapshot))
-        this.#check('clone', what, await library.clone(pool, name, snapshot, pool, child))
-      } catch (error) {
-        await library.unprotectSnapshot(image, snapshot)
+        this.#check('clone', name, await library.clone(pool, name, snapshot, pool, child, 2))
+      } finally {
         await library.removeSnapshot(image, snapshot)
-        throw error
       }
     })
   }
@@ -211,7 +226,7 @@ const CODES = new Set([
 const MEANINGS: ReadonlyMap<string, string> = new Map([
   ['open it ENOENT', 'it has no pool of that name, see "ceph osd pool ls"'],
   ['delete EBUSY', 'somebody has it open, "rbd status" says where'],
-  ['delete ENOTEMPTY', 'it has snapshots, which clones may need: "rbd children" names those'],
+  ['delete ENOTEMPTY', 'it has snapshots, which clones may stand on: "rbd children --all" names those'],
   ['delete the snapshot EBUSY', 'clones need it; qpair rbd flatten makes them independent of it'],
   ['EPERM', 'this user may not, "ceph auth caps" with osd \'profile rbd\' allows it'],
   ['EACCES', 'this user may not, "ceph auth caps" with osd \'profile rbd\' allows it'],

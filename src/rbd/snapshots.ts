@@ -1,6 +1,7 @@
 /** Snapshots and clones of images that are open as devices. */
 import { errnoNumber, RpcError, SysError } from '../core/errors.ts'
 import { librbd } from '../sys/librbd.ts'
+import { USER_SNAPSHOT } from '../sys/librbd-snapshots.ts'
 import type { RbdImage } from './image.ts'
 import type { RbdImages } from './images.ts'
 
@@ -117,13 +118,14 @@ export class RbdSnapshots {
   }
 }
 
-/** The oldest first. Throws `SysError`. */
+/** Those that somebody made, the oldest first. Throws `SysError`. */
 export async function listSnapshots(name: string, image: number): Promise<Snapshot[]> {
   const library = librbd()
   const found = await library.listSnapshots(image)
   if (typeof found === 'number') throw new SysError('rbd_snap_list', -found, `of ${name}`)
   const snapshots: Snapshot[] = []
   for (const { id, name: snapshot, sizeBytes } of found) {
+    if ((await library.snapshotKind(image, id)) !== USER_SNAPSHOT) continue
     const isProtected = (await library.isProtected(image, snapshot)) === 1
     const created = new Date((await library.snapshotTime(image, id)) * 1000)
     snapshots.push({ id, name: snapshot, sizeBytes, isProtected, created })

@@ -30,6 +30,8 @@ export interface Snapshots {
   listSnapshots(image: number): Promise<SnapshotInfo[] | number>
   /** 1 or 0, or -errno. */
   isProtected(image: number, name: string): Promise<number>
+  /** `USER_SNAPSHOT`, another kind, or -errno. */
+  snapshotKind(image: number, id: number): Promise<number>
   /** Seconds since 1970, or -errno. */
   snapshotTime(image: number, id: number): Promise<number>
   clone(
@@ -38,7 +40,11 @@ export interface Snapshots {
     snapshot: string,
     childPool: number,
     child: string,
+    /** 2: the snapshot need not be protected, and can be removed from sight; Ceph's own choice when absent. */
+    format?: 2,
   ): Promise<number>
+  /** `pool/image` of those that stand on the image's snapshots, or -errno. */
+  listChildren(image: number): Promise<string[] | number>
   flatten(image: number, report: Report): Promise<number>
   /** Bits of `RBD_FEATURE_*`, or -errno. */
   features(image: number): Promise<number>
@@ -52,6 +58,9 @@ export interface Snapshots {
   imageConfig(image: number): Promise<ReadonlyMap<string, ImageConfig>>
 }
 
+/** One that somebody made and sees; others belong to groups and mirrors, or only clones still need them. */
+export const USER_SNAPSHOT = 0
+
 const SNAPSHOT_SIZE = 24
 const CONFIG_SIZE = 24
 const SOURCES = ['config', 'pool', 'image'] as const
@@ -59,11 +68,16 @@ const SOURCES = ['config', 'pool', 'image'] as const
 const STAT_SIZE = 160
 const OBJECT_SIZE_AT = 8
 const NAME_ROOM = 512
+/** `RBD_IMAGE_OPTION_CLONE_FORMAT`. */
+const CLONE_FORMAT = 12
+/** `rbd_linked_image_spec_t`: the pool's number, its name, namespace, the image's id, its name, and whether it is in the trash. */
+const LINKED_IMAGE_SIZE = 48
 
 export function snapshotCalls(rbd: LibraryHandle): Snapshots {
   const named = (name: string) => blocking(rbd.func(`int ${name}(uintptr_t, const char *)`))
   const isProtected = blocking(rbd.func('int rbd_snap_is_protected(uintptr_t, const char *, uintptr_t)'))
   const timestamp = blocking(rbd.func('int rbd_snap_get_timestamp(uintptr_t, uint64_t, uintptr_t)'))
+  const getKind = blocking(rbd.func('int rbd_snap_get_namespace_type(uintptr_t, uint64_t, uintptr_t)'))
   const getFeatures = blocking(rbd.func('int rbd_get_features(uintptr_t, uintptr_t)'))
   const stat = blocking(rbd.func('int rbd_stat(uintptr_t, uintptr_t, size_t)'))
   const number = (call: ReturnType<typeof blocking>, image: number, at: number, ...rest: number[]) =>
@@ -85,6 +99,11 @@ export function snapshotCalls(rbd: LibraryHandle): Snapshots {
       withPage(async out => {
         const result = await timestamp(image, id, out)
         return result < 0 ? result : u64At(out)
+      }),
+    snapshotKind: (image, id) =>
+      withPage(async out => {
+        const result = await getKind(image, id, out)
+        return result < 0 ? result : i32At(out)
       }),
     features: image => number(getFeatures, image, 0),
     objectSize: image => number(stat, image, OBJECT_SIZE_AT, STAT_SIZE),
@@ -120,14 +139,16 @@ function cloneCalls(rbd: LibraryHandle): Pick<Snapshots, 'clone' | 'parentOf'> {
   )
   const createOptions = rbd.func('void rbd_image_options_create(uintptr_t)')
   const destroyOptions = rbd.func('void rbd_image_options_destroy(uintptr_t)')
+  const setNumber = rbd.func('int rbd_image_options_set_uint64(uintptr_t, int, uint64_t)')
   const parentInfo = blocking(
     rbd.func('int rbd_get_parent_info(uintptr_t, uintptr_t, size_t, uintptr_t, size_t, uintptr_t, size_t)'),
   )
   return {
-    clone: (parentPool, parent, snapshot, childPool, child) =>
+    clone: (parentPool, parent, snapshot, childPool, child, format) =>
       withPage(async page => {
         createOptions(page)
         const options = u64At(page)
+        if (format !== undefined) setNumber(options, CLONE_FORMAT, format)
         try {
           return await clone(parentPool, parent, snapshot, childPool, child, options)
         } finally {
@@ -144,10 +165,12 @@ function cloneCalls(rbd: LibraryHandle): Pick<Snapshots, 'clone' | 'parentOf'> {
   }
 }
 
-function listCalls(rbd: LibraryHandle): Pick<Snapshots, 'listSnapshots' | 'imageConfig'> {
+function listCalls(rbd: LibraryHandle): Pick<Snapshots, 'listSnapshots' | 'listChildren' | 'imageConfig'> {
   const list = blocking(rbd.func('int rbd_snap_list(uintptr_t, uintptr_t, uintptr_t)'))
   const listEnd = rbd.func('void rbd_snap_list_end(uintptr_t)')
   const config = blocking(rbd.func('int rbd_config_image_list(uintptr_t, uintptr_t, uintptr_t)'))
+  const children = blocking(rbd.func('int rbd_list_children3(uintptr_t, uintptr_t, uintptr_t)'))
+  const childrenEnd = rbd.func('void rbd_linked_image_spec_list_cleanup(uintptr_t, size_t)')
   const configEnd = rbd.func('void rbd_config_image_list_cleanup(uintptr_t, int)')
   const room = PAGE_SIZE - 8
   return {
@@ -164,6 +187,21 @@ function listCalls(rbd: LibraryHandle): Pick<Snapshots, 'listSnapshots' | 'image
         })
         if (count > 0) listEnd(entries)
         return snapshots
+      }),
+    listChildren: image =>
+      withPage(async page => {
+        const entries = page + 8
+        viewAt(page, 8).setBigUint64(0, BigInt(Math.floor(room / LINKED_IMAGE_SIZE)), true)
+        // ERANGE: there are more than fit, close to three hundred and fifty.
+        const result = await children(image, entries, page)
+        if (result < 0) return result
+        const count = u64At(page)
+        const names = Array.from({ length: count }, (_, i) => {
+          const at = entries + i * LINKED_IMAGE_SIZE
+          return `${stringAt(u64At(at + 8))}/${stringAt(u64At(at + 32))}`
+        })
+        childrenEnd(entries, count)
+        return names
       }),
     imageConfig: image =>
       withPage(async page => {

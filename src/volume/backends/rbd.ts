@@ -113,9 +113,6 @@ class RbdPool implements PoolBackend {
   }
 }
 
-/** A clone stands on a snapshot of this name, and its own. */
-const CLONE_SNAPSHOT = 'clone-'
-
 class RbdVolumes implements VolumeOperations {
   readonly reasons = {
     wipe: 'deleting an image gives its objects back, and nobody reads them again',
@@ -148,7 +145,7 @@ class RbdVolumes implements VolumeOperations {
       ...volume,
       capacityBytes: sizeBytes,
       allocationBytes: this.#countsCapacity ? sizeBytes : usedBytes,
-      ...(parent === undefined ? {} : { backing: { path: parent, format: 'raw' } }),
+      ...(parent === undefined ? {} : { backing: { path: parent.replace(/@.*$/, ''), format: 'raw' } }),
     }
   }
 
@@ -180,6 +177,15 @@ class RbdVolumes implements VolumeOperations {
   }
 
   async delete({ name }: VolumeFacts): Promise<void> {
+    const { areThere, names } = await this.#store.children(name)
+    if (areThere) {
+      const children = names.length === 0 ? 'clones' : names.join(', ')
+      throw new RpcError(
+        'EBUSY',
+        `image ${this.#ceph}/${name} cannot be deleted: ${children} stand on it. Delete those first, or make ` +
+          'them independent of it (qpair volume export, qpair rbd flatten)',
+      )
+    }
     for (const { name: snapshot } of await this.#store.snapshots(name)) {
       await this.#store.removeSnapshot(name, snapshot)
     }
@@ -199,7 +205,7 @@ class RbdVolumes implements VolumeOperations {
 
   async clone({ name }: VolumeFacts, to: string, { report }: Progress): Promise<void> {
     checkImageName(to, 'an image')
-    await this.#store.clone(name, `${CLONE_SNAPSHOT}${to}`, to)
+    await this.#store.clone(name, to)
     report(1, 1)
   }
 }

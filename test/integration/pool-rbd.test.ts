@@ -1,0 +1,200 @@
+/** A pool of a real Ceph cluster that asks for keys, as administrators of KVM hosts define it; `rbd` is the witness. */
+import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { afterAll, beforeAll, expect, it } from 'vitest'
+import { RbdClusters } from '../../src/rbd/clusters.ts'
+import { ImageStore } from '../../src/rbd/image-store.ts'
+import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
+import { type Daemon, startDaemon } from './lab/daemon.ts'
+import { describeWith } from './lab/describe-with.ts'
+import { qpair } from './lab/qpair.ts'
+
+const UUID = 'c4a8c0ab-6ac4-4ce2-9a1e-8f4a0b8c1d2e'
+const SECRET = `<secret ephemeral='no' private='no'>
+  <uuid>${UUID}</uuid>
+  <usage type='ceph'>
+    <name>client.KVMpool secret</name>
+  </usage>
+</secret>`
+
+const poolXml = (host: string, port: string): string => `<pool type='rbd'>
+  <name>KVMpool</name>
+  <source>
+    <name>KVMpool</name>
+    <host name='${host}' port='${port}'/>
+    <auth username='KVMpool' type='ceph'>
+      <secret uuid='${UUID}'/>
+    </auth>
+  </source>
+</pool>`
+
+interface Volume {
+  readonly name: string
+  readonly path: string
+  readonly capacity?: number
+  readonly allocation?: number
+  readonly backing?: { readonly path: string }
+}
+
+await describeWith([...CEPH_PROGRAMS, 'ceph-mgr'], 'a pool of Ceph', () => {
+  let ceph: Ceph
+  let daemon: Daemon
+  let key: string
+
+  const run = (...words: string[]): Promise<string> => qpair(daemon, ...words)
+  const file = (name: string, content: string): string => {
+    const path = join(daemon.directory, name)
+    writeFileSync(path, content)
+    return path
+  }
+  const volumes = (): Promise<Volume[]> => daemon.rpc('volume_list', { pool: 'KVMpool' })
+  const info = (volume: string): Promise<Volume> => daemon.rpc('volume_info', { volume })
+  /** What Ceph itself says, as its administrator. */
+  const rbd = async <T>(...words: string[]): Promise<T> =>
+    JSON.parse(await ceph.run('rbd', ...words, '--format', 'json'))
+  const images = (): Promise<string[]> => rbd('ls', 'KVMpool')
+  const waitForJob = async ({ job_id }: { job_id: number }): Promise<void> => {
+    await daemon.rpc('job_wait', { id: job_id })
+  }
+  /** As the administrator of the cluster, who is quicker than a thousand commands. */
+  async function makeThousand(): Promise<void> {
+    const clusters = new RbdClusters()
+    const keyFile = ceph.keyring
+    const options = { user: 'admin', options: {}, file: ceph.conf, searches: false, keyFile }
+    await clusters.register({ name: 'admin', coreMask: undefined, ...options })
+    const store = new ImageStore(clusters, 'admin', 'KVMpool')
+    const numbers = Array.from({ length: 1000 }, (_, number) => number).values()
+    const worker = async (): Promise<void> => {
+      for (const number of numbers) await store.create(`image-${number}`, 2 ** 20 * (number + 1), {})
+    }
+    await Promise.all([worker(), worker(), worker()])
+    await clusters.unregister('admin')
+  }
+  const clusters = (): Promise<{ cluster_name: string; config_param: object }[]> =>
+    daemon.rpc('bdev_rbd_get_clusters_info')
+
+  beforeAll(async () => {
+    ceph = await startCeph({ cephx: true })
+    await ceph.startManager()
+    daemon = await startDaemon()
+    await ceph.run('ceph', 'osd', 'pool', 'create', 'KVMpool', '8', '8')
+    await ceph.run('rbd', 'pool', 'init', 'KVMpool')
+    const caps = ['mon', 'allow r', 'osd', 'allow rwx pool=KVMpool']
+    await ceph.run('ceph', 'auth', 'get-or-create', 'client.KVMpool', ...caps)
+    key = (await ceph.run('ceph', 'auth', 'get-key', 'client.KVMpool')).trim()
+  })
+  afterAll(async () => {
+    await daemon?.stop()
+    await ceph?.stop()
+  })
+
+  it('is defined with a secret, and started once that has a value', async () => {
+    await run('secret', 'define', file('secret.xml', SECRET))
+    const [, host, port] = /v1:([\d.]+):(\d+)/.exec(ceph.monitorAddress)!
+    await run('pool', 'define', file('pool.xml', poolXml(host!, port!)))
+    await expect(run('pool', 'start', 'KVMpool')).rejects.toThrow(`secret ${UUID} has no value yet`)
+    await run('secret', 'set-value', UUID, '--base64', key)
+    await run('pool', 'start', 'KVMpool')
+    await run('pool', 'autostart', 'KVMpool')
+    const [row] = await daemon.rpc<Record<string, unknown>[]>('pool_list')
+    expect(row).toMatchObject({ name: 'KVMpool', state: 'running', autostart: true, persistent: true })
+    expect(row!['capacity']).toBeGreaterThan(7 * 2 ** 30)
+    expect(await run('pool', 'dumpxml', 'KVMpool')).toContain("<auth type='ceph' username='KVMpool'>")
+  })
+
+  it('keeps the value where only the daemon can read it', async () => {
+    const directory = join(daemon.state, 'secrets')
+    expect(statSync(directory).mode & 0o777).toBe(0o700)
+    expect(readdirSync(directory)).toEqual([`${UUID}.base64`])
+    expect(statSync(join(directory, `${UUID}.base64`)).mode & 0o777).toBe(0o600)
+    for (const told of [
+      daemon.output,
+      readFileSync(join(daemon.state, 'config.json'), 'utf8'),
+      await run('secret', 'list'),
+      await run('secret', 'dumpxml', UUID),
+      JSON.stringify(await clusters()),
+    ]) {
+      expect(told).not.toContain(key)
+    }
+    expect(await daemon.rpc('secret_get_value', { secret: 'client.KVMpool secret' })).toBe(key)
+  })
+
+  it('makes volumes, tells of them, and deletes them', async () => {
+    await run('volume', 'create', 'KVMpool', 'vm1', '10G')
+    expect(await rbd('info', 'KVMpool/vm1')).toMatchObject({ size: 10 * 2 ** 30 })
+    await ceph.run('rbd', 'bench', '--io-type', 'write', '--io-size', '4M', '--io-total', '8M', 'KVMpool/vm1')
+    expect(await volumes()).toMatchObject([{ name: 'vm1', path: 'KVMpool/vm1', capacity: 10 * 2 ** 30 }])
+    const { images: used } = await rbd<{ images: { used_size: number }[] }>('du', 'KVMpool/vm1')
+    expect(await info('vm1')).toMatchObject({ allocation: used[0]!.used_size })
+    await run('volume', 'resize', 'vm1', '12G')
+    await run('volume', 'rename', 'vm1', 'web')
+    expect(await rbd('info', 'KVMpool/web')).toMatchObject({ size: 12 * 2 ** 30 })
+    await run('volume', 'create', 'KVMpool', 'other', '1G', '--features', '{"object_size":"1M"}')
+    expect(await rbd('info', 'KVMpool/other')).toMatchObject({ object_size: 2 ** 20 })
+    await run('volume', 'delete', 'other')
+    expect(await images()).toEqual(['web'])
+  })
+
+  it('snapshots, reverts and clones', async () => {
+    await run('volume', 'snapshot', 'create', 'web', 'before')
+    await ceph.run('rbd', 'bench', '--io-type', 'write', '--io-size', '4M', '--io-total', '4M', 'KVMpool/web')
+    await run('volume', 'snapshot', 'revert', 'web', 'before')
+    const names = (await rbd<{ name: string }[]>('snap', 'ls', 'KVMpool/web')).map(({ name }) => name)
+    expect(names).toEqual(['before'])
+    await waitForJob(await daemon.rpc('volume_clone', { volume: 'web', name: 'web2' }))
+    expect(await info('web2')).toMatchObject({ backing: { path: 'KVMpool/web' } })
+    await expect(run('volume', 'delete', 'web', '--delete-snapshots')).rejects.toThrow('clones stand on it')
+    const left = await rbd<{ name: string }[]>('snap', 'ls', 'KVMpool/web')
+    expect(left.map(({ name }) => name)).toEqual(['before'])
+    await run('volume', 'delete', 'web2')
+    await run('volume', 'delete', 'web', '--delete-snapshots')
+    expect(await images()).toEqual([])
+  })
+
+  it.each(['-n', '../x', 'a/b', 'a@b', ''])(
+    'makes only what it is told, of a volume called %j',
+    async name => {
+      const made = daemon.rpc('volume_create', { pool: 'KVMpool', name, capacity: '1G' })
+      if (name === '-n') {
+        await made
+        expect(await images()).toEqual(['-n'])
+        await daemon.rpc('volume_delete', { volume: '-n' })
+      } else await expect(made).rejects.toThrow('cannot be the name of')
+      expect(await images()).toEqual([])
+    },
+  )
+
+  it('serves a volume, which is open again after a restart, and goes on when the pool stops', async () => {
+    await run('volume', 'create', 'KVMpool', 'disk', '1G')
+    await daemon.rpc('volume_export', { volume: 'disk', nbd: true, listen: ['127.0.0.1:0'] })
+    await expect(run('volume', 'delete', 'disk')).rejects.toThrow('bdev KVMpool-disk has it open')
+    await run('volume', 'resize', 'disk', '2G')
+    const blocks = async (): Promise<number> =>
+      (await daemon.rpc<{ num_blocks: number }[]>('bdev_get_bdevs', { name: 'KVMpool-disk' }))[0]!.num_blocks
+    expect(await blocks()).toBe(2 ** 22)
+    await run('volume', 'snapshot', 'create', 'disk', 'live')
+    await daemon.restart()
+    expect(await blocks()).toBe(2 ** 22)
+    expect(await daemon.rpc('pool_info', { pool: 'KVMpool' })).toMatchObject({ state: 'running' })
+    expect(await daemon.rpc('config_get_kept')).toEqual([])
+    await run('pool', 'destroy', 'KVMpool')
+    expect(await blocks()).toBe(2 ** 22)
+    await run('pool', 'start', 'KVMpool')
+    await run('volume', 'unexport', 'disk')
+    await run('volume', 'delete', 'disk', '--delete-snapshots')
+  })
+
+  it('knows a thousand images well within a second, and opens none of them', async () => {
+    await makeThousand()
+    const watchers = async (): Promise<number> =>
+      (await ceph.run('rbd', 'status', 'KVMpool/image-1')).split('watcher=').length
+    const before = performance.now()
+    await daemon.rpc('pool_refresh', { pool: 'KVMpool' })
+    const tookMs = performance.now() - before
+    const found = await daemon.rpc<Volume[]>('volume_list', { pool: 'KVMpool', refresh: false })
+    expect(found).toHaveLength(1000)
+    expect(found.find(({ name }) => name === 'image-950')).toMatchObject({ capacity: 951 * 2 ** 20 })
+    expect(await watchers()).toBe(1)
+    process.stderr.write(`1000 images looked at in ${Math.round(tookMs)} ms\n`)
+  })
+})
