@@ -1,5 +1,6 @@
 /** Disks of a guest that an unprivileged libvirtd runs. virsh is the witness of every change, the guest that of every disk. */
-import { chmodSync, chownSync, mkdirSync, statSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { chmodSync, chownSync, existsSync, mkdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { describeWith } from './lab/describe-with.ts'
@@ -17,6 +18,8 @@ const PORTS = Array.from(
   { length: 12 },
   (_, index) => `<controller type='pci' index='${index + 1}' model='pcie-root-port'/>`,
 ).join('')
+/** What libvirt makes AppArmor's profile of a guest with. */
+const PROFILE_HELPER = '/usr/lib/libvirt/virt-aa-helper'
 const CDROM = "<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>"
 
 interface Answer {
@@ -159,6 +162,11 @@ await describeWith([...GUEST_PROGRAMS, 'libvirtd', 'virsh', 'setpriv'], "a libvi
     await hasDisk('vdb')
     expect(await bdevs()).toContain('lab-vdb')
 
+    // It is saved with the daemon, and the guest goes on when that is back.
+    await target.daemon.restart('SIGKILL')
+    await libvirt.run('echo again | dd of=/dev/vdb bs=512 count=1 conv=sync,fsync status=none')
+    expect(await disks()).toContain(`vhostuser disk vdb ${target.sockets}/lab-vdb virtio now next lab-vdb`)
+
     // What the guest still has is served on.
     await vm('detach', 'lab', 'data.raw', '--config')
     expect(await controllers()).toEqual(['lab-vdb'])
@@ -179,7 +187,8 @@ await describeWith([...GUEST_PROGRAMS, 'libvirtd', 'virsh', 'setpriv'], "a libvi
 
   it('are NVMe disks in the words of QEMU, which start with the guest', async () => {
     const path = image('nvme.raw')
-    const { notes } = await vm('attach', 'lab', path, '--bus', 'nvme', '--serial', '1235', '--config')
+    await qpair(target.daemon, 'pool', 'refresh', 'images')
+    const { notes } = await vm('attach', 'lab', 'nvme.raw', '--bus', 'nvme', '--serial', '1235', '--config')
     expect(notes).toEqual([expect.stringContaining('virsh domblklist does not show it')])
     const xml = await libvirt.virsh('dumpxml', 'lab', '--inactive')
     expect(xml).toContain("xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'")
@@ -187,12 +196,23 @@ await describeWith([...GUEST_PROGRAMS, 'libvirtd', 'virsh', 'setpriv'], "a libvi
     expect(xml).toContain("<qemu:arg value='nvme,drive=nvme0,serial=1235'/>")
     expect(await disks()).toContain(`file disk nvme0 ${path} nvme next -`)
 
+    await libvirt.restart()
+    await libvirt.run('modprobe nvme')
+    await hasDisk('nvme0n1')
+    expect(await libvirt.run('cat /sys/class/nvme/nvme0/serial')).toBe('1235')
+    expect(await libvirt.run('nvme list')).toMatch(/\/dev\/nvme0n1 .*QEMU NVMe Ctrl/)
+    expect(await disks()).toContain(`file disk nvme0 ${path} nvme now next -`)
+    await expect(vm('detach', 'lab', path, '--live')).rejects.toThrow('has had nvme0 since it started')
+
     await vm('detach', 'lab', path, '--config')
     expect(await libvirt.virsh('dumpxml', 'lab', '--inactive')).not.toContain('qemu:arg')
+    await libvirt.restart()
+    await guestSays('ls /sys/class/nvme', '')
   })
 
   it('are NVMe disks that come and go while the guest runs', async () => {
-    const countNvme = 'cat /sys/bus/pci/devices/*/class | grep -c 0x010802'
+    await libvirt.run('modprobe nvme')
+    const countNvme = 'ls /sys/class/nvme | wc -l'
     await vm('attach', 'lab', 'm0', '--bus', 'nvme', '--live')
     await guestSays(countNvme, '1')
     expect(await disks()).toContain('network disk nvme0 lab-nvme0 nvme now m0')
@@ -231,6 +251,28 @@ await describeWith([...GUEST_PROGRAMS, 'libvirtd', 'virsh', 'setpriv'], "a libvi
     await attachHidden('--fix')
     await vm('detach', 'lab', hidden)
   })
+
+  it.skipIf(!existsSync(PROFILE_HELPER))(
+    'are in the profiles of libvirt only where they are files of its own',
+    async () => {
+      const own = image('own.raw')
+      const foreign = image('foreign.raw')
+      await vm('attach', 'lab', own, '--config')
+      await vm('attach', 'lab', foreign, '--bus', 'nvme', '--config')
+      await vm('attach', 'lab', 'm0', '--config')
+      const xml = await libvirt.virsh('dumpxml', 'lab', '--inactive')
+      const uuid = /<uuid>(.*)<\/uuid>/.exec(xml)![1]!
+      const profile = execFileSync(PROFILE_HELPER, ['--dryrun', '--create', '--uuid', `libvirt-${uuid}`], {
+        input: xml,
+        encoding: 'utf8',
+      })
+      expect(profile).toContain(`"${own}" rwk,`)
+      expect(profile).not.toContain(foreign)
+      expect(xml).toContain(target.sockets)
+      expect(profile).not.toContain(target.sockets)
+      for (const disk of [own, foreign, 'm0']) await vm('detach', 'lab', disk, '--config')
+    },
+  )
 
   it('leave nothing behind when libvirt refuses a later step', async () => {
     // Nothing is plugged into a SATA controller of a guest that runs, which QEMU says when all is prepared.

@@ -1,10 +1,25 @@
-import { chmodSync, chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  appendFileSync,
+  chmodSync,
+  chownSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { ProgramError, runProgram } from '../../src/core/program.ts'
 import type { RunProgram } from '../../src/libvirt/virsh.ts'
-import { findObstacles, type Guest, type Need, type Obstacle } from '../../src/vm/libvirt/access.ts'
+import {
+  findObstacles,
+  type Guest,
+  type Need,
+  type Obstacle,
+  withdrawRule,
+} from '../../src/vm/libvirt/access.ts'
 
 const UUID = '4dea22b3-1d52-d8f3-2516-782e98ab3fa0'
 
@@ -57,10 +72,10 @@ describe("AppArmor's profile of a guest", () => {
     expect(more).toEqual([])
     expect(obstacle!.cause).toContain(`no rule for ${root}, since libvirt does not know of it`)
     expect(obstacle!.remedy).toEqual([
-      `echo '  "${root}" rwk,' >> ${root}/etc/apparmor.d/local/abstractions/libvirt-qemu`,
+      `echo '  "${root}" rwk, # qpair' >> ${root}/etc/apparmor.d/local/abstractions/libvirt-qemu`,
     ])
     await obstacle!.fix()
-    expect(rules('local/abstractions/libvirt-qemu')).toBe(`  "${root}" rwk,\n`)
+    expect(rules('local/abstractions/libvirt-qemu')).toBe(`  "${root}" rwk, # qpair\n`)
     expect(await find({}, ['apparmor', 'dac'])).toEqual([])
   })
 
@@ -71,7 +86,7 @@ describe("AppArmor's profile of a guest", () => {
     expect(obstacle!.remedy[1]).toBe(load)
     await obstacle!.fix()
     expect(ran).toContain(load)
-    expect(rules('local/abstractions/libvirt-qemu')).toBe(`  "${root}" rw,\n`)
+    expect(rules('local/abstractions/libvirt-qemu')).toBe(`  "${root}" rw, # qpair\n`)
   })
 
   it('has a directory for such rules in newer versions, and one line more is all that changes', async () => {
@@ -84,7 +99,7 @@ describe("AppArmor's profile of a guest", () => {
     writeFileSync(join(root, 'etc/apparmor.d', file), '  # ours')
     const [obstacle] = await find({ isReadOnly: true }, ['apparmor', 'dac'])
     await obstacle!.fix()
-    expect(rules(file)).toBe(`  # ours\n  "${root}" rk,\n`)
+    expect(rules(file)).toBe(`  # ours\n  "${root}" rk, # qpair\n`)
   })
 
   it('has what a path means, and not what its characters mean in a rule', async () => {
@@ -92,7 +107,16 @@ describe("AppArmor's profile of a guest", () => {
     writeFileSync(path, '')
     const [obstacle] = await find({ path }, ['apparmor', 'dac'])
     await obstacle!.fix()
-    expect(rules('local/abstractions/libvirt-qemu')).toBe(`  "${root}/a\\"b\\*\\[c\\]" rwk,\n`)
+    expect(rules('local/abstractions/libvirt-qemu')).toBe(`  "${root}/a\\"b\\*\\[c\\]" rwk, # qpair\n`)
+  })
+
+  it('loses the rule of a socket that is no more, and no other', async () => {
+    const [obstacle] = await find({ kind: 'socket' }, ['apparmor', 'dac'])
+    await obstacle!.fix()
+    const file = join(root, 'etc/apparmor.d/local/abstractions/libvirt-qemu')
+    appendFileSync(file, `  "${root}" rw,\n  "${root}/b" rw, # qpair\n`)
+    await withdrawRule(root, { run, root })
+    expect(rules('local/abstractions/libvirt-qemu')).toBe(`  "${root}" rw,\n  "${root}/b" rw, # qpair\n`)
   })
 
   it('is made by libvirt for what it knows', async () => {

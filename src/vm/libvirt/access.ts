@@ -4,7 +4,7 @@
  * before the guest meets it, with the least that has to be changed.
  */
 import { constants } from 'node:fs'
-import { access, appendFile, mkdir, readFile } from 'node:fs/promises'
+import { access, appendFile, mkdir, readFile, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { ProgramError } from '../../core/program.ts'
 import type { Confinement, RunProgram } from '../../libvirt/virsh.ts'
@@ -147,30 +147,46 @@ async function profileObstacle(
   { run, root }: AccessParts,
 ): Promise<Obstacle | undefined> {
   if (isKnownToLibvirt) return undefined
-  const directory = join(root, 'etc/apparmor.d')
-  const local = join(directory, await localRules(directory))
-  const rule = `"${path.replaceAll(/["\\*?[\]{}^]/g, '\\$&')}" ${kind === 'socket' ? 'rw' : isReadOnly ? 'rk' : 'rwk'},`
-  const rules = await readFile(local, 'utf8').catch(() => '')
-  if (rules.split('\n').some(line => line.trim() === rule)) return undefined
-  const profile = join(directory, 'libvirt', `libvirt-${uuid}`)
+  const { local, rules } = await localRules(root)
+  const rule = `${pathInRule(path)} ${kind === 'socket' ? 'rw' : isReadOnly ? 'rk' : 'rwk'},`
+  if (rules.split('\n').some(line => line.trim().startsWith(rule))) return undefined
+  const profile = join(root, 'etc/apparmor.d/libvirt', `libvirt-${uuid}`)
   const reload = isRunning && uuid !== undefined ? [['apparmor_parser', '-r', profile]] : []
   return {
     cause: `AppArmor: the profile of the guest's QEMU has no rule for ${path}, since libvirt does not know of it`,
-    remedy: [`echo ${quoted(`  ${rule}`)} >> ${quoted(local)}`, ...reload.map(commandLine)],
+    remedy: [`echo ${quoted(`  ${rule} ${OURS}`)} >> ${quoted(local)}`, ...reload.map(commandLine)],
     fix: async () => {
       await mkdir(dirname(local), { recursive: true })
-      await appendFile(local, `${rules === '' || rules.endsWith('\n') ? '' : '\n'}  ${rule}\n`)
+      await appendFile(local, `${rules === '' || rules.endsWith('\n') ? '' : '\n'}  ${rule} ${OURS}\n`)
       for (const [program, ...args] of reload) await run(program!, args)
     },
   }
 }
 
+/** Behind each rule that is made here, so that it can be taken away again. */
+const OURS = '# qpair'
+
+const pathInRule = (path: string): string => `"${path.replaceAll(/["\\*?[\]{}^]/g, '\\$&')}"`
+
+/** Takes back the rule for a socket that is no more. It counts until a guest's profile is loaded anew, and harms nobody. */
+export async function withdrawRule(path: string, { root }: AccessParts): Promise<void> {
+  const { local, rules } = await localRules(root)
+  const lines = rules.split('\n')
+  const left = lines.filter(line => !line.trim().startsWith(`${pathInRule(path)} `) || !line.endsWith(OURS))
+  if (left.length < lines.length) await writeFile(local, left.join('\n'))
+}
+
 /** Where the profiles of guests look for rules of this machine: Debian's libvirt has a file for it, newer ones a directory. */
-async function localRules(directory: string): Promise<string> {
-  const abstraction = await readFile(join(directory, 'abstractions/libvirt-qemu'), 'utf8').catch(() => '')
+async function localRules(root: string): Promise<{ local: string; rules: string }> {
+  const directory = join(root, 'etc/apparmor.d')
+  const read = (path: string): Promise<string> => readFile(path, 'utf8').catch(() => '')
+  const abstraction = await read(join(directory, 'abstractions/libvirt-qemu'))
   const isDirectory = abstraction.includes('abstractions/libvirt-qemu.d')
   const isFile = abstraction.includes('local/abstractions/libvirt-qemu')
-  return isDirectory && !isFile ? 'abstractions/libvirt-qemu.d/qpair' : 'local/abstractions/libvirt-qemu'
+  const name =
+    isDirectory && !isFile ? 'abstractions/libvirt-qemu.d/qpair' : 'local/abstractions/libvirt-qemu'
+  const local = join(directory, name)
+  return { local, rules: await read(local) }
 }
 
 /** SELinux: guests may open what has the type of images; libvirt gives it to what it knows. */

@@ -11,7 +11,7 @@ import { type AccessParts, findObstacles, type Need } from './access.ts'
 import { type Domain, documentsOf, freeTarget, readDomain, scopeOf } from './domains.ts'
 import { type Bus, chooseMeans, type Means } from './means.ts'
 import { plugNvme } from './monitor-disk.ts'
-import { type ServingParts, serve } from './serving.ts'
+import { type ServingParts, serve, socketOf } from './serving.ts'
 import { findStorage, type Storage, type StorageParts } from './storage.ts'
 
 const log = logger('vm')
@@ -173,16 +173,18 @@ async function clearTheWay(
 
 const ROUNDS_MAX = 8
 
+/** Of sockets libvirt makes nothing accessible: neither its helper for profiles nor its drivers of labels look at them. */
 function needOf(source: DiskSource, request: AttachRequest): Need | undefined {
-  const isKnownToLibvirt = request.bus !== 'nvme'
-  const rest = { isReadOnly: request.isReadOnly, isKnownToLibvirt }
-  if (source.kind === 'file' || source.kind === 'block') return { path: source.path, kind: 'file', ...rest }
-  if (source.kind === 'vhost') return { path: source.socketPath, kind: 'socket', ...rest }
-  const isSocket = source.kind === 'nbd' && 'socketPath' in source.server
-  // Of a socket behind a network disk libvirt's helper for profiles makes no rule either.
-  return isSocket
-    ? { path: source.server.socketPath, kind: 'socket', ...rest, isKnownToLibvirt: false }
-    : undefined
+  const { isReadOnly } = request
+  switch (source.kind) {
+    case 'file':
+    case 'block':
+      return { path: source.path, kind: 'file', isReadOnly, isKnownToLibvirt: request.bus !== 'nvme' }
+    default: {
+      const path = socketOf(source)
+      return path === undefined ? undefined : { path, kind: 'socket', isReadOnly, isKnownToLibvirt: false }
+    }
+  }
 }
 
 async function attachNvme(source: DiskSource, attachment: Attachment): Promise<void> {

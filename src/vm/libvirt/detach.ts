@@ -4,6 +4,7 @@ import { logger } from '../../core/log.ts'
 import type { DomainDisk } from '../../libvirt/domain-xml.ts'
 import type { Scope, Virsh } from '../../libvirt/virsh.ts'
 import { withUndo } from '../undo.ts'
+import type { AttachParts } from './attach.ts'
 import { type Domain, disksOf, documentsOf, readDomain, scopeOf } from './domains.ts'
 import { unplugNvme, untilReleased } from './monitor-disk.ts'
 import { release, type ServingParts, servedFrom } from './serving.ts'
@@ -24,11 +25,7 @@ export interface Detached extends Scope {
   readonly released: string[]
 }
 
-export async function detach(
-  virsh: Virsh,
-  request: DetachRequest,
-  parts: ServingParts & StorageParts,
-): Promise<Detached> {
+export async function detach(virsh: Virsh, request: DetachRequest, parts: AttachParts): Promise<Detached> {
   const domain = await readDomain(virsh, request.domain)
   const scope = scopeOf(domain, request)
   const target = findTarget(request.disk, domain, scope, parts)

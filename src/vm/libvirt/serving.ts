@@ -8,6 +8,7 @@ import type { DiskSource } from '../../libvirt/disk-xml.ts'
 import type { NbdExports } from '../../nbd/exports.ts'
 import type { VhostControllers } from '../../vhost/controllers.ts'
 import type { Undo } from '../undo.ts'
+import { type AccessParts, withdrawRule } from './access.ts'
 import type { Call, Storage } from './storage.ts'
 
 export interface ServingParts {
@@ -68,17 +69,30 @@ export async function serve(
 const nbdSocket = (name: string, { socketDirectory }: ServingParts): string =>
   resolve(socketDirectory, `${name}.nbd`)
 
+/** The socket by which QEMU reaches what the daemon serves; undefined for the rest. */
+export function socketOf(source: DiskSource): string | undefined {
+  if (source.kind === 'vhost') return source.socketPath
+  return source.kind === 'nbd' && 'socketPath' in source.server ? source.server.socketPath : undefined
+}
+
 /** Takes away what serves the disk of a domain, and answers what that was. */
-export async function release(domain: string, target: string, parts: ServingParts): Promise<string[]> {
-  const { call, vhost, nbd, bdevs } = parts
+export async function release(
+  domain: string,
+  target: string,
+  parts: ServingParts & { readonly access: AccessParts },
+): Promise<string[]> {
+  const { call, vhost, nbd, bdevs, access } = parts
   const name = servedName(domain, target)
   const released: string[] = []
   if (vhost.list().some(controller => controller.name === name)) {
+    const { socketPath } = vhost.get(name)
     await call('vhost_delete_controller', { ctrlr: name })
+    await withdrawRule(resolve(socketPath), access)
     released.push(`vhost controller ${name}`)
   }
   if (nbd.list().some(served => served.name === name)) {
     await call('nbd_export_stop', { name })
+    await withdrawRule(nbdSocket(name, parts), access)
     released.push(`NBD export ${name}`)
   }
   if (bdevs.find(name)?.name === name && bdevs.ownersOf(name) === '') {

@@ -94,6 +94,20 @@ export class Libvirt {
     this.#own('agent')
     await this.virsh('define', this.file('domain.xml', this.#domainXml(domainXml, devicesXml)))
     this.#domain = 'lab'
+    await this.#start()
+  }
+
+  /** Ends the guest at once and starts it as it is defined now. */
+  async restart(): Promise<void> {
+    await this.virsh('destroy', 'lab')
+    this.#agent!.close(new Error('the guest was stopped'))
+    rmSync(join(this.#home, 'agent'), { force: true })
+    this.#agent = await Agent.listen(join(this.#home, 'agent'))
+    this.#own('agent')
+    await this.#start()
+  }
+
+  async #start(): Promise<void> {
     await this.virsh('start', 'lab')
     const late = new AbortController()
     const timeout = delay(TIMEOUT_MS, undefined, { signal: late.signal }).then(() => {
@@ -102,7 +116,7 @@ export class Libvirt {
       )
     })
     timeout.catch(() => {})
-    await Promise.race([this.#agent.booted, timeout]).finally(() => late.abort())
+    await Promise.race([this.#agent!.booted, timeout]).finally(() => late.abort())
   }
 
   /** A file in the daemon's directory that it can read; answers its path. */
