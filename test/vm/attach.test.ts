@@ -10,73 +10,7 @@ import { DomainDocument } from '../../src/libvirt/domain-xml.ts'
 import type { RunProgram } from '../../src/libvirt/virsh.ts'
 import type { AttachRequest } from '../../src/vm/libvirt/attach.ts'
 import { LibvirtGuests, type LibvirtGuestsParts } from '../../src/vm/libvirt/guests.ts'
-
-const DOMAIN = `<domain type='qemu'>
-  <name>g1</name>
-  <os><type machine='pc-q35-7.2'>hvm</type></os>
-  <devices>
-    <controller type='pci' index='1' model='pcie-root-port'/>
-    <controller type='pci' index='2' model='pcie-root-port'/>
-    <disk type='file' device='disk'><source file='/a'/><target dev='vda' bus='virtio'/></disk>
-  </devices>
-</domain>`
-
-/** A virsh that keeps the documents of one domain, and can be told to refuse. */
-class ScriptedVirsh {
-  state = 'running'
-  config = DOMAIN
-  live = DOMAIN
-  readonly ran: string[] = []
-  /** What it complains of when a command has this in it. */
-  readonly refusals = new Map<string, string>()
-
-  readonly run: RunProgram = async (program, args, options) => {
-    if (program !== 'virsh') throw new ProgramError(program, args, 'none', NONE)
-    const words = args.filter(word => word !== '--quiet' && word !== '--' && !word.startsWith('/dev/'))
-    const line = words.join(' ')
-    this.ran.push(line)
-    for (const [part, complaint] of this.refusals) {
-      if (!line.includes(part)) continue
-      throw new ProgramError(program, args, complaint, { exitCode: 1, stderr: `error: ${complaint}` })
-    }
-    return this.#answer(words, options?.input ?? '')
-  }
-
-  #answer(words: readonly string[], input: string): string {
-    switch (words[0]) {
-      case 'domstate':
-        return `${this.state}\n`
-      case 'dominfo':
-        return 'Persistent:     yes\n'
-      case 'dumpxml':
-        return words.includes('--inactive') ? this.config : this.live
-      case 'capabilities':
-        return '<capabilities><host><secmodel><model>none</model></secmodel></host></capabilities>'
-      case 'define':
-        this.config = input
-        return ''
-      case 'qemu-monitor-command':
-        return JSON.stringify(this.#qemu(JSON.parse(words[2]!)))
-      default:
-        return ''
-    }
-  }
-
-  #qemu({ execute, arguments: given }: { execute: string; arguments: { bus?: string } }): object {
-    // The first port has a device that libvirt does not know of.
-    if (execute === 'device_add' && given.bus === 'pci.1') {
-      return { error: { desc: 'PCI: slot 0 function 0 not available for nvme, in use by nvme' } }
-    }
-    return { return: execute === 'qom-list' ? [{ name: 'type' }] : {} }
-  }
-
-  /** Commands that change something. */
-  get changes(): string[] {
-    return this.ran.filter(line => !/^(?:domstate|dominfo|dumpxml|capabilities)/.test(line))
-  }
-}
-
-const NONE = { exitCode: null, stderr: '', isMissing: true }
+import { DOMAIN, NONE, ScriptedVirsh } from './scripted-virsh.ts'
 
 let directory: string
 let path: string
@@ -200,6 +134,47 @@ describe('a disk for the next start of a domain', () => {
     const attach = guests().attach(undefined, request({ bus: 'virtio', target: 'vda', config: true }))
     await expect(attach).rejects.toMatchObject({ code: 'EEXIST' })
     expect([calls, virsh.changes]).toEqual([[], []])
+  })
+})
+
+describe('a disk that is taken away', () => {
+  const VDB =
+    "<disk type='file' device='disk'><source file='/b'/><target dev='vdb' bus='virtio'/></disk></devices>"
+  const withDisk = DOMAIN.replace('</devices>', VDB)
+  const detach = (disk: string): Promise<unknown> =>
+    guests().detach(undefined, { domain: 'g1', disk, live: true, config: true })
+
+  it('stays in the next start of the domain when the guest cannot let go of it', async () => {
+    virsh.live = withDisk
+    virsh.config = withDisk
+    virsh.refusals.set('--live', 'device not found')
+    await expect(detach('vdb')).rejects.toThrow('libvirt: device not found')
+    expect(virsh.changes).toEqual([
+      'detach-device --file --config g1',
+      'detach-device --file --live g1',
+      'define',
+    ])
+    expect(DomainDocument.parse(virsh.config).disks()).toHaveLength(2)
+  })
+
+  it('is found by what it is made of, where that is only one', async () => {
+    virsh.live = withDisk
+    virsh.config = withDisk.replace("file='/a'", "file='/b'")
+    virsh.refusals.set('detach-device', 'no')
+    await expect(detach('/a')).rejects.toThrow('libvirt: no')
+    await expect(detach('/b')).rejects.toThrow('domain g1 has /b as vdb and vda: say which')
+    await expect(detach('/c')).rejects.toThrow('domain g1 has no disk /c: there are vda (/a), vdb (/b)')
+  })
+
+  it('is not when the guest has had it since its start, on a bus without hot-plug', async () => {
+    const args = ['-drive', 'file=/n,id=D22', '-device', 'nvme,drive=D22,serial=1']
+    const block = args.map(value => `<qemu:arg value='${value}'/>`).join('')
+    virsh.live = DOMAIN.replace(
+      '</domain>',
+      `<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>${block}</qemu:commandline></domain>`,
+    )
+    await expect(detach('D22')).rejects.toThrow('--config takes it away from its next start')
+    expect(virsh.changes).toEqual([])
   })
 })
 
