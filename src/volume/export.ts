@@ -51,7 +51,7 @@ export class VolumeExports {
     return this.#turns.next(async () => {
       this.#volumes.refuseTaken(pool, volume.name, 'exported')
       const use = await this.#volumes.useOf(found)
-      if (!options.shared) refuseSecondWriter(found, use, options.readOnly)
+      if (!options.shared) refuseSecondWriter(found, use, options.readOnly || volume.format === 'iso')
       const { bdev, isNew } = await this.#open(found, use, options)
       try {
         return { bdev, kind: options.kind, next: await this.#publish(bdev, found, options) }
@@ -175,6 +175,8 @@ function nbdAddress({ unix, listen }: ExportOptions): object {
 function refuseSecondWriter({ volume }: Found, use: VolumeUse, readOnly: boolean): void {
   const { owners, programs, dependents } = use
   const others = [owners, ...programs].filter(each => each !== '')
+  // Readers do not mind each other.
+  if (readOnly && programs.length === 0 && use.bdevs.every(bdev => bdev.readOnly)) return
   if (others.length > 0) {
     throw new RpcError(
       'EBUSY',

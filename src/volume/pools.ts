@@ -58,6 +58,8 @@ export interface Pool {
 type State = { -readonly [key in keyof Pool]: Pool[key] } & {
   /** What happens to a pool happens in order; what happens to its volumes, too. */
   readonly turns: Turns
+  /** Long work on its volumes: as long as there is any, it is not stopped. */
+  readonly work: Set<string>
 }
 
 export class StoragePools implements Configurable {
@@ -72,6 +74,8 @@ export class StoragePools implements Configurable {
   /** Names that a creation in progress has taken. */
   readonly #reserved = new Set<string>()
   #timer: NodeJS.Timeout | undefined
+  /** A server that does not answer holds one thread up, not one more every time. */
+  #isChecking = false
 
   constructor({ services, notify, types = poolBackends }: PoolsOptions) {
     this.#services = services
@@ -173,6 +177,10 @@ export class StoragePools implements Configurable {
     const pool = this.#get(name)
     await pool.turns.next(async () => {
       if (!pool.isActive) throw inactive(pool)
+      const [work] = pool.work
+      if (work !== undefined) {
+        throw new RpcError('EBUSY', `pool ${name} cannot be stopped during ${work}: see qpair job list`)
+      }
       await pool.backend.stop()
       Object.assign(pool, { isActive: false, contents: undefined, level: 0 })
       if (!pool.isPersistent) this.#pools.delete(name)
@@ -253,6 +261,13 @@ export class StoragePools implements Configurable {
     })
   }
 
+  /** Keeps a pool from being stopped while something is done to its volumes; what is returned ends that. */
+  hold(pool: Pool, work: string): () => void {
+    const { work: all } = this.#state(pool)
+    all.add(work)
+    return () => void all.delete(work)
+  }
+
   /** The last step of the daemon's life: what is mounted stays so, since guests may use it without the daemon. */
   stop(): void {
     clearInterval(this.#timer)
@@ -275,7 +290,7 @@ export class StoragePools implements Configurable {
       ...{ name: document.name, uuid, backend, isPersistent },
       document: { ...document, uuid, usage: undefined },
       ...{ isAutostart: false, isActive: false, contents: undefined },
-      ...{ levels: DEFAULT_LEVELS, level: 0, turns: new Turns() },
+      ...{ levels: DEFAULT_LEVELS, level: 0, turns: new Turns(), work: new Set<string>() },
     }
     this.#pools.set(pool.name, pool)
     return pool
@@ -338,6 +353,8 @@ export class StoragePools implements Configurable {
 
   /** How full the pools are now. */
   async checkUsage(): Promise<void> {
+    if (this.#isChecking) return
+    this.#isChecking = true
     for (const pool of this.#pools.values()) {
       if (!pool.isActive || pool.turns.isBusy) continue
       try {
@@ -349,6 +366,7 @@ export class StoragePools implements Configurable {
         log.debug(`pool ${pool.name} does not tell how full it is: ${(error as Error).message}`)
       }
     }
+    this.#isChecking = false
   }
 
   /** Tells of a level that is reached, and of one that is left again. */

@@ -273,7 +273,9 @@ export class Volumes {
     const { kind, name, takes, total, resume } = options
     const keys = takes.map(each => `${pool.name}/${each}`)
     for (const key of keys) this.#taken.set(key, `${kind} of ${name}`)
+    const letGo = this.pools.hold(pool, `${kind} of ${name}`)
     const free = (): void => {
+      letGo()
       for (const key of keys) this.#taken.delete(key)
     }
     const job = {

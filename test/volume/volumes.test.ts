@@ -241,7 +241,9 @@ describe('changing volumes', () => {
 
   it('gives nobody a volume that a job is at work on', async () => {
     const { job_id } = await storage.call<{ job_id: number }>('volume_clone', { volume: 'a', name: 'b' })
+    const stopped = storage.call('pool_destroy', { pool: 'vms' })
     const refused = storage.call('volume_create', { pool: 'vms', name: 'b', capacity: 1 })
+    await expect(stopped).rejects.toThrow('pool vms cannot be stopped during volume_clone of b')
     await expect(refused).rejects.toMatchObject({ code: expect.stringMatching(/EBUSY|EEXIST/) })
     await storage.reactors.run(storage.jobs.wait(job_id, 60_000))
     expect(await names()).toEqual(['a', 'b'])

@@ -1,0 +1,161 @@
+/**
+ * `logical`: a volume group of LVM2, whose logical volumes are the volumes. Where the group has a thin pool, new volumes
+ * are thin and snapshots take no room until something is written.
+ *
+ * A snapshot is a logical volume `VOLUME.SNAPSHOT` with a tag of ours, so that it is not taken for a volume.
+ */
+import { RpcError } from '../../core/errors.ts'
+import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
+import type { MethodCall } from '../../rpc/config.ts'
+import { refuseFormatted, sortedByName, usageOf } from '../block-devices.ts'
+import { fileOpening } from '../file-volumes.ts'
+import { type LogicalVolume, parseGroup, parseLogicalVolumes, REPORT_FIELDS } from '../lvm.ts'
+import type { BuildMode, OpenOptions, PoolBackend, PoolBackendType, PoolContents, VolumeFacts } from '../pool.ts'
+import { runTool, type ToolOptions } from '../tools.ts'
+import { LogicalVolumes } from './logical-volumes.ts'
+
+export const logicalPool: PoolBackendType = {
+  type: 'logical',
+  summary: 'A volume group of LVM2, whose logical volumes are the volumes.',
+  create: (document, services) => new LogicalPool(document, services.call),
+}
+
+const REPORT = ['--reportformat', 'json', '--units', 'b', '--nosuffix']
+
+/** The programs of LVM2 for one group. */
+export class VolumeGroup {
+  readonly pool: string
+  readonly name: string
+
+  constructor(pool: string, name: string) {
+    this.pool = pool
+    this.name = name
+  }
+
+  run(doing: string, program: string, args: readonly string[], options?: ToolOptions): Promise<string> {
+    return runTool(`pool ${this.pool}: cannot ${doing}`, program, args, {
+      ...options,
+      remedy: said => options?.remedy?.(said) ?? remedyOf(said, this.name),
+    })
+  }
+
+  /** Every logical volume that is no part of another, thin pools and snapshots among them. */
+  async volumes(): Promise<LogicalVolume[]> {
+    const args = [...REPORT, '-o', REPORT_FIELDS, this.name]
+    return parseLogicalVolumes(await this.run('list its volumes', 'lvs', args))
+  }
+}
+
+/** LVM's own rule (lvm(8), valid names); a leading hyphen would be an option. */
+const GROUP_NAME = /^[A-Za-z0-9_+.][A-Za-z0-9_+.-]*$/
+
+class LogicalPool implements PoolBackend {
+  readonly volumes: LogicalVolumes
+  readonly #document: PoolDocument
+  readonly #group: VolumeGroup
+
+  constructor(document: PoolDocument, call: (method: string, params?: unknown) => Promise<unknown>) {
+    const name = document.source.name!
+    if (!GROUP_NAME.test(name) || name === '.' || name === '..') {
+      throw new RpcError(
+        'EINVAL',
+        `pool ${document.name}: ${JSON.stringify(name)} cannot be the name of a volume group: letters, digits and _+.- it has`,
+      )
+    }
+    this.#document = document
+    this.#group = new VolumeGroup(document.name, name)
+    this.volumes = new LogicalVolumes(this.#group, call)
+  }
+
+  async build(mode: BuildMode): Promise<void> {
+    const { name, source } = this.#document
+    const devices = (source.devices ?? []).map(({ path }) => path)
+    if (devices.length === 0) {
+      throw new RpcError(
+        'EINVAL',
+        `pool ${name} has no <device> in its <source>: there is nothing to make the volume group ${source.name} of`,
+      )
+    }
+    if (mode !== 'overwrite') {
+      for (const device of devices) await refuseFormatted(`pool ${name} cannot be built`, device)
+    }
+    const wipe = mode === 'overwrite' ? ['--yes', '-ff'] : ['--yes']
+    for (const device of devices) await this.#group.run('make it', 'pvcreate', [...wipe, '--', device])
+    await this.#group.run('make it', 'vgcreate', ['--', this.#group.name, ...devices])
+  }
+
+  async isStarted(): Promise<boolean> {
+    const said = await this.#group
+      .run('look at it', 'lvs', [...REPORT, '-o', REPORT_FIELDS, this.#group.name])
+      .catch(() => '')
+    return said !== '' && parseLogicalVolumes(said).some(({ isActive }) => isActive)
+  }
+
+  async start(): Promise<void> {
+    await this.#group.run('start', 'vgchange', ['--activate', 'y', '--', this.#group.name])
+  }
+
+  async stop(): Promise<void> {
+    await this.#group.run('stop', 'vgchange', ['--activate', 'n', '--', this.#group.name], {
+      remedy: said =>
+        /in use|open/.test(said) ? 'Somebody has a volume open: lsblk and "lvs -o +lv_device_open" say which' : undefined,
+    })
+  }
+
+  async refresh(): Promise<PoolContents> {
+    const all = await this.#group.volumes()
+    const pools = all.filter(({ kind }) => kind === 'thin-pool')
+    const found = all
+      .filter(({ kind, isSnapshot }) => kind !== 'thin-pool' && !isSnapshot)
+      .map(volume => factsOf(volume, all))
+    return { ...(await this.#usage(pools)), volumes: sortedByName(found) }
+  }
+
+  async usage(): Promise<PoolUsage> {
+    return this.#usage((await this.#group.volumes()).filter(({ kind }) => kind === 'thin-pool'))
+  }
+
+  async delete(): Promise<void> {
+    const { source } = this.#document
+    await this.#group.run('delete it', 'vgremove', ['--yes', '--force', '--', this.#group.name])
+    for (const { path } of source.devices ?? []) await this.#group.run('delete it', 'pvremove', ['--', path])
+  }
+
+  opening(volume: VolumeFacts, options: OpenOptions): MethodCall {
+    return fileOpening(volume, options)
+  }
+
+  /** What a thin pool has left is available, though the group has given it away. */
+  async #usage(thinPools: readonly LogicalVolume[]): Promise<PoolUsage> {
+    const args = [...REPORT, '-o', 'vg_size,vg_free', this.#group.name]
+    const { sizeBytes, freeBytes } = parseGroup(await this.#group.run('look at it', 'vgs', args))
+    const left = thinPools.reduce((sum, pool) => sum + pool.sizeBytes - pool.usedBytes, 0)
+    const availableBytes = freeBytes + left
+    return usageOf({ capacityBytes: sizeBytes, availableBytes, allocationBytes: sizeBytes - availableBytes })
+  }
+}
+
+function factsOf(volume: LogicalVolume, all: readonly LogicalVolume[]): VolumeFacts {
+  const { name, path, sizeBytes, usedBytes, origin } = volume
+  const backing = all.find(other => other.name === origin)
+  return {
+    ...{ name, key: volume.uuid, path, type: 'block', format: 'raw' },
+    ...{ capacityBytes: sizeBytes, allocationBytes: usedBytes },
+    // A thin volume does not change with its origin, nor goes with it.
+    ...(backing === undefined || volume.kind === 'thin' ? {} : { backing: { path: backing.path, format: 'raw' } }),
+  }
+}
+
+function remedyOf(said: string, group: string): string | undefined {
+  if (/Volume group "[^"]*" not found|Cannot process volume group/.test(said)) {
+    return `Is ${group} there (vgs)? qpair pool build makes it of the devices of the pool`
+  }
+  if (/insufficient free space|Insufficient free extents/i.test(said)) {
+    return `vgs ${group} says what is left: make it smaller, or add a disk with vgextend`
+  }
+  if (/device-mapper.*(?:No such|failed|Is.*loaded)|Can't (?:create|communicate)/i.test(said)) {
+    return 'The kernel has no device mapper, or its module is not loaded: modprobe dm-mod'
+  }
+  return undefined
+}
+

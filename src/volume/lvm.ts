@@ -1,0 +1,67 @@
+/** What LVM2's programs report (lvmreport(7)), in JSON, bytes and without suffixes. */
+import { RpcError } from '../core/errors.ts'
+
+/** Of `lvs`. */
+export const REPORT_FIELDS =
+  'lv_name,lv_path,lv_uuid,lv_size,origin,segtype,data_percent,pool_lv,lv_active,lv_tags,lv_time,lv_attr'
+
+/** A logical volume of ours that is no volume of the pool. */
+export const SNAPSHOT_TAG = 'qpair_snapshot'
+
+export interface LogicalVolume {
+  readonly name: string
+  readonly path: string
+  readonly uuid: string
+  readonly sizeBytes: number
+  /** Less than its size where it is thin, or a snapshot that holds only what differs. */
+  readonly usedBytes: number
+  /** The volume that it is a snapshot of; empty for others. */
+  readonly origin: string
+  readonly kind: 'linear' | 'thin' | 'thin-pool'
+  /** Of a thin volume. */
+  readonly pool: string
+  readonly isActive: boolean
+  /** It has `SNAPSHOT_TAG`. */
+  readonly isSnapshot: boolean
+  readonly created: Date
+}
+
+type Row = Readonly<Record<string, string>>
+
+/** Throws `RpcError` EIO for what is no report. */
+function rowsOf(text: string, kind: 'lv' | 'vg'): readonly Row[] {
+  try {
+    const { report } = JSON.parse(text) as { report: Record<string, Row[]>[] }
+    return report.flatMap(each => each[kind] ?? [])
+  } catch (cause) {
+    throw new RpcError('EIO', `LVM reports what is not JSON: ${text.slice(0, 80)}; it has to be 2.02.158 or newer`, {
+      cause,
+    })
+  }
+}
+
+export function parseLogicalVolumes(text: string): LogicalVolume[] {
+  return rowsOf(text, 'lv').map(row => {
+    const sizeBytes = Number(row['lv_size'])
+    const percent = row['data_percent'] ?? ''
+    const segment = row['segtype'] ?? ''
+    return {
+      name: row['lv_name']!,
+      path: row['lv_path']!,
+      uuid: row['lv_uuid']!,
+      sizeBytes,
+      usedBytes: percent === '' ? sizeBytes : Math.round((sizeBytes * Number(percent)) / 100),
+      origin: row['origin'] ?? '',
+      kind: segment === 'thin-pool' || segment === 'thin' ? segment : 'linear',
+      pool: row['pool_lv'] ?? '',
+      isActive: row['lv_active'] === 'active',
+      isSnapshot: (row['lv_tags'] ?? '').split(',').includes(SNAPSHOT_TAG),
+      created: new Date(row['lv_time'] ?? 0),
+    }
+  })
+}
+
+export function parseGroup(text: string): { sizeBytes: number; freeBytes: number } {
+  const [row] = rowsOf(text, 'vg')
+  return { sizeBytes: Number(row?.['vg_size']), freeBytes: Number(row?.['vg_free']) }
+}
