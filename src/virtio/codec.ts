@@ -3,15 +3,6 @@ import { IoType } from '../bdev/io.ts'
 import type { Unit } from './messages.ts'
 import type { Slot } from './slot.ts'
 
-/** Not statuses: what `Codec.outcome` answers for a request that is to be sent again. */
-export const Again = {
-  NOW: -1,
-  /** At once too, and its size, or that of another one, may be another. */
-  CHANGED: -3,
-  /** The device is busy. */
-  LATER: -2,
-} as const
-
 export interface Codec {
   /** Writes the request that the slot's fields describe into its memory, and lists its segments. */
   encode(slot: Slot): void

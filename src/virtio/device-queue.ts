@@ -9,11 +9,11 @@
  * as it is, if the two share an inflight region; otherwise the ring is made anew and the slots are sent again in their order.
  */
 import { IoType, type Segments } from '../bdev/io.ts'
+import { Again } from '../bdev/scsi-status.ts'
 import { assert } from '../core/assert.ts'
 import type { Flushable, Reactor } from '../reactor/reactor.ts'
 import { Status } from '../spec/nvme-status.ts'
 import { Area, BufferPool, viewAt } from '../sys/memory.ts'
-import { Again } from './codec.ts'
 import { DrivenRing, type RingUser } from './driven-ring.ts'
 import type { Execution } from './execution.ts'
 import { TABLE_ENTRIES } from './memory-layout.ts'
