@@ -146,7 +146,7 @@ export class VolumeExports {
         })) as { name: string; uri: string }
         return [
           'Clients open:',
-          ...indent([started.uri, `nbd-client, qemu-img info '${started.uri}', nbdcopy …`]),
+          ...indent([started.uri]),
           `For QEMU: qpair nbd qemu-args ${started.name}`,
         ].join('\n')
       }

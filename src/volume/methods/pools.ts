@@ -205,12 +205,12 @@ const poolRefresh = method({
 
 const poolDestroy = method({
   name: 'pool_destroy',
-  summary: 'Stops a pool: unmounts, logs out. Data stays; a pool that is not defined is gone.',
+  summary: 'Stops a pool: unmounts, logs out. Data stays. A pool that is not defined is forgotten.',
   params: byPool,
   result: done,
   errors: { ...NO_POOL, ...TOOL, EINVAL: 'it is not active', EBUSY: 'somebody uses what is in it' },
   concurrent: true,
-  cli: { ...POOL, commands: ['pool stop'] },
+  cli: POOL,
   async run({ pool }, { pools }: VolumeContext) {
     await pools.destroy(pool)
     return true as const

@@ -82,7 +82,7 @@ const volumeSave = method({
   },
   saves: true,
   concurrent: true,
-  cli: { positional: ['volume', 'file'], job, commands: ['volume download'] },
+  cli: { positional: ['volume', 'file'], job },
   run(params, { volumes }: VolumeContext) {
     const { volume, file, pool, format } = params
     const resume = { method: 'volume_save', params }
