@@ -8,7 +8,7 @@ import type { MethodCall } from '../rpc/config.ts'
 import { FileSnapshots } from './formats/file-snapshots.ts'
 import { probe } from './formats/probe.ts'
 import { createQcow2, type ImageRequest, resizeQcow2 } from './formats/qcow2.ts'
-import { copyFileSparsely, createRaw, resizeRaw, takePlace } from './formats/raw.ts'
+import { copyFileSparsely, createRaw, moveSafely, resizeRaw, takePlace } from './formats/raw.ts'
 import { RawSnapshots } from './formats/raw-snapshots.ts'
 import type { Call } from './nvme-export.ts'
 import type {
@@ -135,7 +135,7 @@ export class FileVolumes implements VolumeOperations {
     if ((await stat(path).catch(() => undefined)) !== undefined) {
       throw new RpcError('EEXIST', `${path} has been made by somebody else meanwhile: choose another name`)
     }
-    await rename(partial, path)
+    await moveSafely(partial, path)
     await rm(join(this.directory, partialStateName(name)), { force: true })
   }
 

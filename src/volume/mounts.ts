@@ -4,6 +4,8 @@ import { readText } from '../bdev/drivers/file-identity.ts'
 
 export interface Mount {
   readonly mountPoint: string
+  /** `major:minor` of the file system, which for btrfs is not that of its files. */
+  readonly device: string
   readonly type: string
   /** A device, `server:/export`, or anything else. */
   readonly source: string
@@ -21,7 +23,8 @@ export function parseMounts(mountinfo: string): Mount[] {
     .map(line => {
       const [left = '', right = ''] = line.split(' - ')
       const [type = '', source = ''] = right.split(' ')
-      return { mountPoint: plain(left.split(' ')[4] ?? ''), type, source: plain(source) }
+      const [, , device = '', , mountPoint = ''] = left.split(' ')
+      return { mountPoint: plain(mountPoint), device, type, source: plain(source) }
     })
 }
 
@@ -32,6 +35,15 @@ const plain = (text: string): string =>
 /** What is seen at a path: the last that was mounted there. */
 export const mountAt = (mounts: readonly Mount[], path: string): Mount | undefined =>
   mounts.findLast(({ mountPoint }) => mountPoint === path)
+
+/** The mount that a path is on: the deepest, and there the last. */
+export function mountOf(mounts: readonly Mount[], path: string): Mount | undefined {
+  const above = mounts.filter(
+    ({ mountPoint }) => mountPoint === '/' || `${path}/`.startsWith(`${mountPoint}/`),
+  )
+  const depth = Math.max(...above.map(({ mountPoint }) => mountPoint.length))
+  return above.findLast(({ mountPoint }) => mountPoint.length === depth)
+}
 
 /** The file behind a loop device, or the source itself. */
 export async function fileBehind(source: string): Promise<string> {

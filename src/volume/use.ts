@@ -7,6 +7,7 @@ import type { BdevInfo } from '../bdev/bdev.ts'
 import { deviceNumbers, readText } from '../bdev/drivers/file-identity.ts'
 import type { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError } from '../core/errors.ts'
+import { mountOf, readMounts } from './mounts.ts'
 import type { VolumeFacts } from './pool.ts'
 import type { Pool } from './pools.ts'
 
@@ -61,10 +62,11 @@ export async function mediumOf({ driver, driverSpecific }: BdevInfo): Promise<st
 async function lockersOf(path: string, isLockedHere: boolean): Promise<string[]> {
   const stats = await stat(path).catch(() => undefined)
   if (stats === undefined) return []
-  const [major, minor] = deviceNumbers(stats.dev).split(':').map(Number)
-  const hex = (value: number): string => value.toString(16).padStart(2, '0')
-  const inode = `${hex(major!)}:${hex(minor!)}:${stats.ino}`
-  const lines = (await readText('/proc/locks')).split('\n').filter(line => line.includes(` ${inode} `))
+  const devices = [deviceNumbers(stats.dev), mountOf(await readMounts(), path)?.device ?? '']
+  const inodes = devices.map(device => ` ${hexNumbers(device)}:${stats.ino} `)
+  const lines = (await readText('/proc/locks'))
+    .split('\n')
+    .filter(line => inodes.some(each => line.includes(each)))
   const pids = new Set(lines.map(line => Number(line.trim().split(/\s+/).at(-4))))
   const found: string[] = []
   for (const pid of pids) {
@@ -74,6 +76,10 @@ async function lockersOf(path: string, isLockedHere: boolean): Promise<string[]>
   }
   return found
 }
+
+/** `8:17` as /proc/locks writes it: `08:11`. */
+const hexNumbers = (device: string): string =>
+  device.replaceAll(/\d+/g, digits => Number(digits).toString(16).padStart(2, '0'))
 
 /** Images are locked here as QEMU does it. */
 const locksItsFile = ({ driver }: BdevInfo): boolean => driver === 'qcow2'

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { mountAt, parseMounts } from '../../src/volume/mounts.ts'
+import { mountAt, mountOf, parseMounts } from '../../src/volume/mounts.ts'
 
 // Lines as proc_pid_mountinfo(5) describes them: optional fields or none, a space as \040.
 const MOUNTINFO = `22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -11,10 +11,10 @@ const MOUNTINFO = `22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 describe('parseMounts', () => {
   it('reads mount point, type and source, with escapes and any number of optional fields', () => {
     expect(parseMounts(MOUNTINFO)).toEqual([
-      { mountPoint: '/', type: 'ext4', source: '/dev/sda1' },
-      { mountPoint: '/srv/my vms', type: 'xfs', source: '/dev/loop0' },
-      { mountPoint: '/mnt/nfs', type: 'nfs4', source: 'server:/export' },
-      { mountPoint: '/srv/my vms', type: 'ext4', source: '/dev/sdb' },
+      { mountPoint: '/', device: '8:1', type: 'ext4', source: '/dev/sda1' },
+      { mountPoint: '/srv/my vms', device: '7:0', type: 'xfs', source: '/dev/loop0' },
+      { mountPoint: '/mnt/nfs', device: '0:55', type: 'nfs4', source: 'server:/export' },
+      { mountPoint: '/srv/my vms', device: '8:3', type: 'ext4', source: '/dev/sdb' },
     ])
   })
 })
@@ -24,5 +24,17 @@ describe('mountAt', () => {
     const mounts = parseMounts(MOUNTINFO)
     expect(mountAt(mounts, '/srv/my vms')?.source).toBe('/dev/sdb')
     expect(mountAt(mounts, '/srv')).toBeUndefined()
+  })
+})
+
+describe('mountOf', () => {
+  it.each([
+    ['/srv/my vms/a/b', '8:3'],
+    ['/srv/my vms', '8:3'],
+    ['/srv/my vms2/a', '8:1'],
+    ['/mnt/nfs/x', '0:55'],
+    ['/', '8:1'],
+  ])('of %s is the deepest above it', (path, device) => {
+    expect(mountOf(parseMounts(MOUNTINFO), path)?.device).toBe(device)
   })
 })

@@ -8,7 +8,7 @@ import { dirname, join } from 'node:path'
 import { RpcError, thereAre } from '../../core/errors.ts'
 import type { VolumeFacts, VolumeSnapshot } from '../pool.ts'
 import { isPartial, partialName } from '../volume-name.ts'
-import { reflink, takePlace } from './raw.ts'
+import { moveSafely, reflink, takePlace } from './raw.ts'
 
 export class RawSnapshots {
   readonly #pool: string
@@ -41,7 +41,7 @@ export class RawSnapshots {
     // The copy has the times of the moment in which it was made, not those of the volume.
     const now = new Date()
     await utimes(partial, now, now)
-    await rename(partial, path)
+    await moveSafely(partial, path)
   }
 
   async list(volume: VolumeFacts): Promise<VolumeSnapshot[]> {

@@ -2,6 +2,7 @@
 
 import { constants } from 'node:fs'
 import { chmod, chown, copyFile, type FileHandle, open, rename, rm, stat, statfs } from 'node:fs/promises'
+import { dirname } from 'node:path'
 import { errnoName, RpcError } from '../../core/errors.ts'
 import { formatSize } from '../../core/format-size.ts'
 import { fallocate, lseek } from '../../sys/libc.ts'
@@ -106,7 +107,23 @@ export async function takePlace(from: string, to: string): Promise<void> {
   const { uid, gid, mode } = await stat(to)
   await chown(from, uid, gid)
   await chmod(from, mode & 0o7777)
+  await moveSafely(from, to)
+}
+
+/** Gives a file another name of its directory, and both are on the medium when this resolves. */
+export async function moveSafely(from: string, to: string): Promise<void> {
+  await sync(from)
   await rename(from, to)
+  await sync(dirname(to))
+}
+
+async function sync(path: string): Promise<void> {
+  const handle = await open(path, 'r')
+  try {
+    await handle.sync()
+  } finally {
+    await handle.close()
+  }
 }
 
 /** Codes by which a file system says that it shares no blocks between files. */
