@@ -135,7 +135,7 @@ export const MISSING: readonly Missing[] = [
 
 /** Methods that SPDK does not have. */
 export const OWN =
-  /^(rpc\.discover|nbd_export_|nbd_qemu_args$|vhost_(controller_set_polling|set_options|get_stats|qemu_args|libvirt_xml)$|bdev_plugin_|bdev_driver_|bdev_rbd_(open$|snapshot_|clone$|flatten$)|rbd_cache_explain$|workload_|job_|config_|gateway_|pool_|volume_|secret_|net_|vm_)/
+  /^(rpc\.discover|nbd_export_|nbd_qemu_args$|vhost_(controller_set_polling|set_options|get_stats|qemu_args|libvirt_xml)$|bdev_plugin_|bdev_driver_|bdev_qcow2_|bdev_rbd_(open$|snapshot_|clone$|flatten$)|rbd_cache_explain$|workload_|job_|config_|gateway_|pool_|volume_|secret_|net_|vm_)/
 
 export interface Difference {
   readonly method: string
