@@ -24,6 +24,7 @@ import { FrontEnds } from '../vhost/session/front-ends.ts'
 import { makeSocketDirectory } from '../vhost/socket-directory.ts'
 import { VirtioControllers } from '../virtio/virtio-controllers.ts'
 import { LibvirtGuests } from '../vm/libvirt/guests.ts'
+import { OwnGuests } from '../vm/run/own-guests.ts'
 import { StoragePools } from '../volume/pools.ts'
 import { Secrets } from '../volume/secrets.ts'
 import { Volumes } from '../volume/volumes.ts'
@@ -60,6 +61,7 @@ export interface AppContext {
   readonly pools: StoragePools
   readonly volumes: Volumes
   readonly libvirtGuests: LibvirtGuests
+  readonly ownGuests: OwnGuests
   readonly workloads: Workloads
   readonly jobs: Jobs
   readonly configuration: Configuration
@@ -79,6 +81,12 @@ interface VhostSettings {
   readonly defaultAccess: SocketAccess
 }
 
+interface DirectorySettings {
+  readonly vhostSettings: VhostSettings
+  /** Where guests that outlive the daemon are kept; undefined without a state directory. */
+  readonly guestDirectory: string | undefined
+}
+
 /** How the parts of the daemon call its methods: in their turn, or at once. */
 type Dispatch = Pick<Dispatcher<AppContext>, 'call' | 'replay' | 'exclusive'>
 
@@ -86,7 +94,7 @@ type Dispatch = Pick<Dispatcher<AppContext>, 'call' | 'replay' | 'exclusive'>
 function buildContext(
   reactors: ReactorThreads,
   bdevs: BdevRegistry,
-  vhostSettings: VhostSettings,
+  { vhostSettings, guestDirectory }: DirectorySettings,
   dispatch: Dispatch,
   rest: Pick<AppContext, 'rpc' | 'initialization' | 'secrets'>,
   save: () => Promise<void>,
@@ -143,6 +151,12 @@ function buildContext(
     save: () => dispatch.exclusive(save),
   })
   const volumes = new Volumes({ pools, bdevs, jobs, reactors, ...dispatch })
+  const guestParts = {
+    ...{ bdevs, volumes, vhost, nbd, call: dispatch.call },
+    socketDirectory: vhostSettings.directory,
+  }
+  const ownGuests = new OwnGuests({ ...guestParts, directory: guestDirectory })
+  void rest.initialization.wait().then(() => ownGuests.adopt())
   return {
     ...rest,
     reactors,
@@ -156,10 +170,8 @@ function buildContext(
     nbd,
     pools,
     volumes,
-    libvirtGuests: new LibvirtGuests({
-      ...{ bdevs, volumes, vhost, nbd, call: dispatch.call },
-      socketDirectory: vhostSettings.directory,
-    }),
+    libvirtGuests: new LibvirtGuests(guestParts),
+    ownGuests,
     workloads: new Workloads(bdevs, reactors),
     jobs,
     configuration: new Configuration(
@@ -210,7 +222,10 @@ export class Daemon {
     this.context = buildContext(
       reactors,
       bdevs,
-      vhostSettings,
+      {
+        vhostSettings,
+        guestDirectory: stateDirectory === undefined ? undefined : join(resolve(stateDirectory), 'guests'),
+      },
       dispatch,
       { rpc: this.#rpc, initialization, secrets },
       () => this.#save(),
@@ -276,8 +291,9 @@ export class Daemon {
   /** Takes no more requests, ends connections and devices in order, and then the threads. The saved state stays. */
   async stop(): Promise<void> {
     await this.#server?.close()
-    const { bdevs, gateway, jobs, kept, nvme, nvmf, rbd, reactors, vhost, virtio } = this.context
+    const { bdevs, gateway, jobs, kept, nvme, nvmf, ownGuests, rbd, reactors, vhost, virtio } = this.context
     kept.stop()
+    ownGuests.leave()
     await jobs.stop()
     // Other members take over what is served here before hosts lose it.
     await gateway.stop()

@@ -62,6 +62,18 @@ export class Virsh {
     return /^Persistent:\s+yes$/m.test(await this.#virsh(['dominfo', '--', domain]))
   }
 
+  /** Every domain, running or not, with what `virsh dominfo` says of it by its own titles: `State`, `CPU(s)`, `Max memory`. */
+  async domains(): Promise<{ readonly name: string; readonly facts: ReadonlyMap<string, string> }[]> {
+    const names = (await this.#virsh(['list', '--all', '--name'])).split('\n').filter(name => name !== '')
+    return Promise.all(
+      names.map(async name => {
+        const lines = (await this.#virsh(['dominfo', '--', name])).split('\n')
+        const facts = lines.map(line => line.split(/:\s+/, 2) as [string, string])
+        return { name, facts: new Map(facts) }
+      }),
+    )
+  }
+
   async define(domainXml: string): Promise<void> {
     await this.#virsh(['define', '/dev/stdin'], domainXml)
   }

@@ -60,7 +60,10 @@ function memoryArgs(size: string | undefined): string[] {
  * `reconnect` (seconds) is gone since QEMU 10.2, `reconnect-ms` is there since 9.2. The SCSI device reconnects since 8.2;
  * before, it cannot even start on a socket that does.
  */
-function reconnect({ kind }: GuestDisk, { version }: QemuOptions): Readonly<Record<string, number>> {
+export function reconnect(
+  { kind }: Pick<GuestDisk, 'kind'>,
+  { version }: Pick<QemuOptions, 'version'>,
+): Readonly<Record<string, number>> {
   if (isAtLeast(version, 9, 2)) return { 'reconnect-ms': 100 }
   return kind === 'blk' || isAtLeast(version, 8, 2) ? { reconnect: 1 } : {}
 }

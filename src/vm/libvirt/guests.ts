@@ -47,6 +47,16 @@ export class LibvirtGuests {
     return this.#inTurn(uri, request.domain, virsh => detach(virsh, request, this.#parts))
   }
 
+  /** Every domain, with virsh's words for its state and size. */
+  async list(
+    uri: string | undefined,
+  ): Promise<{ name: string; facts: ReadonlyMap<string, string>; disks: GuestDisk[] }[]> {
+    const domains = await new Virsh(uri, this.#run).domains()
+    return Promise.all(
+      domains.map(async ({ name, facts }) => ({ name, facts, disks: await this.disks(uri, name) })),
+    )
+  }
+
   async disks(uri: string | undefined, domain: string): Promise<GuestDisk[]> {
     const disks = disksOf(await readDomain(new Virsh(uri, this.#run), domain))
     return disks.map(({ by: _by, ...disk }) => ({ ...disk, bdev: servedFrom(disk.source, this.#parts) }))

@@ -3,12 +3,18 @@ import { z } from 'zod'
 import { method } from '../../rpc/method.ts'
 import type { LibvirtGuests } from '../libvirt/guests.ts'
 import { BUSES, MEANS } from '../libvirt/means.ts'
+import { attachToOwn, detachFromOwn, disksOfOwn, fromLibvirt, ownGuest } from '../run/own-disks.ts'
+import type { OwnGuests } from '../run/own-guests.ts'
 
 export interface DiskContext {
   readonly libvirtGuests: LibvirtGuests
+  readonly ownGuests: OwnGuests
 }
 
-const domain = z.string().min(1).describe('The domain: its name, its UUID, or its number while it runs')
+const domain = z
+  .string()
+  .min(1)
+  .describe("A guest of vm_run's, or else a domain: its name, its UUID, or its number while it runs")
 const uri = z
   .string()
   .min(1)
@@ -29,7 +35,7 @@ const LIBVIRT_ERRORS = {
 const attach = method({
   name: 'vm_attach',
   summary:
-    'Gives a guest of libvirt a disk from a volume, a bdev or a path, by the best means there is, or changes nothing.',
+    'Gives a guest a disk from a volume, a bdev or a path, by the best means there is, or changes nothing.',
   params: z.object({
     domain,
     volume: z.string().min(1).describe('A volume (POOL/NAME), else a bdev, else an absolute path'),
@@ -99,20 +105,23 @@ const attach = method({
       return [`${name} has ${target} ${when}, ${WORDS[means]} ${source}`, ...notes].join('\n')
     },
   },
-  run: ({ uri: connection, read_only: isReadOnly, ...rest }, { libvirtGuests }: DiskContext) =>
-    libvirtGuests.attach(connection, {
+  run({ uri: connection, read_only: isReadOnly, ...rest }, { libvirtGuests, ownGuests }: DiskContext) {
+    const request = {
       ...{ pool: undefined, target: undefined, serial: undefined, means: undefined, format: undefined },
       ...rest,
       isReadOnly,
-    }),
+    }
+    const own = ownGuest(ownGuests, request.domain, connection)
+    if (own !== undefined) return attachToOwn(own, request)
+    return fromLibvirt(request.domain, connection, libvirtGuests.attach(connection, request))
+  },
 })
 
 const WORDS = { vhost: 'over vhost-user at', nbd: 'over NBD as', direct: 'straight from' } as const
 
 const detach = method({
   name: 'vm_detach',
-  summary:
-    'Takes a disk from a guest of libvirt, waits until the guest has let go, and closes what served it.',
+  summary: 'Takes a disk from a guest, waits until the guest has let go, and closes what served it.',
   params: z.object({
     domain,
     disk: z.string().min(1).describe('Its target (vdb), or what it is made of: a volume, a bdev, a path'),
@@ -140,8 +149,11 @@ const detach = method({
     text: ({ domain: name, target, released }) =>
       [`${name} no longer has ${target}`, ...released.map(each => `closed: ${each}`)].join('\n'),
   },
-  run: ({ uri: connection, ...rest }, { libvirtGuests }: DiskContext) =>
-    libvirtGuests.detach(connection, rest),
+  run({ uri: connection, ...rest }, { libvirtGuests, ownGuests }: DiskContext) {
+    const own = ownGuest(ownGuests, rest.domain, connection)
+    if (own !== undefined) return detachFromOwn(own, rest)
+    return fromLibvirt(rest.domain, connection, libvirtGuests.detach(connection, rest))
+  },
 })
 
 const diskRow = z.object({
@@ -161,7 +173,7 @@ type DiskRow = z.output<typeof diskRow>
 
 const list = method({
   name: 'vm_disks',
-  summary: 'Lists the disks of a guest of libvirt, the NVMe disks too that libvirt itself knows nothing of.',
+  summary: 'Lists the disks of a guest, in libvirt the NVMe disks too that libvirt itself knows nothing of.',
   params: z.object({ domain, uri }),
   result: z.array(diskRow),
   errors: {
@@ -184,8 +196,12 @@ const list = method({
       { title: 'Bdev', value: (row: DiskRow) => row.bdev ?? '-' },
     ],
   },
-  async run({ domain: name, uri: connection }, { libvirtGuests }: DiskContext) {
-    const disks = await libvirtGuests.disks(connection, name)
+  async run({ domain: name, uri: connection }, { libvirtGuests, ownGuests }: DiskContext) {
+    const own = ownGuest(ownGuests, name, connection)
+    const disks =
+      own === undefined
+        ? await fromLibvirt(name, connection, libvirtGuests.disks(connection, name))
+        : disksOfOwn(own)
     return disks.map(({ isReadOnly, ...disk }) => ({ ...disk, read_only: isReadOnly }))
   },
 })

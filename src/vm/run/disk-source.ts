@@ -1,0 +1,95 @@
+/** What an operator names as a disk, made ready for a guest of ours: served by the daemon where that is best, or needed. */
+import { RpcError } from '../../core/errors.ts'
+import { chooseMeans, type Means } from '../libvirt/means.ts'
+import { type ServingParts, serve } from '../libvirt/serving.ts'
+import { findStorage, type StorageParts } from '../libvirt/storage.ts'
+import type { Undo } from '../undo.ts'
+import type { DiskWord, GuestBus } from './guest-disk.ts'
+import type { RecordedDisk } from './guest-record.ts'
+
+export type DiskParts = ServingParts & StorageParts
+
+export interface DiskRequest extends DiskWord {
+  readonly pool: string | undefined
+  /** The first that is free when undefined. */
+  readonly target: string | undefined
+}
+
+/** Targets of a bus, in the order in which they are given out. */
+const PREFIX: Readonly<Record<GuestBus, string>> = { virtio: 'vd', nvme: 'nvme', scsi: 'sd' }
+const LETTERS = 'abcdefghijklmnopqrstuvwxyz'
+
+export function freeTarget(bus: GuestBus, taken: readonly string[]): string {
+  for (let index = 0; ; index++) {
+    const target = `${PREFIX[bus]}${bus === 'nvme' ? index : (LETTERS[index] ?? `a${LETTERS[index - 26]}`)}`
+    if (!taken.includes(target)) return target
+  }
+}
+
+/** `guest`: its name and the targets that it has. Throws `RpcError`; what it has made is on `undo`. */
+export async function prepareDisk(
+  request: DiskRequest,
+  guest: { readonly name: string; readonly targets: readonly string[]; readonly isRunning: boolean },
+  undo: Undo,
+  parts: DiskParts,
+): Promise<Omit<RecordedDisk, 'port'>> {
+  const { volume, bus, isReadOnly } = request
+  const target = request.target ?? freeTarget(bus, guest.targets)
+  if (guest.targets.includes(target)) {
+    throw new RpcError(
+      'EEXIST',
+      `guest ${guest.name} has a disk ${target} already: choose another target, or none, and the first that is free is taken`,
+    )
+  }
+  const storage = await findStorage(volume, request, parts)
+  if (storage.programs.length > 0 && !isReadOnly) {
+    throw new RpcError(
+      'EBUSY',
+      `${volume} is in use by ${storage.programs.join(', ')}, and two writers would destroy it: end that first, or give it ` +
+        'to the guest read-only',
+    )
+  }
+  const owners = storage.bdev === undefined ? '' : parts.bdevs.ownersOf(storage.bdev)
+  if (owners !== '' && !isReadOnly) {
+    throw new RpcError(
+      'EBUSY',
+      `${volume} is used by ${owners} already, and two writers would destroy it: take it away there first, or give it to the ` +
+        'guest read-only',
+    )
+  }
+  // A secret would stand among the arguments, where everybody on the machine reads it.
+  const isSecret = storage.direct?.kind === 'rbd' && storage.direct.auth !== undefined
+  const means = chooseMeans({
+    ...{ volume, bus, wished: request.means, hasSharedMemory: true, isLive: guest.isRunning },
+    isOpenHere: storage.bdev !== undefined,
+    canServe: storage.bdev !== undefined || storage.open !== undefined,
+    isManaged: storage.kind !== 'path',
+    canBeDirect: storage.direct !== undefined && !isSecret,
+  })
+  const readOnly = isReadOnly || storage.isIso
+  const source =
+    means === 'direct'
+      ? storage.direct!
+      : await serve(
+          storage,
+          { domain: guest.name, target, means, isReadOnly: readOnly, owner: undefined },
+          undo,
+          parts,
+        )
+  const serial = request.serial ?? `${guest.name.slice(0, 19 - target.length)}-${target}`
+  return { target, bus, means, volume, source, serial, isReadOnly: readOnly }
+}
+
+/** The image of a CD, which QEMU opens itself. */
+export async function prepareCdrom(volume: string, parts: DiskParts): Promise<Omit<RecordedDisk, 'port'>> {
+  const storage = await findStorage(volume, { pool: undefined, format: 'raw' }, parts)
+  const { direct } = storage
+  if (direct === undefined || direct.kind === 'vhost') {
+    throw new RpcError(
+      'EINVAL',
+      `${volume} cannot be a CD: QEMU opens those itself, from a file or a device (qpair volume list --iso)`,
+    )
+  }
+  const means: Means = 'direct'
+  return { target: 'cd', bus: 'cdrom', means, volume, source: direct, serial: 'cd', isReadOnly: true }
+}

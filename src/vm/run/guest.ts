@@ -1,0 +1,269 @@
+/** A guest of ours: QEMU in a process that outlives the daemon, and the session with its monitor. */
+import { rm } from 'node:fs/promises'
+import { setTimeout as delay } from 'node:timers/promises'
+import { RpcError, thereAre } from '../../core/errors.ts'
+import { logger } from '../../core/log.ts'
+import { Turns } from '../../volume/turns.ts'
+import type { AccessParts } from '../libvirt/access.ts'
+import { servedFrom } from '../libvirt/serving.ts'
+import { Qmp, QmpClosed, QmpError } from '../qmp.ts'
+import { type Undo, withUndo } from '../undo.ts'
+import { type DiskParts, type DiskRequest, prepareDisk } from './disk-source.ts'
+import { diskId, diskObjects, reconnection } from './guest-disk.ts'
+import { type GuestPaths, type GuestRecord, type RecordedDisk, writeRecord } from './guest-record.ts'
+import { hasPorts, portName } from './machine.ts'
+import { closeNet } from './network.ts'
+import { qemuFailure } from './qemu-failure.ts'
+import { hasEnded, isRunning, kill } from './qemu-process.ts'
+import { releaseDisk } from './release.ts'
+
+const log = logger('vm')
+
+/** How long a guest may take to let go of a disk. */
+const RELEASE_MS = 60_000
+/** How long QEMU may take to end when it is told to. */
+const QUIT_MS = 10_000
+const RECONNECT_MS = 500
+
+export interface GuestParts extends DiskParts {
+  readonly access: AccessParts
+}
+
+export type StopHow = 'powered down' | 'quit' | 'killed'
+
+export class Guest {
+  /** Resolves with what was released when QEMU has ended, for whatever reason. */
+  readonly ended: Promise<readonly string[]>
+  readonly paths: GuestPaths
+  readonly #parts: GuestParts
+  readonly #turns = new Turns()
+  #record: GuestRecord
+  #qmp: Qmp | undefined
+  /** The daemon goes; the guest stays. */
+  #isLeft = false
+
+  /** `qmp`: the session, if there is one already. */
+  constructor(record: GuestRecord, paths: GuestPaths, parts: GuestParts, qmp?: Qmp) {
+    this.#record = record
+    this.paths = paths
+    this.#parts = parts
+    this.#qmp = qmp
+    this.ended = this.#watch()
+  }
+
+  get record(): GuestRecord {
+    return this.#record
+  }
+
+  /** Ends the session; the guest goes on without the daemon. */
+  leave(): void {
+    this.#isLeft = true
+    this.#qmp?.close()
+  }
+
+  /** QEMU's words for the state of the machine: `running`, `paused`, `shutdown`; `no answer` while there is no session. */
+  async state(): Promise<string> {
+    try {
+      const { status } = await this.execute<{ status: string }>('query-status')
+      return status
+    } catch (error) {
+      if (error instanceof RpcError) return 'no answer'
+      throw error
+    }
+  }
+
+  /** A command of the monitor. Throws `RpcError` EIO with QEMU's reason, or when there is no session. */
+  async execute<Result = unknown>(command: string, args: Record<string, unknown> = {}): Promise<Result> {
+    const { name } = this.#record
+    if (this.#qmp === undefined) {
+      throw new RpcError('EAGAIN', `guest ${name}: QEMU's monitor does not answer yet; try again in a moment`)
+    }
+    try {
+      return await this.#qmp.execute<Result>(command, args)
+    } catch (error) {
+      if (error instanceof QmpError) {
+        throw qemuFailure(`guest ${name}: QEMU's ${command}`, error.desc, error)
+      }
+      if (error instanceof QmpClosed) {
+        throw new RpcError('EIO', `guest ${name}: ${error.message}`, { cause: error })
+      }
+      throw error
+    }
+  }
+
+  /** The bdev of this daemon that a disk is served from. */
+  bdevOf({ source }: RecordedDisk): string | undefined {
+    if (source.kind === 'vhost') return servedFrom(source.socketPath, this.#parts)
+    return source.kind === 'nbd' ? servedFrom(source.name, this.#parts) : undefined
+  }
+
+  /** Plugs a disk in while the guest runs. */
+  attach(request: DiskRequest): Promise<RecordedDisk> {
+    return this.#turns.next(() =>
+      withUndo(async undo => {
+        const { name, disks } = this.#record
+        const port = this.#freePort(request)
+        const targets = disks.map(({ target }) => target)
+        const prepared = await prepareDisk(request, { name, targets, isRunning: true }, undo, this.#parts)
+        const disk = { ...prepared, port }
+        await this.#plug(disk, undo)
+        await this.#keep([...disks, disk])
+        log.notice(`guest ${name} has ${disk.volume} as ${disk.target} (${disk.means})`)
+        return disk
+      }),
+    )
+  }
+
+  /** Waits until the guest has let go. `word`: the target, or what the disk is made of. Answers what served it. */
+  detach(word: string): Promise<{ target: string; released: string[] }> {
+    return this.#turns.next(async () => {
+      const { name, disks } = this.#record
+      const disk = this.#find(word)
+      await this.#unplug(disk)
+      await this.#keep(disks.filter(each => each !== disk))
+      const released = await releaseDisk(name, disk.target, this.#parts)
+      log.notice(`guest ${name} no longer has ${disk.target}`)
+      return { target: disk.target, released }
+    })
+  }
+
+  /** The power button first; what does not react within the time is ended, and `force` does not ask. */
+  async stop({
+    force,
+    timeoutMs,
+  }: {
+    readonly force: boolean
+    readonly timeoutMs: number
+  }): Promise<StopHow> {
+    const { name, process: qemu } = this.#record
+    if (!force) {
+      await this.execute('system_powerdown')
+      if (await hasEnded(qemu, timeoutMs)) return 'powered down'
+      log.warning(
+        `guest ${name} has not reacted to the power button within ${timeoutMs / 1000} s: QEMU is ended`,
+      )
+    }
+    // It may end before it answers, and what has no session any more is killed.
+    await this.execute('quit').catch(() => undefined)
+    if (await hasEnded(qemu, QUIT_MS)) return 'quit'
+    kill(qemu)
+    await hasEnded(qemu, QUIT_MS)
+    return 'killed'
+  }
+
+  /** Keeps the session alive as long as QEMU lives, and cleans up behind it. */
+  async #watch(): Promise<string[]> {
+    const { name, process: qemu } = this.#record
+    for (;;) {
+      if (this.#qmp !== undefined) {
+        const reason = await this.#qmp.closed
+        this.#qmp = undefined
+        // A process that has closed its sockets may still be on its way out.
+        if (!this.#isLeft && !(await hasEnded(qemu, RECONNECT_MS))) {
+          log.warning(`guest ${name}: ${reason.message}`)
+        }
+      }
+      if (this.#isLeft) return []
+      if (!isRunning(qemu)) return this.#cleanUp()
+      try {
+        this.#qmp = await Qmp.connect(this.paths.qmp, { timeoutMs: 5000 })
+      } catch (error) {
+        if (!(error instanceof QmpClosed)) throw error
+        await delay(RECONNECT_MS)
+      }
+    }
+  }
+
+  async #cleanUp(): Promise<string[]> {
+    const { name, disks } = this.#record
+    const released: string[] = []
+    for (const { target } of disks) {
+      try {
+        released.push(...(await releaseDisk(name, target, this.#parts)))
+      } catch (error) {
+        log.error(
+          `guest ${name} has ended, and its disk ${target} is not released: ${(error as Error).message}`,
+        )
+      }
+    }
+    await closeNet(this.#record, this.#parts.access.run).catch((error: Error) =>
+      log.error(`guest ${name}: ${error.message}`),
+    )
+    await rm(this.paths.directory, { recursive: true, force: true })
+    log.notice(`guest ${name} has ended`)
+    return released
+  }
+
+  async #plug(disk: RecordedDisk, undo: Undo): Promise<void> {
+    const { name, version } = this.#record
+    const { chardev, blockdev, device } = diskObjects(disk, { bus: disk.port ?? 'pci.0' })
+    const id = diskId(disk.target)
+    if (chardev !== undefined) {
+      const addr = { type: 'unix', data: { path: chardev.path } }
+      const backend = { type: 'socket', data: { addr, server: false, ...reconnection(version) } }
+      await this.execute('chardev-add', { id, backend })
+      undo.add(`character device ${id} of guest ${name}`, () => this.execute('chardev-remove', { id }))
+    }
+    if (blockdev !== undefined) {
+      await this.execute('blockdev-add', blockdev)
+      undo.add(`block node ${id} of guest ${name}`, () => this.execute('blockdev-del', { 'node-name': id }))
+    }
+    await this.execute('device_add', device)
+    undo.add(`device ${id} of guest ${name}`, () => this.#removeDevice(id, disk.target))
+  }
+
+  async #unplug({ target, source }: RecordedDisk): Promise<void> {
+    const id = diskId(target)
+    await this.#removeDevice(id, target)
+    if (source.kind === 'vhost') await this.execute('chardev-remove', { id })
+    else await this.execute('blockdev-del', { 'node-name': id })
+  }
+
+  /** Asks, and waits for DEVICE_DELETED: the guest lets go when it likes. */
+  async #removeDevice(id: string, target: string): Promise<void> {
+    const { name } = this.#record
+    const gone = this.#qmp?.event('DEVICE_DELETED', ({ device }) => device === id)
+    await this.execute('device_del', { id })
+    const timer = new AbortController()
+    const late = delay(RELEASE_MS, 'late', { signal: timer.signal }).catch(() => 'stopped')
+    const first = await Promise.race([gone, late])
+    timer.abort()
+    if (first !== 'late') return
+    throw new RpcError(
+      'ETIMEDOUT',
+      `guest ${name} has not let go of ${target} within ${RELEASE_MS / 1000} s: is it mounted there, or is the guest still ` +
+        'starting? It may yet; type the command again',
+    )
+  }
+
+  #find(word: string): RecordedDisk {
+    const { name, disks } = this.#record
+    const found = disks.filter(({ target, volume }) => target === word || volume === word)
+    if (found.length === 1) return found[0]!
+    const all = disks.map(({ target, volume }) => `${target} (${volume})`)
+    throw new RpcError(
+      found.length === 0 ? 'ENODEV' : 'EINVAL',
+      found.length === 0
+        ? `guest ${name} has no disk ${word}: ${thereAre(all)}`
+        : `guest ${name} has ${word} as ${found.map(({ target }) => target).join(' and ')}: say which`,
+    )
+  }
+
+  #freePort({ bus, volume }: DiskRequest): string | undefined {
+    const { name, machine, ports, disks } = this.#record
+    if (bus === 'scsi' || !hasPorts(machine)) return undefined
+    const free = Array.from({ length: ports }, (_, index) => portName(index)).find(
+      port => !disks.some(disk => disk.port === port),
+    )
+    if (free !== undefined) return free
+    throw new RpcError(
+      'ENOSPC',
+      `guest ${name} has ${ports} ports, all with a disk in them: ${volume} fits on --bus scsi`,
+    )
+  }
+
+  async #keep(disks: readonly RecordedDisk[]): Promise<void> {
+    this.#record = { ...this.#record, disks }
+    await writeRecord(this.paths, this.#record)
+  }
+}

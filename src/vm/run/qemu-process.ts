@@ -1,0 +1,70 @@
+/**
+ * A QEMU that outlives whoever starts it: it leads a session of its own, writes what it complains of to a file, and is known
+ * again by its process number together with the time at which that process started.
+ */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { closeSync, openSync, readFileSync } from 'node:fs'
+import { setTimeout as delay } from 'node:timers/promises'
+
+export interface QemuStart {
+  readonly program: string
+  readonly args: readonly string[]
+  readonly logPath: string
+  /** It inherits these as 3, 4 … */
+  readonly descriptors: readonly number[]
+}
+
+export interface QemuProcess {
+  readonly pid: number
+  /** In the kernel's ticks since it has booted: with the number this names one process for good. */
+  readonly startTicks: number
+}
+
+/** Throws what spawn(2) has against it, ENOENT above all. */
+export async function startQemu({ program, args, logPath, descriptors }: QemuStart): Promise<QemuProcess> {
+  const log = openSync(logPath, 'w', 0o600)
+  try {
+    const child = spawn(program, args, {
+      detached: true,
+      env: { ...process.env, LC_ALL: 'C.UTF-8' },
+      stdio: ['ignore', log, log, ...descriptors],
+    })
+    await once(child, 'spawn')
+    child.unref()
+    return { pid: child.pid!, startTicks: startTicksOf(child.pid!) ?? 0 }
+  } finally {
+    closeSync(log)
+  }
+}
+
+/** Whether that very process still runs; one that has ended and that nobody has waited for does not. */
+export function isRunning({ pid, startTicks }: QemuProcess): boolean {
+  const found = startTicksOf(pid)
+  return found !== undefined && found === startTicks
+}
+
+/** Waits until the process has ended; false when it has not within the time. */
+export async function hasEnded(qemu: QemuProcess, timeoutMs: number): Promise<boolean> {
+  const deadlineMs = performance.now() + timeoutMs
+  while (isRunning(qemu)) {
+    if (performance.now() >= deadlineMs) return false
+    await delay(50)
+  }
+  return true
+}
+
+export function kill(qemu: QemuProcess): void {
+  if (isRunning(qemu)) process.kill(qemu.pid, 'SIGKILL')
+}
+
+/** Member 22 of proc_pid_stat(5), counted behind the name, which may contain anything; undefined when it has ended. */
+function startTicksOf(pid: number): number | undefined {
+  try {
+    const members = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').at(-1)!.split(' ')
+    return members[0] === 'Z' || members[0] === 'X' ? undefined : Number(members[19])
+  } catch {
+    // There is no such process, or it has gone while it was looked at.
+    return undefined
+  }
+}

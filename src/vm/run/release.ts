@@ -1,0 +1,32 @@
+/** What serves disks is taken away once QEMU has let go of them: the daemon learns of that a moment after QEMU has done it. */
+import { setTimeout as delay } from 'node:timers/promises'
+import type { AccessParts } from '../libvirt/access.ts'
+import { release, type ServingParts, servedName } from '../libvirt/serving.ts'
+
+/** How long the end of a connection may take to be noticed. */
+const NOTICE_MS = 10_000
+const POLL_MS = 20
+
+/** Waits until no front end of the guest's is connected for these disks. What is still connected then, its controller names. */
+export async function untilLetGo(
+  guest: string,
+  targets: readonly string[],
+  { vhost }: Pick<ServingParts, 'vhost'>,
+): Promise<void> {
+  const names = targets.map(target => servedName(guest, target))
+  const deadlineMs = performance.now() + NOTICE_MS
+  while (vhost.list().some(({ name, sessionCount }) => names.includes(name) && sessionCount > 0)) {
+    if (performance.now() > deadlineMs) return
+    await delay(POLL_MS)
+  }
+}
+
+/** Answers what was taken away. */
+export async function releaseDisk(
+  guest: string,
+  target: string,
+  parts: ServingParts & { readonly access: AccessParts },
+): Promise<string[]> {
+  await untilLetGo(guest, [target], parts)
+  return release(guest, target, parts)
+}
