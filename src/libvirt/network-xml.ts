@@ -5,16 +5,7 @@ import { readPciAddress } from './pool-source-xml.ts'
 import { readUuid } from './uuid-xml.ts'
 import { XmlReader } from './xml-reader.ts'
 
-export const forwardModes = [
-  'nat',
-  'route',
-  'open',
-  'bridge',
-  'private',
-  'vepa',
-  'passthrough',
-  'hostdev',
-] as const
+const forwardModes = ['nat', 'route', 'open', 'bridge', 'private', 'vepa', 'passthrough', 'hostdev'] as const
 
 /** `isolated`: there is no `<forward>`. */
 export type NetworkMode = (typeof forwardModes)[number] | 'isolated'

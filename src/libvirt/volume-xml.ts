@@ -6,11 +6,11 @@ import type { PoolType } from './pool-types.ts'
 import { bytesNode, readBytes } from './size-xml.ts'
 import { type ForeignPart, withForeign, XmlReader } from './xml-reader.ts'
 
-export const volumeTypes = ['file', 'block', 'dir', 'network', 'netdir', 'ploop'] as const
+const volumeTypes = ['file', 'block', 'dir', 'network', 'netdir', 'ploop'] as const
 export type VolumeType = (typeof volumeTypes)[number]
 
 /** What a file can hold. libvirt knows them all; which ones a pool can make is the pool's business. */
-export const fileFormats = [
+const fileFormats = [
   'raw',
   'dir',
   'bochs',
@@ -30,7 +30,7 @@ export const fileFormats = [
 ] as const
 
 /** What a partition is made for, in a disk pool. */
-export const partitionFormats = [
+const partitionFormats = [
   'none',
   'linux',
   'fat16',

@@ -62,7 +62,9 @@ export class XmlReader {
   /** An attribute that is a whole number in a range. */
   number(name: string, min: number, max: number): number | undefined {
     const value = this.attribute(name)
-    return value === undefined ? undefined : this.#number(value, `${this.name} ${name}=`, min, max)
+    return value === undefined
+      ? undefined
+      : this.#number(value, `<${this.name} ${name}='${value}'>`, min, max)
   }
 
   /** Its text, without white space around it; undefined when there is none. */
@@ -74,7 +76,7 @@ export class XmlReader {
   /** Its text as a whole number in a range. */
   textNumber(min: number, max: number): number | undefined {
     const value = this.text()
-    return value === undefined ? undefined : this.#number(value, `${this.name}>`, min, max)
+    return value === undefined ? undefined : this.#number(value, `<${this.name}>${value}`, min, max)
   }
 
   /** The first child of a name. Further ones are not known, and kept. */
@@ -144,7 +146,7 @@ export class XmlReader {
   #number(value: string, where: string, min: number, max: number): number {
     const number = /^-?[0-9]{1,16}$/.test(value) ? Number(value) : Number.NaN
     if (number >= min && number <= max) return number
-    return this.fail(`<${where}${value}: it is a whole number from ${min} to ${max}`)
+    return this.fail(`${where}: it is a whole number from ${min} to ${max}`)
   }
 }
 

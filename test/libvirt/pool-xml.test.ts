@@ -145,7 +145,7 @@ describe("a pool's document", () => {
     [source('rbd', host), "a pool of type rbd has the Ceph pool's <name>"],
     [
       source('rbd', "<name>r</name><host name='h' port='70000'/>"),
-      '<host port=70000: it is a whole number from 0 to 65535',
+      "<host port='70000'>: it is a whole number from 0 to 65535",
     ],
     [source('rbd', `<name>r</name>${host}<auth type='ceph' username='u'/>`), '<auth> has no <secret>'],
     [

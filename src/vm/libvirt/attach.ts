@@ -71,8 +71,12 @@ export async function attach(virsh: Virsh, request: AttachRequest, parts: Attach
     const source = await sourceOf(storage, means, attachment, user, parts)
     const canServe = means === 'direct' && (storage.bdev !== undefined || storage.open !== undefined)
     await clearTheWay(source, attachment, { confinement, user, parts, canServe })
-    if (request.bus === 'nvme') await attachNvme(source, attachment)
-    else await attachDisk(source, means, attachment)
+    try {
+      if (request.bus === 'nvme') await attachNvme(source, attachment)
+      else await attachDisk(source, means, attachment)
+    } catch (error) {
+      throw withHint(error, source, user)
+    }
     await noteMissingKvm(attachment)
     log.notice(`domain ${domain.name} has ${request.volume} as ${target} (${means})`)
     const { notes } = attachment
@@ -185,6 +189,21 @@ function needOf(source: DiskSource, request: AttachRequest): Need | undefined {
       return path === undefined ? undefined : { path, kind: 'socket', isReadOnly, isKnownToLibvirt: false }
     }
   }
+}
+
+/** What could not be looked at before, for it takes root to try another user's rights. */
+function withHint(error: unknown, source: DiskSource, { uid }: { uid: number }): unknown {
+  const own = process.getuid!()
+  if (!(error instanceof RpcError && error.code === 'EACCES') || own === 0 || own === uid) return error
+  const remedy =
+    socketOf(source) === undefined
+      ? `setfacl -m u:${uid}:rw ${nameOf(source)}`
+      : 'serve with --vhost-mode 0660 --vhost-owner :GROUP, a group that both are in, or run the daemon as root'
+  return new RpcError(
+    'EACCES',
+    `${error.message}. QEMU runs as user ${uid}, this daemon as user ${own}: ${remedy}`,
+    { cause: error },
+  )
 }
 
 async function attachNvme(source: DiskSource, attachment: Attachment): Promise<void> {
