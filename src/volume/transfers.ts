@@ -10,8 +10,10 @@
  */
 import { readdir } from 'node:fs/promises'
 import { basename, dirname, isAbsolute } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import type { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError } from '../core/errors.ts'
+import { logger } from '../core/log.ts'
 import type { Permissions } from '../libvirt/pool-xml.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
 import type { MethodCall } from '../rpc/config.ts'
@@ -31,6 +33,8 @@ import { PartialFile } from './transfer/partial.ts'
 import { sourceOf, type TransferSource, volumeSource } from './transfer/source.ts'
 import { checkFileName } from './volume-name.ts'
 import type { Found, Volumes } from './volumes.ts'
+
+const log = logger('volume')
 
 export interface TransfersOptions {
   readonly bdevs: BdevRegistry
@@ -69,7 +73,8 @@ export class Transfers {
     if (!isThere) this.#volumes.refuseTaken(pool, name)
     const source = await sourceOf(options.source, this.#volumes)
     const files = pool.backend.volumes instanceof FileVolumes ? pool.backend.volumes : undefined
-    const plan = { source, name, permissions, format: formatFor(name, source, options.format) }
+    const format = formatFor(name, source, options.format)
+    const plan = { source, name, permissions, format, isResumed: options.isResumed }
     if (files === undefined && plan.format !== 'raw') {
       throw new RpcError(
         'EINVAL',
@@ -109,7 +114,10 @@ export class Transfers {
     if (names.includes(name))
       throw new RpcError('EEXIST', `${file} exists already: name another file, or remove it`)
     const source = await volumeSource(found, this.#volumes)
-    const plan = { source, name, permissions: undefined, format: formatFor(name, source, format) }
+    const plan = {
+      ...{ source, name, permissions: undefined, isResumed: false },
+      format: formatFor(name, source, format),
+    }
     return this.#volumes.job(
       pool,
       { kind: 'volume_save', name: volume.name, takes: [volume.name], resume },
@@ -172,7 +180,7 @@ export class Transfers {
     progress: Progress,
   ): Promise<void> {
     const { source, name, format = 'raw' } = plan
-    await this.#withSource(source, async from => {
+    await this.#withSource(plan, progress, async from => {
       const identity = source.kind === 'file' ? source.identity : String(from.sizeBytes)
       const note = { source: source.text, format, identity }
       const earlier = await partial.resume(note)
@@ -199,7 +207,8 @@ export class Transfers {
   }
 
   /** Into a volume that is no file: it is made first, and goes again when it cannot be filled. */
-  async #fillVolume(pool: Pool, { source, name, permissions }: Plan, progress: Progress): Promise<void> {
+  async #fillVolume(pool: Pool, plan: Plan, progress: Progress): Promise<void> {
+    const { source, name, permissions } = plan
     const { volumes: operations } = pool.backend
     try {
       if (source.kind === 'http') {
@@ -209,7 +218,7 @@ export class Transfers {
             'import it into a directory pool first, and that volume into this one',
         )
       }
-      await this.#withSource(source, async from => {
+      await this.#withSource(plan, progress, async from => {
         if (volumeIn(pool, name) === undefined) {
           const preallocation = 'off' as const
           await this.#volumes.operation(pool, 'create')(
@@ -233,14 +242,20 @@ export class Transfers {
   }
 
   /** Lends the content of a source. */
-  async #withSource(source: TransferSource, work: (from: Source) => Promise<void>): Promise<void> {
+  async #withSource(
+    { source, isResumed }: Plan,
+    { signal }: Progress,
+    work: (from: Source) => Promise<void>,
+  ): Promise<void> {
     if (source.kind === 'http') throw new RpcError('ENOTSUP', `${source.text} is not read in pieces`)
-    const { kind } = source
-    if (kind !== 'nbd' && source.opening !== undefined) return this.#withBdev(source.opening, 'read', work)
+    if (source.kind === 'bdev') return this.#withBdev(source.opening, 'read', work)
+    if (source.kind === 'file' && source.opening !== undefined) {
+      return this.#withBdev(source.opening, 'read', work)
+    }
     const from =
-      kind === 'nbd'
-        ? await NbdSource.open(source.text)
-        : await FileSource.open((source as { path: string }).path)
+      source.kind === 'file'
+        ? await FileSource.open(source.path)
+        : await openNbd(source.text, isResumed ? RESUME_ATTEMPTS : 1, signal)
     try {
       await work(from)
     } finally {
@@ -272,11 +287,29 @@ export class Transfers {
   }
 }
 
+/** Every other second: a machine that starts has its servers by then. */
+const RESUME_ATTEMPTS = 30
+const RETRY_MS = 2000
+
+async function openNbd(uri: string, attempts: number, signal: AbortSignal): Promise<NbdSource> {
+  for (let left = attempts; ; left--) {
+    try {
+      return await NbdSource.open(uri)
+    } catch (error) {
+      if (left <= 1 || (error as RpcError).code !== 'ECONNREFUSED') throw error
+      log.notice(`${(error as Error).message}: it is tried again`)
+      await delay(RETRY_MS, undefined, { signal })
+    }
+  }
+}
+
 interface Plan {
   readonly source: TransferSource
   readonly name: string
   readonly format: VolumeFormat | undefined
   readonly permissions: Permissions | undefined
+  /** It is gone on with: then its server may be starting, too. */
+  readonly isResumed: boolean
 }
 
 type FileTransfer = Extract<TransferSource, { kind: 'file' }>

@@ -32,6 +32,7 @@ const PACKAGE_OF = {
   'libvirt_storage_backend_iscsi-direct.so': 'libvirt-daemon-driver-storage-iscsi-direct',
   'libvirt_storage_backend_rbd.so': 'libvirt-daemon-driver-storage-rbd',
   'libvirt_storage_backend_zfs.so': 'libvirt-daemon-driver-storage-zfs',
+  'mkfs.btrfs': 'btrfs-progs',
   'mkfs.xfs': 'xfsprogs',
   lsblk: 'util-linux',
   monmaptool: 'ceph-base',
