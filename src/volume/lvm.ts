@@ -1,8 +1,11 @@
-/** What LVM2's programs report (lvmreport(7)), in JSON, bytes and without suffixes. */
+/** LVM2's programs, and what they report (lvmreport(7)): in JSON, bytes and without suffixes. */
 import { RpcError } from '../core/errors.ts'
+import { runTool, type ToolOptions } from './tools.ts'
+
+const REPORT = ['--reportformat', 'json', '--units', 'b', '--nosuffix']
 
 /** Of `lvs`. */
-export const REPORT_FIELDS =
+const REPORT_FIELDS =
   'lv_name,lv_path,lv_uuid,lv_size,origin,segtype,data_percent,pool_lv,lv_active,lv_tags,lv_time,lv_attr'
 
 /** A logical volume of ours that is no volume of the pool. */
@@ -34,9 +37,13 @@ function rowsOf(text: string, kind: 'lv' | 'vg'): readonly Row[] {
     const { report } = JSON.parse(text) as { report: Record<string, Row[]>[] }
     return report.flatMap(each => each[kind] ?? [])
   } catch (cause) {
-    throw new RpcError('EIO', `LVM reports what is not JSON: ${text.slice(0, 80)}; it has to be 2.02.158 or newer`, {
-      cause,
-    })
+    throw new RpcError(
+      'EIO',
+      `LVM reports what is not JSON: ${text.slice(0, 80)}; it has to be 2.02.158 or newer`,
+      {
+        cause,
+      },
+    )
   }
 }
 
@@ -64,4 +71,46 @@ export function parseLogicalVolumes(text: string): LogicalVolume[] {
 export function parseGroup(text: string): { sizeBytes: number; freeBytes: number } {
   const [row] = rowsOf(text, 'vg')
   return { sizeBytes: Number(row?.['vg_size']), freeBytes: Number(row?.['vg_free']) }
+}
+
+/** The programs of LVM2 for one group. */
+export class VolumeGroup {
+  readonly pool: string
+  readonly name: string
+
+  constructor(pool: string, name: string) {
+    this.pool = pool
+    this.name = name
+  }
+
+  run(doing: string, program: string, args: readonly string[], options?: ToolOptions): Promise<string> {
+    return runTool(`pool ${this.pool}: cannot ${doing}`, program, args, {
+      ...options,
+      remedy: said => options?.remedy?.(said) ?? remedyOf(said, this.name),
+    })
+  }
+
+  /** Every logical volume that is no part of another, thin pools and snapshots among them. */
+  async volumes(): Promise<LogicalVolume[]> {
+    const args = [...REPORT, '-o', REPORT_FIELDS, this.name]
+    return parseLogicalVolumes(await this.run('list its volumes', 'lvs', args))
+  }
+
+  async size(): Promise<{ sizeBytes: number; freeBytes: number }> {
+    const args = [...REPORT, '-o', 'vg_size,vg_free', this.name]
+    return parseGroup(await this.run('look at it', 'vgs', args))
+  }
+}
+
+function remedyOf(said: string, group: string): string | undefined {
+  if (/Volume group "[^"]*" not found|Cannot process volume group/.test(said)) {
+    return `Is ${group} there (vgs)? qpair pool build makes it of the devices of the pool`
+  }
+  if (/insufficient free space|Insufficient free extents/i.test(said)) {
+    return `vgs ${group} says what is left: make it smaller, or add a disk with vgextend`
+  }
+  if (/device-mapper.*(?:No such|failed|Is.*loaded)|Can't (?:create|communicate)/i.test(said)) {
+    return 'The kernel has no device mapper, or its module is not loaded: modprobe dm-mod'
+  }
+  return undefined
 }

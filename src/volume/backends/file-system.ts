@@ -1,8 +1,8 @@
 /** Pools that are mounted on a directory: `fs` from a block device, `netfs` from a server, `gluster` by its mount. */
 import { realpath } from 'node:fs/promises'
 import { RpcError } from '../../core/errors.ts'
-import { ProgramError, runProgram } from '../../core/program.ts'
 import type { PoolDocument } from '../../libvirt/pool-xml.ts'
+import { refuseFormatted } from '../block-devices.ts'
 import { fileBehind, type Mount, mountAt, readMounts } from '../mounts.ts'
 import type { BuildMode, PoolBackendType, PoolServices } from '../pool.ts'
 import { install, runTool } from '../tools.ts'
@@ -97,7 +97,7 @@ export class MountedPool extends DirectoryPool {
         `pool ${this.document.name} is on a server and is not formatted from here: leave --${mode} out`,
       )
     }
-    if (mode === 'no-overwrite') await this.#refuseFormatted(device)
+    if (mode === 'no-overwrite') await refuseFormatted(`pool ${this.document.name} cannot be built`, device)
     await this.#format(device)
   }
 
@@ -154,16 +154,6 @@ export class MountedPool extends DirectoryPool {
     return one === other
   }
 
-  async #refuseFormatted(device: string): Promise<void> {
-    const what = `pool ${this.document.name} cannot be built`
-    const found = await probeDevice(what, device)
-    if (found === '') return
-    throw new RpcError(
-      'EEXIST',
-      `${what}: ${device} has ${found} on it already. --overwrite formats it all the same, and what it holds is lost`,
-    )
-  }
-
   async #format(device: string): Promise<void> {
     const { name, source } = this.document
     const { format = 'auto' } = source
@@ -187,21 +177,6 @@ const FORCE: Readonly<Record<string, readonly string[]>> = {
   ext4: ['-q', '-F'],
   xfs: ['-q', '-f'],
   vfat: [],
-}
-
-const BLKID_NOTHING = 2
-
-/** What is on a device (`ext4`, `LVM2_member`, a partition table), or nothing. */
-async function probeDevice(what: string, device: string): Promise<string> {
-  try {
-    const said = await runProgram('blkid', ['-p', '-o', 'export', device])
-    const facts = new Map(said.split('\n').map(line => line.split('=', 2) as [string, string]))
-    const table = facts.get('PTTYPE')
-    return facts.get('TYPE') ?? (table === undefined ? 'something' : `a ${table} partition table`)
-  } catch (error) {
-    if (error instanceof ProgramError && error.exitCode === BLKID_NOTHING && error.stderr === '') return ''
-    return runTool(what, 'blkid', ['-p', '-o', 'export', device])
-  }
 }
 
 function mountRemedy(said: string, type: string): string | undefined {

@@ -1,7 +1,7 @@
 /** What is done to logical volumes of a group, by LVM2's own programs. */
 import { RpcError } from '../../core/errors.ts'
 import { tellNewSize } from '../block-devices.ts'
-import { type LogicalVolume, SNAPSHOT_TAG } from '../lvm.ts'
+import { type LogicalVolume, SNAPSHOT_TAG, type VolumeGroup } from '../lvm.ts'
 import type {
   CreateVolume,
   Progress,
@@ -14,7 +14,6 @@ import type {
   WipeAlgorithm,
 } from '../pool.ts'
 import { wipeFile } from '../wipe.ts'
-import type { VolumeGroup } from './logical.ts'
 
 type Call = (method: string, params?: unknown) => Promise<unknown>
 
@@ -40,7 +39,10 @@ export class LogicalVolumes implements VolumeOperations {
     const [unknown] = Object.keys(others)
     if (unknown !== undefined || preallocation === 'metadata') {
       const what = unknown ?? 'preallocation metadata'
-      throw new RpcError('EINVAL', `${name}: logical volumes know no ${what}: thin_pool and preallocation full they do`)
+      throw new RpcError(
+        'EINVAL',
+        `${name}: logical volumes know no ${what}: thin_pool and preallocation full they do`,
+      )
     }
     const make = (args: readonly string[]): Promise<string> =>
       this.#group.run(`make volume ${name}`, 'lvcreate', [...FRESH, '--name', name, ...args])
@@ -55,7 +57,11 @@ export class LogicalVolumes implements VolumeOperations {
     await this.#remove(name)
   }
 
-  async resize({ name }: VolumeFacts, capacityBytes: number, { openBy, shrink }: ResizeOptions): Promise<void> {
+  async resize(
+    { name }: VolumeFacts,
+    capacityBytes: number,
+    { openBy, shrink }: ResizeOptions,
+  ): Promise<void> {
     const force = shrink ? ['--yes', '--force'] : []
     await this.#group.run(
       `resize volume ${name}`,
@@ -110,7 +116,10 @@ export class LogicalVolumes implements VolumeOperations {
     }
     if (pools.some(({ name }) => name === wanted)) return wanted
     const there = pools.map(({ name }) => name).join(', ') || 'none'
-    throw new RpcError('ENOENT', `volume ${volume}: the group has no thin pool ${wanted}; there are: ${there}`)
+    throw new RpcError(
+      'ENOENT',
+      `volume ${volume}: the group has no thin pool ${wanted}; there are: ${there}`,
+    )
   }
 
   #remove(name: string): Promise<string> {
@@ -211,4 +220,5 @@ function checkName(name: string): void {
   )
 }
 
-const RESERVED = /_(?:cdata|cmeta|corig|cpool|cvol|mimage|mlog|pmspare|rimage|rmeta|tdata|tmeta|vdata|vorigin|wcorig|imeta|iorig)/
+const RESERVED =
+  /_(?:cdata|cmeta|corig|cpool|cvol|mimage|mlog|pmspare|rimage|rmeta|tdata|tmeta|vdata|vorigin|wcorig|imeta|iorig)/

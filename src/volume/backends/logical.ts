@@ -9,41 +9,21 @@ import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
 import type { MethodCall } from '../../rpc/config.ts'
 import { refuseFormatted, sortedByName, usageOf } from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
-import { type LogicalVolume, parseGroup, parseLogicalVolumes, REPORT_FIELDS } from '../lvm.ts'
-import type { BuildMode, OpenOptions, PoolBackend, PoolBackendType, PoolContents, VolumeFacts } from '../pool.ts'
-import { runTool, type ToolOptions } from '../tools.ts'
+import { type LogicalVolume, VolumeGroup } from '../lvm.ts'
+import type {
+  BuildMode,
+  OpenOptions,
+  PoolBackend,
+  PoolBackendType,
+  PoolContents,
+  VolumeFacts,
+} from '../pool.ts'
 import { LogicalVolumes } from './logical-volumes.ts'
 
 export const logicalPool: PoolBackendType = {
   type: 'logical',
   summary: 'A volume group of LVM2, whose logical volumes are the volumes.',
   create: (document, services) => new LogicalPool(document, services.call),
-}
-
-const REPORT = ['--reportformat', 'json', '--units', 'b', '--nosuffix']
-
-/** The programs of LVM2 for one group. */
-export class VolumeGroup {
-  readonly pool: string
-  readonly name: string
-
-  constructor(pool: string, name: string) {
-    this.pool = pool
-    this.name = name
-  }
-
-  run(doing: string, program: string, args: readonly string[], options?: ToolOptions): Promise<string> {
-    return runTool(`pool ${this.pool}: cannot ${doing}`, program, args, {
-      ...options,
-      remedy: said => options?.remedy?.(said) ?? remedyOf(said, this.name),
-    })
-  }
-
-  /** Every logical volume that is no part of another, thin pools and snapshots among them. */
-  async volumes(): Promise<LogicalVolume[]> {
-    const args = [...REPORT, '-o', REPORT_FIELDS, this.name]
-    return parseLogicalVolumes(await this.run('list its volumes', 'lvs', args))
-  }
 }
 
 /** LVM's own rule (lvm(8), valid names); a leading hyphen would be an option. */
@@ -85,10 +65,12 @@ class LogicalPool implements PoolBackend {
   }
 
   async isStarted(): Promise<boolean> {
-    const said = await this.#group
-      .run('look at it', 'lvs', [...REPORT, '-o', REPORT_FIELDS, this.#group.name])
-      .catch(() => '')
-    return said !== '' && parseLogicalVolumes(said).some(({ isActive }) => isActive)
+    try {
+      return (await this.#group.volumes()).some(({ isActive }) => isActive)
+    } catch {
+      // No such group now: it is not started then.
+      return false
+    }
   }
 
   async start(): Promise<void> {
@@ -98,7 +80,9 @@ class LogicalPool implements PoolBackend {
   async stop(): Promise<void> {
     await this.#group.run('stop', 'vgchange', ['--activate', 'n', '--', this.#group.name], {
       remedy: said =>
-        /in use|open/.test(said) ? 'Somebody has a volume open: lsblk and "lvs -o +lv_device_open" say which' : undefined,
+        /in use|open/.test(said)
+          ? 'Somebody has a volume open: lsblk and "lvs -o +lv_device_open" say which'
+          : undefined,
     })
   }
 
@@ -127,8 +111,7 @@ class LogicalPool implements PoolBackend {
 
   /** What a thin pool has left is available, though the group has given it away. */
   async #usage(thinPools: readonly LogicalVolume[]): Promise<PoolUsage> {
-    const args = [...REPORT, '-o', 'vg_size,vg_free', this.#group.name]
-    const { sizeBytes, freeBytes } = parseGroup(await this.#group.run('look at it', 'vgs', args))
+    const { sizeBytes, freeBytes } = await this.#group.size()
     const left = thinPools.reduce((sum, pool) => sum + pool.sizeBytes - pool.usedBytes, 0)
     const availableBytes = freeBytes + left
     return usageOf({ capacityBytes: sizeBytes, availableBytes, allocationBytes: sizeBytes - availableBytes })
@@ -142,20 +125,8 @@ function factsOf(volume: LogicalVolume, all: readonly LogicalVolume[]): VolumeFa
     ...{ name, key: volume.uuid, path, type: 'block', format: 'raw' },
     ...{ capacityBytes: sizeBytes, allocationBytes: usedBytes },
     // A thin volume does not change with its origin, nor goes with it.
-    ...(backing === undefined || volume.kind === 'thin' ? {} : { backing: { path: backing.path, format: 'raw' } }),
+    ...(backing === undefined || volume.kind === 'thin'
+      ? {}
+      : { backing: { path: backing.path, format: 'raw' } }),
   }
 }
-
-function remedyOf(said: string, group: string): string | undefined {
-  if (/Volume group "[^"]*" not found|Cannot process volume group/.test(said)) {
-    return `Is ${group} there (vgs)? qpair pool build makes it of the devices of the pool`
-  }
-  if (/insufficient free space|Insufficient free extents/i.test(said)) {
-    return `vgs ${group} says what is left: make it smaller, or add a disk with vgextend`
-  }
-  if (/device-mapper.*(?:No such|failed|Is.*loaded)|Can't (?:create|communicate)/i.test(said)) {
-    return 'The kernel has no device mapper, or its module is not loaded: modprobe dm-mod'
-  }
-  return undefined
-}
-

@@ -1,0 +1,19 @@
+/** Volumes that others make and that are only used here: units of a SCSI host or target, multipath devices. */
+import type { Progress, VolumeFacts, VolumeOperation, VolumeOperations, WipeAlgorithm } from '../pool.ts'
+import { wipeFile } from '../wipe.ts'
+
+export class DeviceVolumes implements VolumeOperations {
+  readonly reasons: Partial<Record<VolumeOperation, string>>
+
+  /** `reason`: why none can be made or changed. */
+  constructor(reason: string) {
+    this.reasons = {
+      ...{ create: reason, delete: reason, resize: reason, rename: reason },
+      ...{ clone: reason, snapshots: reason },
+    }
+  }
+
+  async wipe({ path }: VolumeFacts, algorithm: WipeAlgorithm, progress: Progress): Promise<void> {
+    await wipeFile(path, algorithm, progress)
+  }
+}

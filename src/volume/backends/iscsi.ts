@@ -1,0 +1,215 @@
+/**
+ * `iscsi`: a target that the kernel's initiator is logged in to; its units are the volumes, which the target's owner makes.
+ *
+ * An initiator name of the document's own is an interface record of open-iscsi (`iscsiadm -m iface`), so that several pools
+ * can log in as different initiators. Each pool has its own records, which its stop removes.
+ */
+import { createHash } from 'node:crypto'
+import { RpcError } from '../../core/errors.ts'
+import { ProgramError } from '../../core/program.ts'
+import type { PoolDocument } from '../../libvirt/pool-xml.ts'
+import type { MethodCall } from '../../rpc/config.ts'
+import { blockVolume, fullOf, pathBelow } from '../block-devices.ts'
+import { fileOpening } from '../file-volumes.ts'
+import type {
+  OpenOptions,
+  PoolBackend,
+  PoolBackendType,
+  PoolContents,
+  PoolServices,
+  VolumeFacts,
+} from '../pool.ts'
+import { type IscsiSession, iscsiSessions, scsiUnits } from '../scsi-units.ts'
+import { runTool, type ToolOptions } from '../tools.ts'
+import { DeviceVolumes } from './device-volumes.ts'
+
+export const iscsiPool: PoolBackendType = {
+  type: 'iscsi',
+  summary: "A target of an iSCSI server, by the kernel's initiator; its units are the volumes.",
+  create: (document, services) => new IscsiPool(document, services),
+}
+
+const PORT = 3260
+/** A server that does not answer is told after this time. */
+const LOGIN_TIMEOUT_MS = 130_000
+/** Of iscsiadm(8). */
+const SESSION_EXISTS = 15
+
+/** `iqn.`, `eui.` or `naa.` and what follows (RFC 7143, 4.2.7): nothing that is an option or a path. */
+const ISCSI_NAME = /^(?:iqn|eui|naa)\.[A-Za-z0-9.:_-]{1,220}$/
+
+/** Throws `RpcError` EINVAL. */
+export function checkIscsiName(pool: string, what: string, name: string): string {
+  if (ISCSI_NAME.test(name)) return name
+  throw new RpcError(
+    'EINVAL',
+    `pool ${pool}: ${JSON.stringify(name)} cannot be the name of ${what}: it begins with iqn., eui. or naa.`,
+  )
+}
+
+/** `HOST:PORT`, as iscsiadm has it. Throws `RpcError` EINVAL for what is no host. */
+export function portalOf({ name, source }: PoolDocument): string {
+  const host = source.hosts![0]!
+  if (!/^[A-Za-z0-9_[:][A-Za-z0-9_.:%\][-]*$/.test(host.name)) {
+    throw new RpcError('EINVAL', `pool ${name}: ${JSON.stringify(host.name)} is no name or address of a host`)
+  }
+  const address = host.name.includes(':') && !host.name.startsWith('[') ? `[${host.name}]` : host.name
+  return `${address}:${host.port ?? PORT}`
+}
+
+class IscsiPool implements PoolBackend {
+  readonly volumes = new DeviceVolumes('they are made where the target is')
+  readonly #document: PoolDocument
+  readonly #secrets: PoolServices['secrets']
+  readonly #portal: string
+  readonly #target: string
+  readonly #initiator: string | undefined
+  /** The record of its interface; undefined: open-iscsi's own. */
+  readonly #interface: string | undefined
+
+  constructor(document: PoolDocument, { secrets }: PoolServices) {
+    const { name, source } = document
+    const [device] = source.devices ?? []
+    if (device === undefined) {
+      throw new RpcError(
+        'EINVAL',
+        `pool ${name} has no <device path='iqn…'/> in its <source>: name the target`,
+      )
+    }
+    this.#document = document
+    this.#secrets = secrets
+    this.#portal = portalOf(document)
+    this.#target = checkIscsiName(name, 'a target', device.path)
+    const { initiatorIqn } = source
+    this.#initiator =
+      initiatorIqn === undefined ? undefined : checkIscsiName(name, 'an initiator', initiatorIqn)
+    const digest = createHash('sha256').update(`${initiatorIqn}`).digest('hex').slice(0, 8)
+    this.#interface = initiatorIqn === undefined ? undefined : `qpair-${digest}`
+  }
+
+  async isStarted(): Promise<boolean> {
+    return (await this.#session()) !== undefined
+  }
+
+  async start(): Promise<void> {
+    if (await this.isStarted()) return
+    await this.#makeInterface()
+    const discovered = ['-m', 'discovery', '-t', 'sendtargets', '-p', this.#portal, ...this.#ofInterface()]
+    await this.#run('ask for its targets', [...discovered, '-o', 'new'])
+    await this.#set('node.startup', 'manual')
+    await this.#authenticate()
+    try {
+      await this.#run('log in', [...this.#node(), '--login'], { timeoutMs: LOGIN_TIMEOUT_MS })
+    } catch (error) {
+      const { cause } = error as Error
+      if (!(cause instanceof ProgramError && cause.exitCode === SESSION_EXISTS)) throw error
+    }
+  }
+
+  async stop(): Promise<void> {
+    if (!(await this.isStarted())) return
+    await this.#run('log out', [...this.#node(), '--logout'], {
+      remedy: said => (/busy|in use/.test(said) ? 'Somebody has a unit open: lsblk says which' : undefined),
+    })
+    await this.#run('forget its record', [...this.#node(), '-o', 'delete'])
+  }
+
+  async refresh(): Promise<PoolContents> {
+    const session = await this.#session()
+    if (session === undefined) {
+      throw new RpcError(
+        'ENOTCONN',
+        `pool ${this.#document.name} is logged out of ${this.#target}: stop it and start it again`,
+      )
+    }
+    const { path } = this.#document.target!
+    const volumes: VolumeFacts[] = []
+    for (const { bus, target, lun, device, sizeBytes } of await scsiUnits(session.host)) {
+      volumes.push(blockVolume(`unit:${bus}:${target}:${lun}`, await pathBelow(path, device), sizeBytes))
+    }
+    return fullOf(volumes)
+  }
+
+  opening(volume: VolumeFacts, options: OpenOptions): MethodCall {
+    return fileOpening(volume, options)
+  }
+
+  async #session(): Promise<IscsiSession | undefined> {
+    const sessions = await iscsiSessions()
+    return sessions.find(
+      ({ target, initiator }) =>
+        target === this.#target && (this.#initiator === undefined || initiator === this.#initiator),
+    )
+  }
+
+  async #makeInterface(): Promise<void> {
+    const name = this.#interface
+    if (name === undefined) return
+    const record = ['-m', 'iface', '-I', name]
+    const said = await runTool(`pool ${this.#document.name}`, 'iscsiadm', ['-m', 'iface'])
+    if (!said.split('\n').some(line => line.startsWith(`${name} `))) {
+      await this.#run('make its interface', [...record, '-o', 'new'])
+    }
+    const set = [...record, '-o', 'update', '-n', 'iface.initiatorname', '-v', this.#initiator!]
+    await this.#run('set its initiator', set)
+  }
+
+  /** iscsiadm takes a password as an argument only: for a moment others on the machine may see it. */
+  async #authenticate(): Promise<void> {
+    const { name, source } = this.#document
+    const { auth } = source
+    if (auth === undefined) return
+    if (auth.type !== 'chap') {
+      throw new RpcError(
+        'EINVAL',
+        `pool ${name} has <auth type='${auth.type}'>: iSCSI knows type='chap' only`,
+      )
+    }
+    const { bytes } = await this.#secrets.valueFor(name, auth)
+    await this.#set('node.session.auth.authmethod', 'CHAP')
+    await this.#set('node.session.auth.username', auth.username)
+    try {
+      await this.#set('node.session.auth.password', bytes.toString())
+    } catch {
+      // Without its cause, which has the password among the arguments.
+      throw new RpcError('EIO', `pool ${name}: iscsiadm does not take the password of ${auth.username}`)
+    }
+  }
+
+  async #set(name: string, value: string): Promise<void> {
+    await this.#run(`set ${name}`, [...this.#node(), '-o', 'update', '-n', name, '-v', value])
+  }
+
+  #node(): string[] {
+    return ['-m', 'node', '-T', this.#target, '-p', this.#portal, ...this.#ofInterface()]
+  }
+
+  #ofInterface(): string[] {
+    return this.#interface === undefined ? [] : ['-I', this.#interface]
+  }
+
+  #run(doing: string, args: readonly string[], options?: ToolOptions): Promise<string> {
+    return runTool(
+      `pool ${this.#document.name} cannot ${doing} (${this.#target} at ${this.#portal})`,
+      'iscsiadm',
+      args,
+      {
+        ...options,
+        remedy: said => options?.remedy?.(said) ?? remedyOf(said),
+      },
+    )
+  }
+}
+
+function remedyOf(said: string): string | undefined {
+  if (/iscsid is not running|can ?not connect to iSCSI daemon|Could not connect to iscsid/i.test(said)) {
+    return 'systemctl start iscsid'
+  }
+  if (/authorization failure|initiator reported error \(24/.test(said)) {
+    return 'The target does not let this initiator in: compare <initiator> and <auth> with what is set there'
+  }
+  if (/cannot make connection|connection (?:login )?(?:timed out|refused)/i.test(said)) {
+    return 'Does the server listen at that address?'
+  }
+  return undefined
+}

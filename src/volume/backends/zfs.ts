@@ -1,0 +1,289 @@
+/** `zfs`: a zpool, or a dataset of one, whose zvols are the volumes. */
+import { join } from 'node:path'
+import { RpcError } from '../../core/errors.ts'
+import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
+import type { MethodCall } from '../../rpc/config.ts'
+import { sortedByName, tellNewSize } from '../block-devices.ts'
+import { fileOpening } from '../file-volumes.ts'
+import type {
+  BuildMode,
+  CreateVolume,
+  OpenOptions,
+  PoolBackend,
+  PoolBackendType,
+  PoolContents,
+  PoolServices,
+  Progress,
+  ResizeOptions,
+  SnapshotAction,
+  SnapshotOperations,
+  VolumeFacts,
+  VolumeOperations,
+  VolumeSnapshot,
+  WipeAlgorithm,
+} from '../pool.ts'
+import { runTool, type ToolOptions } from '../tools.ts'
+import { wipeFile } from '../wipe.ts'
+
+export const zfsPool: PoolBackendType = {
+  type: 'zfs',
+  summary: 'A zpool, or a dataset of one, whose zvols are the volumes.',
+  create: (document, services) => new ZfsPool(document, services),
+}
+
+/** zfs(8): a letter first, then letters, digits and these. */
+const DATASET = /^[A-Za-z][A-Za-z0-9_.:-]*(?:\/[A-Za-z0-9_.:][A-Za-z0-9_.:-]*)*$/
+const COMPONENT = /^[A-Za-z0-9_.:][A-Za-z0-9_.:-]*$/
+/** Sizes of zvols are multiples of their blocks. */
+const ZVOL_BLOCK = 16384
+
+class ZfsPool implements PoolBackend {
+  readonly volumes: Zvols
+  readonly #document: PoolDocument
+  readonly #dataset: Dataset
+
+  constructor(document: PoolDocument, { call }: PoolServices) {
+    const { name, source, target } = document
+    if (!DATASET.test(source.name!)) {
+      throw new RpcError(
+        'EINVAL',
+        `pool ${name}: ${JSON.stringify(source.name)} cannot be the name of a zpool or dataset`,
+      )
+    }
+    this.#document = document
+    this.#dataset = new Dataset(name, source.name!)
+    this.volumes = new Zvols(this.#dataset, target!.path, call)
+  }
+
+  async build(mode: BuildMode): Promise<void> {
+    const { name, source } = this.#document
+    const devices = (source.devices ?? []).map(({ path }) => path)
+    if (devices.length === 0 || source.name!.includes('/')) {
+      throw new RpcError(
+        'EINVAL',
+        `pool ${name}: a zpool is made of the <device>s of its <source>, under a name without /`,
+      )
+    }
+    const force = mode === 'overwrite' ? ['-f'] : []
+    await this.#dataset.run('make it', 'zpool', ['create', ...force, '--', source.name!, ...devices])
+  }
+
+  async start(): Promise<void> {
+    await this.usage()
+  }
+
+  async stop(): Promise<void> {}
+
+  async refresh(): Promise<PoolContents> {
+    const [usage, volumes] = await Promise.all([this.usage(), this.volumes.all()])
+    return { ...usage, volumes: sortedByName(volumes) }
+  }
+
+  async usage(): Promise<PoolUsage> {
+    const said = await this.#dataset.run('look at it', 'zfs', [
+      ...['get', '-Hp', '-o', 'value', 'used,available', '--', this.#dataset.name],
+    ])
+    const [used = Number.NaN, available = Number.NaN] = said.split('\n').map(Number)
+    return { capacityBytes: used + available, allocationBytes: used, availableBytes: available }
+  }
+
+  async delete(): Promise<void> {
+    const { name } = this.#dataset
+    if (name.includes('/')) await this.#dataset.run('delete it', 'zfs', ['destroy', '-r', '--', name])
+    else await this.#dataset.run('delete it', 'zpool', ['destroy', '--', name])
+  }
+
+  opening(volume: VolumeFacts, options: OpenOptions): MethodCall {
+    return fileOpening(volume, options)
+  }
+}
+
+class Dataset {
+  readonly pool: string
+  readonly name: string
+
+  constructor(pool: string, name: string) {
+    this.pool = pool
+    this.name = name
+  }
+
+  run(
+    doing: string,
+    program: 'zfs' | 'zpool',
+    args: readonly string[],
+    options?: ToolOptions,
+  ): Promise<string> {
+    return runTool(`pool ${this.pool}: cannot ${doing}`, program, args, {
+      ...options,
+      remedy: said =>
+        /does not exist|no such pool/.test(said)
+          ? `Is ${this.name} there (zfs list)? zpool import brings one that is not in use`
+          : /has dependent clones/.test(said)
+            ? 'zfs promote makes a clone independent'
+            : undefined,
+    })
+  }
+}
+
+class Zvols implements VolumeOperations {
+  readonly snapshots: SnapshotOperations
+  readonly #dataset: Dataset
+  readonly #directory: string
+  readonly #call: PoolServices['call']
+
+  constructor(dataset: Dataset, directory: string, call: PoolServices['call']) {
+    this.#dataset = dataset
+    this.#directory = directory
+    this.#call = call
+    this.snapshots = new ZvolSnapshots(dataset)
+  }
+
+  async all(): Promise<VolumeFacts[]> {
+    const { name } = this.#dataset
+    const said = await this.#dataset.run('list its volumes', 'zfs', [
+      ...['list', '-Hp', '-d', '1', '-t', 'volume', '-o', 'name,volsize,used,origin', '--', name],
+    ])
+    return parseVolumes(said, name, this.#directory)
+  }
+
+  async create({
+    name,
+    format,
+    capacityBytes,
+    preallocation,
+    backing,
+    features,
+  }: CreateVolume): Promise<void> {
+    checkComponent(name)
+    const [feature] = Object.keys(features)
+    const what = format !== 'raw' ? format : (backing?.path ?? feature)
+    if (what !== undefined)
+      throw new RpcError('EINVAL', `${name}: a zvol is raw and stands alone, without ${what}`)
+    const thin = preallocation === 'full' ? [] : ['-s']
+    const size = `${Math.ceil(capacityBytes / ZVOL_BLOCK) * ZVOL_BLOCK}`
+    await this.#zfs(`make volume ${name}`, 'create', ...thin, '-V', size, '--', this.#path(name))
+  }
+
+  async delete({ name }: VolumeFacts): Promise<void> {
+    await this.#zfs(`delete volume ${name}`, 'destroy', '-r', '--', this.#path(name))
+  }
+
+  async resize({ name }: VolumeFacts, capacityBytes: number, { openBy }: ResizeOptions): Promise<void> {
+    const size = Math.ceil(capacityBytes / ZVOL_BLOCK) * ZVOL_BLOCK
+    await this.#zfs(`resize volume ${name}`, 'set', `volsize=${size}`, '--', this.#path(name))
+    await tellNewSize(this.#call, openBy)
+  }
+
+  async rename({ name }: VolumeFacts, to: string): Promise<void> {
+    checkComponent(to)
+    await this.#zfs(`rename volume ${name}`, 'rename', '--', this.#path(name), this.#path(to))
+  }
+
+  /** At once: the copy stands on a snapshot of its name, and keeps it. */
+  async clone({ name }: VolumeFacts, to: string, { report }: Progress): Promise<void> {
+    checkComponent(to)
+    const snapshot = `${this.#path(name)}@clone-${to}`
+    await this.#zfs(`snapshot volume ${name}`, 'snapshot', '--', snapshot)
+    await this.#zfs(`clone volume ${name}`, 'clone', '--', snapshot, this.#path(to))
+    report(1, 1)
+  }
+
+  async wipe({ path }: VolumeFacts, algorithm: WipeAlgorithm, progress: Progress): Promise<void> {
+    await wipeFile(path, algorithm, progress)
+  }
+
+  #path(name: string): string {
+    return `${this.#dataset.name}/${name}`
+  }
+
+  async #zfs(doing: string, ...args: readonly string[]): Promise<void> {
+    await this.#dataset.run(doing, 'zfs', args)
+  }
+}
+
+/** Lines of `name volsize used origin`, with tabs between them and `-` for none. */
+export function parseVolumes(text: string, dataset: string, directory: string): VolumeFacts[] {
+  return text
+    .split('\n')
+    .filter(line => line !== '')
+    .map(line => {
+      const [full = '', size, used, origin = '-'] = line.split('\t')
+      const name = full.slice(dataset.length + 1)
+      const path = join(directory, name)
+      const parent = origin.replace(/@.*$/, '').slice(dataset.length + 1)
+      return {
+        ...{ name, key: full, path, type: 'block', format: 'raw' },
+        ...{ capacityBytes: Number(size), allocationBytes: Number(used) },
+        ...(origin === '-' ? {} : { backing: { path: join(directory, parent), format: 'raw' } }),
+      }
+    })
+}
+
+class ZvolSnapshots implements SnapshotOperations {
+  readonly #dataset: Dataset
+
+  constructor(dataset: Dataset) {
+    this.#dataset = dataset
+  }
+
+  whileOpen(): readonly SnapshotAction[] {
+    return ['create', 'delete']
+  }
+
+  async create({ name }: VolumeFacts, snapshot: string): Promise<void> {
+    checkComponent(snapshot)
+    await this.#dataset.run(`snapshot volume ${name}`, 'zfs', ['snapshot', '--', this.#path(name, snapshot)])
+  }
+
+  async list({ name }: VolumeFacts): Promise<VolumeSnapshot[]> {
+    const said = await this.#dataset.run(`list snapshots of ${name}`, 'zfs', [
+      ...['list', '-Hp', '-d', '1', '-t', 'snapshot', '-o', 'name,creation,volsize', '-s', 'creation'],
+      ...['--', `${this.#dataset.name}/${name}`],
+    ])
+    return parseSnapshots(said)
+  }
+
+  /** ZFS goes back to the newest only; -r would delete those between. */
+  async revert({ name }: VolumeFacts, snapshot: string): Promise<void> {
+    await this.#dataset.run(`revert volume ${name}`, 'zfs', ['rollback', '--', this.#path(name, snapshot)], {
+      remedy: said =>
+        /more recent snapshots/.test(said)
+          ? 'ZFS goes back to the newest snapshot only: delete those after it first'
+          : undefined,
+    })
+  }
+
+  async delete({ name }: VolumeFacts, snapshot: string): Promise<void> {
+    checkComponent(snapshot)
+    const args = ['destroy', '--', this.#path(name, snapshot)]
+    await this.#dataset.run(`delete snapshot ${snapshot} of ${name}`, 'zfs', args)
+  }
+
+  #path(name: string, snapshot: string): string {
+    return `${this.#dataset.name}/${name}@${snapshot}`
+  }
+}
+
+/** Lines of `name creation volsize`, the oldest first. */
+export function parseSnapshots(text: string): VolumeSnapshot[] {
+  return text
+    .split('\n')
+    .filter(line => line !== '')
+    .map(line => {
+      const [full = '', created, size] = line.split('\t')
+      return {
+        name: full.slice(full.indexOf('@') + 1),
+        created: new Date(Number(created) * 1000),
+        sizeBytes: Number(size),
+      }
+    })
+}
+
+/** `%` and a comma mean something to zfs destroy, `@` and `#` to all of its commands. */
+function checkComponent(name: string): void {
+  if (COMPONENT.test(name)) return
+  throw new RpcError(
+    'EINVAL',
+    `${JSON.stringify(name)} cannot be a name in ZFS: letters, digits and _.:- it has, no - first`,
+  )
+}
