@@ -1,5 +1,6 @@
 /** The files underneath an image: found, checked and opened. */
-import { fstatSync, readSync } from 'node:fs'
+import { fstatSync, readSync, type Stats } from 'node:fs'
+import { stat } from 'node:fs/promises'
 import { dirname, isAbsolute, join } from 'node:path'
 import { RpcError } from '../../../core/errors.ts'
 import { Compression, MAGIC } from '../../../spec/qcow2.ts'
@@ -34,7 +35,7 @@ export function backingPath(path: string, name: string): string {
 /** Opens everything underneath, read only, from the top. Throws `RpcError`, and then nothing is open. */
 export async function openChain(file: LockedFile, header: Header): Promise<ChainLink[]> {
   const links: ChainLink[] = []
-  const seen = new Set([identity(file)])
+  const seen = new Set([identity(fstatSync(file.fd))])
   try {
     checkCompression(file.path, header)
     for (let path = file.path, above = header; above.backingFile !== null; ) {
@@ -44,15 +45,9 @@ export async function openChain(file: LockedFile, header: Header): Promise<Chain
           `${file.path} has more than ${DEPTH_MAX} backing files: commit some of them`,
         )
       }
-      const link = await openLink(path, above)
+      const link = await openLink(path, above, seen)
       links.push(link)
-      if (seen.has(identity(link.file))) {
-        throw new RpcError(
-          'EINVAL',
-          `${path} has a backing file, ${link.file.path}, that rests on itself: rebase it`,
-        )
-      }
-      seen.add(identity(link.file))
+      seen.add(identity(fstatSync(link.file.fd)))
       if (link.header === null) break
       path = link.file.path
       above = link.header
@@ -64,8 +59,17 @@ export async function openChain(file: LockedFile, header: Header): Promise<Chain
   }
 }
 
-async function openLink(path: string, { backingFile, backingFormat }: Header): Promise<ChainLink> {
+async function openLink(
+  path: string,
+  { backingFile, backingFormat }: Header,
+  seen: ReadonlySet<string>,
+): Promise<ChainLink> {
   const below = backingPath(path, backingFile!)
+  // Before its lock is tried, which the image above may hold.
+  const stats = await stat(below).catch(() => null)
+  if (stats !== null && seen.has(identity(stats))) {
+    throw new RpcError('EINVAL', `${path} has a backing file, ${below}, that rests on itself: rebase it`)
+  }
   const format = checkFormat(path, backingFormat)
   const file = await openLocked(below, true)
   try {
@@ -111,10 +115,7 @@ function checkCompression(path: string, { compression }: Header): void {
   )
 }
 
-function identity({ fd }: LockedFile): string {
-  const { dev, ino } = fstatSync(fd)
-  return `${dev}:${ino}`
-}
+const identity = ({ dev, ino }: Stats): string => `${dev}:${ino}`
 
 /** What can be said of the files underneath without opening them for use; it ends where the chain breaks. */
 export async function peekChain(
