@@ -180,7 +180,10 @@ export interface PoolBackendType {
 
 /** What a backend may use of the daemon. */
 export interface PoolServices {
-  /** A method of the daemon in its turn, saved: for RBD clusters and the like. */
+  /**
+   * A method of the daemon in its turn, saved. Not from `start`, `stop` and `refresh`: these run while the daemon starts as
+   * well, when the turn is that of the start.
+   */
   readonly call: (method: string, params?: unknown) => Promise<unknown>
   /** Connections to Ceph, and images that are open. */
   readonly rbd: RbdImages
