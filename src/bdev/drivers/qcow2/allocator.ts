@@ -19,6 +19,8 @@ import { Mutex, type Steps, type Task, WaitList } from './task.ts'
 const EIO = 5
 const ENOSPC = 28
 const PAGE = 4096
+/** So many clusters behind the file's end may be counted as in use, lost in a crash, before the counts are not believed. */
+const BEYOND_MAX = 1 << 22
 
 /** Makes room in a cache where everything is dirty. */
 export type Relief = (task: Task) => Steps
@@ -169,6 +171,9 @@ export class Allocator {
       const key = Math.floor(this.#hint / this.#sliceEntries)
       const slice = this.cache.find(key)
       if (slice === null) return false
+      if (this.#hint > this.#freshFrom + BEYOND_MAX) {
+        throw new SysError('write', EIO, 'of a cluster: those far behind its end are all counted as in use')
+      }
       let index = this.#hint - key * this.#sliceEntries
       while (index < this.#sliceEntries && getRefcount(slice.view, slice.base, index, refcountOrder) !== 0)
         index++

@@ -85,10 +85,6 @@ export class Committer implements TableOwner {
     return this.#isRunning || this.isDirty
   }
 
-  get isRunning(): boolean {
-    return this.#isRunning
-  }
-
   setL1Dirty(l1Index: number): void {
     this.#l1Dirty.add(Math.floor((l1Index * 8) / SECTOR))
   }
@@ -109,6 +105,14 @@ export class Committer implements TableOwner {
       yield
     }
     if (this.#result < 0) throw new SysError('write', -this.#result, 'of what changed')
+  }
+
+  /** Waits until nothing is being committed. */
+  *quiet(task: Task): Steps {
+    while (this.#isRunning) {
+      this.#waiting.add(task)
+      yield
+    }
   }
 
   *moveRefcountTable(task: Task, offset: number, clusters: number): Steps {
@@ -154,6 +158,7 @@ export class Committer implements TableOwner {
       this.#waiting.wakeAll()
     }
     this.#isRunning = false
+    this.#waiting.wakeAll()
   }
 
   #take(): Changes {

@@ -9,6 +9,7 @@
  *                        everything is in the file, requests wait
  */
 import { assert } from '../../../core/assert.ts'
+import { RpcError } from '../../../core/errors.ts'
 import { close, eventfd, write } from '../../../sys/libc.ts'
 import { mapAnonymous, viewAt } from '../../../sys/memory.ts'
 import { Lanes } from '../../plugin/lanes.ts'
@@ -73,7 +74,9 @@ export class Agreement {
 
   static create(): Pick<Qcow2Device, 'words' | 'lanes' | 'bitmaps' | 'doorbell'> {
     const doorbell = eventfd()
-    assert(doorbell >= 0, 'an eventfd can be had')
+    if (doorbell < 0) {
+      throw new RpcError('EMFILE', 'there is no descriptor left for an image: raise the limit (ulimit -n)')
+    }
     return {
       words: new SharedArrayBuffer(3 * 4),
       lanes: Lanes.create(),

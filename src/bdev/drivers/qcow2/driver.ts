@@ -80,6 +80,7 @@ async function openDevice(name: string, given: Params): Promise<BdevInfo> {
   const { filename, read_only = false, discard = true } = given
   const image = await ImageHandle.open(filename, read_only)
   let links: ChainLink[] = []
+  let device: Qcow2Device | undefined
   try {
     if (!read_only) await prepare(name, image)
     links = await openChain({ fd: image.fd, path: image.path, sizeBytes: image.fileSize }, image.header)
@@ -90,7 +91,7 @@ async function openDevice(name: string, given: Params): Promise<BdevInfo> {
         `${filename} has a disk of ${header.sizeBytes} bytes, less than a block of 512`,
       )
     }
-    const device: Qcow2Device = {
+    device = {
       id: randomUUID(),
       path: filename,
       fd: image.fd,
@@ -106,6 +107,7 @@ async function openDevice(name: string, given: Params): Promise<BdevInfo> {
   } catch (error) {
     for (const link of links) close(link.file.fd)
     image.close()
+    if (device !== undefined) new Agreement(device).close()
     throw error
   }
 }

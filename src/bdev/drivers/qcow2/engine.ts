@@ -108,15 +108,22 @@ export class Engine implements RequestEngine {
     if (!this.#options.isReadOnly) yield* this.#allocator.open(task)
   }
 
-  /** Waits for all requests, and brings everything to the file. Nothing may be submitted from here on. */
+  /**
+   * Waits for all requests, and brings everything to the file. Nothing may be submitted from here on, and nothing is
+   * outstanding when it ends, also when it throws `SysError`.
+   */
   *drain(task: Task): Steps {
-    while (this.#active > 0) yield* this.#waitIdle(task)
-    if (this.#options.isReadOnly) return
-    do {
-      yield* this.#committer.flush(task)
+    try {
+      while (this.#active > 0) yield* this.#waitIdle(task)
+      if (this.#options.isReadOnly) return
+      do {
+        yield* this.#committer.flush(task)
+        while (this.#reaping > 0) yield* this.#waitIdle(task)
+      } while (this.#committer.isDirty || !this.#reclaimer.isEmpty)
+    } finally {
       while (this.#reaping > 0) yield* this.#waitIdle(task)
-    } while (this.#committer.isDirty || !this.#reclaimer.isEmpty)
-    while (this.#committer.isRunning) yield* this.#committer.flush(task)
+      yield* this.#committer.quiet(task)
+    }
   }
 
   /** Nothing may be outstanding. */

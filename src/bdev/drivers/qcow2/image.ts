@@ -7,6 +7,7 @@
  *   checkImage(path, { repair }, long?)      counts every reference anew; says, or mends, what is wrong
  *   createSnapshot / listSnapshots / applySnapshot / deleteSnapshot (path, …)
  *   addBitmap / removeBitmap (path, …)       dirty bitmaps
+ *   renameBacking(path, backing)             another name for the backing file
  *
  * Each call opens the file, takes the locks that QEMU takes as well, and closes it: an image that a guest, QEMU or a
  * bdev has is refused with EBUSY, except by `imageInfo`. An image that is a bdev is changed by `changeOpenImage` of
@@ -15,6 +16,7 @@
 import { stat } from 'node:fs/promises'
 import { RpcError } from '../../../core/errors.ts'
 import { Compatible, Compression, Incompatible } from '../../../spec/qcow2.ts'
+import { setBacking } from './backing.ts'
 import { deleteBitmap, insertBitmap, readBitmaps, toInfo } from './bitmaps.ts'
 import { peekChain } from './chain.ts'
 import { check, repairDirty } from './check.ts'
@@ -170,6 +172,15 @@ export const applySnapshot = (path: string, which: string): Promise<void> =>
 
 export const deleteSnapshot = (path: string, which: string): Promise<void> =>
   withImage(path, image => dropSnapshot(image, which))
+
+/**
+ * Has the image name another backing file, or none: only the name changes. Right when the file was moved, or has the same
+ * content; otherwise the disk reads as something else. Throws `RpcError` when the new chain cannot be used.
+ */
+export const renameBacking = (
+  path: string,
+  backing: { readonly file: string; readonly format: 'raw' | 'qcow2' } | null,
+): Promise<void> => withImage(path, image => setBacking(image, backing))
 
 /** A bitmap that records writes from now on, unless told otherwise. */
 export const addBitmap = (

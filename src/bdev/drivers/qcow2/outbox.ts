@@ -1,4 +1,5 @@
 /** Requests of a reactor that does not own the image, on their way to the one that does. */
+import { RpcError } from '../../../core/errors.ts'
 import type { Reactor } from '../../../reactor/reactor.ts'
 import { mapAnonymous, unmap } from '../../../sys/memory.ts'
 import type { Uring } from '../../../sys/uring.ts'
@@ -60,7 +61,11 @@ export class Outbox {
     this.#agreement = new Agreement(device)
     this.#lane = new Lanes(device.lanes).lane(reactor.index)
     this.#answersSeen = this.#lane.answered
-    this.#bell = new Bell(ring, this.#lane.openEventfd())
+    const fd = this.#lane.openEventfd()
+    if (fd < 0) {
+      throw new RpcError('EMFILE', 'there is no descriptor left for an image: raise the limit (ulimit -n)')
+    }
+    this.#bell = new Bell(ring, fd)
     reactor.addPoller(this.#poll)
   }
 

@@ -1,4 +1,4 @@
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { deflateRawSync } from 'node:zlib'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import {
@@ -9,6 +9,7 @@ import {
   createSnapshot,
   deleteSnapshot,
   imageInfo,
+  renameBacking,
   resizeImage,
 } from '../../../../src/bdev/drivers/qcow2/image.ts'
 import { Extents } from '../../../../src/bdev/extents.ts'
@@ -286,6 +287,25 @@ describe('images', () => {
     await bench.delete('q')
     expect(await checkImage(bench.path('q'))).toMatchObject({ leaks: 0, corruptions: 0 })
     expect((await imageInfo(bench.path('q'))).isDirty).toBe(false)
+  })
+
+  it('find a backing file that was moved by its new name, and refuse one that is not there', async () => {
+    writeFileSync(bench.path('base'), filled(MIB, 3))
+    await createImage(bench.path('q'), { backingFile: 'base', backingFormat: 'raw' })
+    renameSync(bench.path('base'), bench.path('moved'))
+    await expect(bench.open('q')).rejects.toMatchObject({ code: 'ENOENT' })
+    const named = (file: string) => renameBacking(bench.path('q'), { file, format: 'raw' })
+    await expect(named('nowhere')).rejects.toMatchObject({ code: 'ENOENT' })
+    await named(bench.path('moved'))
+    const disk = await bench.open('q')
+    expect(await disk.read(0, 4096)).toEqual(filled(4096, 3))
+    await bench.delete('q')
+    await renameBacking(bench.path('q'), null)
+    expect(await imageInfo(bench.path('q'))).toMatchObject({
+      backingFile: null,
+      backingFormat: null,
+      chain: [],
+    })
   })
 
   it('go back to a snapshot, their size as well', async () => {
