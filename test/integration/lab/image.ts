@@ -14,10 +14,8 @@ import {
   copyFileSync,
   existsSync,
   mkdirSync,
-  mkdtempSync,
   readdirSync,
   readFileSync,
-  renameSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -26,8 +24,10 @@ import {
 import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { cpio, directory, file } from './cpio.ts'
-import { ModuleTree } from './modules.ts'
+import { cpio, directory, file } from '../../../src/vm/lab/cpio.ts'
+import { debianKernel, publish, unpackVmlinux } from '../../../src/vm/lab/kernel.ts'
+import { ModuleTree } from '../../../src/vm/lab/modules.ts'
+import { merged, sharedLibraries } from '../../../src/vm/lab/programs.ts'
 import { aptGet, findProgram, GUEST_PROGRAMS, needs } from './packages.ts'
 
 const run = promisify(execFile)
@@ -46,6 +46,7 @@ const DISK_MODULES = [
   ...['virtio_console', 'virtio_net', 'virtio_scsi', 'virtio_balloon', 'sd_mod', 'sr_mod', 'sg'],
   ...['configfs', 'nvme', 'nvme-tcp', 'nvmet', 'nvmet-tcp'],
   ...['nbd', 'iscsi_tcp', 'loop', 'brd', 'null_blk', 'dm-mod', 'dm-snapshot', 'dm-thin-pool', 'dm-crypt'],
+  ...['9p', '9pnet_virtio', 'nfsd', 'nfsv4', 'dm-multipath', 'iscsi_target_mod', 'target_core_file'],
   ...['xfs', 'btrfs', 'vfat', 'nls_ascii', 'nls_cp437'],
   ...['crc32c_generic', 'crct10dif_generic', 'crc64_rocksoft_generic', 'sch_netem', 'sch_tbf'],
 ]
@@ -72,21 +73,20 @@ export function bootFiles(): Promise<BootFiles> {
 async function findOrBuild(): Promise<BootFiles> {
   const reason = await needs(...GUEST_PROGRAMS)
   if (reason !== undefined) throw new Error(`a guest ${reason}`)
-  mkdirSync(CACHE, { recursive: true })
-  const kernelTree = await unpackedKernel()
-  const version = readdirSync(join(kernelTree, 'lib/modules'))[0]!
+  const kernel = await debianKernel(CACHE, () => aptGet('update'))
+  const version = basename(kernel.modules)
   const programs = PROGRAMS.map(program => findProgram(program)!)
   const libraries = await sharedLibraries(programs)
   const key = cacheKey(version, [...programs, ...libraries])
   const home = join(CACHE, `boot-${key}`)
   if (!existsSync(home)) {
-    await publish(home, async building => {
-      await unpackVmlinux(join(kernelTree, `boot/vmlinuz-${version}`), join(building, 'vmlinux'))
-      const modules = new ModuleTree(join(kernelTree, 'lib/modules', version))
-      writeFileSync(join(building, 'initramfs'), initramfs(kernelTree, version, modules))
+    await publish(home, CACHE, async building => {
+      await unpackVmlinux(kernel.image, join(building, 'vmlinux'))
+      const modules = new ModuleTree(kernel.modules)
+      writeFileSync(join(building, 'initramfs'), initramfs(modules))
       const root = join(building, 'root')
       stageRoot(root, [...programs, ...libraries])
-      await stageModules(root, kernelTree, version, modules)
+      await stageModules(root, version, modules)
       await makeDisk(root, join(building, 'disk'))
       rmSync(root, { recursive: true })
     })
@@ -109,60 +109,6 @@ function removeStale(): void {
   }
 }
 
-/** Builds a directory under another name and renames it, so that nobody ever sees half of one. */
-async function publish(home: string, build: (building: string) => Promise<void>): Promise<void> {
-  const building = mkdtempSync(join(CACHE, 'building-'))
-  try {
-    await build(building)
-    if (!existsSync(home)) renameSync(building, home)
-  } catch (error) {
-    // Another process may have been faster, and a directory with something in it is never replaced.
-    if (!existsSync(home)) throw error
-  } finally {
-    rmSync(building, { recursive: true, force: true })
-  }
-}
-
-/** The newest kernel package in the cache, or else downloaded, as a tree that holds boot/ and lib/modules/. */
-async function unpackedKernel(): Promise<string> {
-  const [cached] = readdirSync(CACHE)
-    .filter(name => name.startsWith('linux-image-'))
-    .sort()
-    .reverse()
-  if (cached !== undefined) return join(CACHE, cached)
-  let packageName = await kernelPackage()
-  if (packageName === undefined) {
-    await aptGet('update')
-    packageName = await kernelPackage()
-  }
-  if (packageName === undefined)
-    throw new Error('apt knows no package linux-image-amd64: is this Debian on amd64?')
-  const home = join(CACHE, packageName)
-  await publish(home, async building => {
-    // apt downloads as root what only root may write to; its own user would be refused below the checkout.
-    await run('apt-get', ['-q', '-o', 'APT::Sandbox::User=root', 'download', packageName], { cwd: building })
-    const archive = readdirSync(building)[0]!
-    await run('dpkg', ['-x', archive, '.'], { cwd: building })
-    rmSync(join(building, archive))
-  })
-  return home
-}
-
-/** The package that `linux-image-amd64` stands for today. */
-async function kernelPackage(): Promise<string | undefined> {
-  const { stdout } = await run('apt-cache', ['depends', 'linux-image-amd64']).catch(() => ({ stdout: '' }))
-  return /Depends: (linux-image-\S+)/.exec(stdout)?.[1]
-}
-
-/** The libraries these programs load, by the paths the loader will look for. Static programs have none. */
-async function sharedLibraries(programs: readonly string[]): Promise<string[]> {
-  const listings = await Promise.all(
-    programs.map(program => run('ldd', [program]).catch(() => ({ stdout: '' }))),
-  )
-  const paths = listings.flatMap(({ stdout }) => stdout.match(/\/\S+/g) ?? [])
-  return [...new Set(paths)].sort()
-}
-
 function cacheKey(version: string, copied: readonly string[]): string {
   const hash = createHash('sha256')
   hash.update(version).update(readFileSync(SELF))
@@ -174,33 +120,16 @@ function cacheKey(version: string, copied: readonly string[]): string {
   return hash.digest('hex').slice(0, 16)
 }
 
-/**
- * Unpacks the kernel out of its self-extracting image, where the boot protocol's header says that it lies
- * (Documentation/x86/boot.rst). The last four bytes of the payload are its unpacked size, not part of the archive.
- */
-async function unpackVmlinux(vmlinuz: string, vmlinux: string): Promise<void> {
-  const image = readFileSync(vmlinuz)
-  const setupSectors = image[0x1f1]! === 0 ? 4 : image[0x1f1]!
-  const start = (setupSectors + 1) * 512 + image.readUInt32LE(0x248)
-  const archive = `${vmlinux}.xz`
-  writeFileSync(archive, image.subarray(start, start + image.readUInt32LE(0x24c) - 4))
-  await run('xz', ['-d', archive])
-}
-
-function initramfs(kernelTree: string, version: string, modules: ModuleTree): Buffer {
+function initramfs(modules: ModuleTree): Buffer {
   const order = modules.closure(BOOT_MODULES)
-  const source = (path: string): Buffer => readFileSync(join(kernelTree, 'lib/modules', version, path))
   return cpio([
     ...['bin', 'dev', 'lower', 'modules', 'proc', 'root', 'writable'].map(directory),
     file('bin/busybox', readFileSync(findProgram('busybox')!)),
     file('init', readFileSync(join(GUEST_FILES, 'initramfs-init'))),
     file('modules.order', `${order.map(path => basename(path)).join('\n')}\n`),
-    ...order.map(path => file(`modules/${basename(path)}`, source(path))),
+    ...order.map(path => file(`modules/${basename(path)}`, modules.read(path))),
   ])
 }
-
-/** Debian's merged directories: /bin, /lib, /lib64 and /sbin are links into /usr. */
-const merged = (path: string): string => path.replace(/^\/(bin|lib|lib64|sbin)\//, '/usr/$1/')
 
 function stageRoot(root: string, copied: readonly string[]): void {
   for (const name of ['applets', 'dev', 'etc', 'lab', 'mnt', 'proc', 'root', 'run', 'sys', 'tmp', 'var']) {
@@ -224,12 +153,7 @@ function stageRoot(root: string, copied: readonly string[]): void {
   symlinkSync('/proc/self/mounts', join(root, 'etc/mtab'))
 }
 
-async function stageModules(
-  root: string,
-  kernelTree: string,
-  version: string,
-  modules: ModuleTree,
-): Promise<void> {
+async function stageModules(root: string, version: string, modules: ModuleTree): Promise<void> {
   const busybox = findProgram('busybox')!
   // The kernel asks for modules by running /sbin/modprobe, whatever the path of its processes is.
   symlinkSync('/usr/bin/busybox', join(root, 'usr/sbin/modprobe'))
@@ -240,7 +164,7 @@ async function stageModules(
   const home = join('lib/modules', version)
   for (const path of modules.closure(DISK_MODULES)) {
     mkdirSync(dirname(join(root, home, path)), { recursive: true })
-    copyFileSync(join(kernelTree, home, path), join(root, home, path))
+    writeFileSync(join(root, home, path), modules.read(path))
   }
   await run(busybox, ['depmod', '-b', root, version])
 }

@@ -5,9 +5,10 @@
  * are skipped under holds the one command to type.
  */
 import { execFile } from 'node:child_process'
-import { accessSync, constants, existsSync } from 'node:fs'
-import { delimiter, join } from 'node:path'
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
 import { promisify } from 'node:util'
+import { findProgram as findExecutable } from '../../../src/vm/lab/programs.ts'
 
 const run = promisify(execFile)
 
@@ -25,6 +26,7 @@ const PACKAGE_OF = {
   'ceph-osd': 'ceph-osd',
   dash: 'dash',
   e2fsck: 'e2fsprogs',
+  fdisk: 'fdisk',
   fio: 'fio',
   ip: 'iproute2',
   'mkfs.ext4': 'e2fsprogs',
@@ -40,6 +42,7 @@ const PACKAGE_OF = {
   nbdcopy: 'libnbd-bin',
   nbdinfo: 'libnbd-bin',
   nbdkit: 'nbdkit',
+  lspci: 'pciutils',
   nvme: 'nvme-cli',
   nsenter: 'util-linux',
   'qemu-img': 'qemu-utils',
@@ -116,15 +119,6 @@ export const GUEST_PROGRAMS = [
   'sg_write_same',
 ] as const satisfies Program[]
 
-// An ordinary user's path often lacks the administrator's directories, where half of these live.
-const DIRECTORIES = [
-  ...(process.env['PATH'] ?? '').split(delimiter),
-  '/usr/sbin',
-  '/usr/bin',
-  '/sbin',
-  '/bin',
-]
-
 /** Where QEMU and libvirt look for their modules. */
 const MODULE_DIRECTORIES = [
   '/usr/lib/x86_64-linux-gnu/qemu',
@@ -140,17 +134,7 @@ export function findProgram(program: string): string | undefined {
   if (program.endsWith('.so')) {
     return MODULE_DIRECTORIES.map(directory => join(directory, program)).find(existsSync)
   }
-  return DIRECTORIES.map(directory => join(directory, program)).find(isExecutable)
-}
-
-function isExecutable(path: string): boolean {
-  try {
-    accessSync(path, constants.X_OK)
-    return true
-  } catch {
-    // Not there, or not for us: either way it cannot be used.
-    return false
-  }
+  return findExecutable(program)
 }
 
 /**
