@@ -31,6 +31,7 @@ import { download } from './transfer/http.ts'
 import { NbdSource } from './transfer/nbd-source.ts'
 import { PartialFile } from './transfer/partial.ts'
 import { sourceOf, type TransferSource, volumeSource } from './transfer/source.ts'
+import { refuseInUse } from './use.ts'
 import { checkFileName } from './volume-name.ts'
 import type { Found, Volumes } from './volumes.ts'
 
@@ -69,11 +70,15 @@ export class Transfers {
   async import(options: ImportOptions): Promise<{ job_id: number }> {
     const { name, permissions } = options
     const pool = this.#volumes.pools.active(options.pool)
-    const isThere = options.isResumed && volumeIn(pool, name) !== undefined
-    if (!isThere) this.#volumes.refuseTaken(pool, name)
-    const source = await sourceOf(options.source, this.#volumes)
     const files = pool.backend.volumes instanceof FileVolumes ? pool.backend.volumes : undefined
-    const format = formatFor(name, source, options.format)
+    const there = options.isResumed ? volumeIn(pool, name) : undefined
+    const job = { kind: 'volume_import', name, takes: [name], resume: options.resume }
+    if (there === undefined) this.#volumes.refuseTaken(pool, name)
+    // A file has its name only when it is whole: the daemon was killed between that and the job's end.
+    else if (files !== undefined) return this.#volumes.job(pool, job, async () => {})
+    else refuseInUse(there, 'imported', await this.#volumes.useOfMedium(there))
+    const source = await sourceOf(options.source, this.#volumes)
+    const format = formatFor(name, source, options.format ?? (files === undefined ? 'raw' : undefined))
     const plan = { source, name, permissions, format, isResumed: options.isResumed }
     if (files === undefined && plan.format !== 'raw') {
       throw new RpcError(
@@ -81,11 +86,8 @@ export class Transfers {
         `pool ${pool.name} is of type ${pool.document.type}, whose volumes are raw: ${name} cannot be ${plan.format}`,
       )
     }
-    return this.#volumes.job(
-      pool,
-      { kind: 'volume_import', name, takes: [name], resume: options.resume },
-      progress =>
-        files === undefined ? this.#fillVolume(pool, plan, progress) : this.#fillFile(files, plan, progress),
+    return this.#volumes.job(pool, { ...job, holds: volumesOf(source) }, progress =>
+      files === undefined ? this.#fillVolume(pool, plan, progress) : this.#fillFile(files, plan, progress),
     )
   }
 
@@ -302,6 +304,10 @@ async function openNbd(uri: string, attempts: number, signal: AbortSignal): Prom
     }
   }
 }
+
+/** The volume that a copy is made of, which nobody is to change meanwhile. */
+const volumesOf = (source: TransferSource): readonly string[] =>
+  (source.kind === 'file' || source.kind === 'bdev') && !source.text.startsWith('/') ? [source.text] : []
 
 interface Plan {
   readonly source: TransferSource

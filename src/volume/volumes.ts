@@ -46,7 +46,10 @@ export interface Found {
 export interface VolumeJob {
   readonly kind: string
   readonly name: string
+  /** Names in the pool. */
   readonly takes: readonly string[]
+  /** Volumes of any pool, as POOL/NAME. */
+  readonly holds?: readonly string[]
   readonly total?: number | undefined
   readonly resume?: MethodCall
 }
@@ -270,8 +273,8 @@ export class Volumes {
 
   /** Long work on a pool's volumes, which has `takes` of them, or names to be, to itself. Throws `RpcError` EBUSY. */
   job(pool: Pool, options: VolumeJob, work: (progress: Progress) => Promise<void>): { job_id: number } {
-    const { kind, name, takes, total, resume } = options
-    const keys = takes.map(each => `${pool.name}/${each}`)
+    const { kind, name, takes, holds = [], total, resume } = options
+    const keys = [...takes.map(each => `${pool.name}/${each}`), ...holds]
     for (const key of keys) this.#taken.set(key, `${kind} of ${name}`)
     const letGo = this.pools.hold(pool, `${kind} of ${name}`)
     const free = (): void => {

@@ -278,6 +278,24 @@ describe('moving volumes', () => {
     expect(statSync(storage.path('vms/r')).blocks * 512).toBeLessThan(5 * MIB)
   })
 
+  it('keeps the volume that it copies as it is meanwhile', async () => {
+    await moved('a')
+    const { job_id } = await storage.call<{ job_id: number }>('volume_import', {
+      ...{ pool: 'vms', name: 'b', source: 'vms/a', format: 'qcow2' },
+    })
+    await expect(storage.call('volume_delete', { volume: 'a' })).rejects.toThrow(
+      'volume vms/a is busy: volume_import of b',
+    )
+    await storage.reactors.run(storage.jobs.wait(job_id, 60_000))
+    await storage.call('volume_delete', { volume: 'a' })
+  })
+
+  it('is done at once when it had been whole before the daemon was killed', async () => {
+    await moved('a')
+    expect(await moved('a', { resume: true })).toMatchObject({ state: 'completed', error: undefined })
+    await expect(moved('a')).rejects.toMatchObject({ code: 'EEXIST' })
+  })
+
   it('saves a volume to a file, in another format', async () => {
     truncateSync(storage.path('source'), 9 * MIB)
     await moved('q', { format: 'qcow2' })
