@@ -17,16 +17,19 @@ const situation = (change: Partial<Situation>): Situation => ({
 
 describe('the means by which a guest gets a disk', () => {
   it.each<[string, Partial<Situation>, string]>([
-    ['a volume for a guest with shared memory', {}, 'vhost'],
-    ['a volume for a guest without', { hasSharedMemory: false }, 'direct'],
-    ['a bdev for a guest with shared memory', { isOpenHere: true, canBeDirect: false }, 'vhost'],
+    ['a volume for the next start with shared memory', { isLive: false }, 'vhost'],
+    ['a volume for a guest that runs, which would lose it with the daemon', {}, 'direct'],
+    ['a volume for a domain without', { isLive: false, hasSharedMemory: false }, 'direct'],
+    ['a bdev for the next start with shared memory', { isLive: false, isOpenHere: true }, 'vhost'],
+    ['a bdev for a guest that runs', { isOpenHere: true, canBeDirect: false }, 'nbd'],
+    ['a guest that runs, by wish', { wished: 'vhost' }, 'vhost'],
     ['a bdev for a guest without', { isOpenHere: true, hasSharedMemory: false }, 'nbd'],
     [
       'a volume that a bdev has open, for a guest without',
       { isOpenHere: true, hasSharedMemory: false },
       'nbd',
     ],
-    ['a path that is in no pool', { isManaged: false }, 'direct'],
+    ['a path that is in no pool', { isManaged: false, isLive: false }, 'direct'],
     ['a volume of a format that only QEMU knows', { canServe: false }, 'direct'],
     ['a volume on the NVMe bus', { bus: 'nvme' }, 'direct'],
     ['a bdev on the NVMe bus', { bus: 'nvme', isOpenHere: true }, 'nbd'],

@@ -243,6 +243,12 @@ async function attachDisk(source: DiskSource, means: Means, attachment: Attachme
   )
   await virsh.attachDevice(domain.name, disk, scope)
   undo.add(`disk ${target}`, () => virsh.detachDevice(domain.name, disk, scope))
+  if (means === 'vhost' && scope.live) {
+    attachment.notes.push(
+      'libvirt (seen with 9.0) plugs it in so that it does not reconnect: when this daemon is started again, the running ' +
+        'guest loses the disk until its own next start',
+    )
+  }
 }
 
 /** libvirt would add one of a kind that few guests have a driver for. */

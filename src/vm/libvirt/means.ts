@@ -44,8 +44,10 @@ export function chooseMeans(situation: Situation): Means {
     if (problem === '') return wished
     throw new RpcError('EINVAL', `${volume} cannot be attached by --means ${wished}: ${problem}`)
   }
-  // To change the memory of a domain is for its administrator to ask for.
-  const isVhostBest = situation.isManaged && situation.hasSharedMemory && problems.vhost === ''
+  // To change the memory of a domain is for its administrator to ask for. And libvirt (9.0) has a disk that is plugged in not
+  // reconnect: it would be lost when the daemon is started again.
+  const isSafe = situation.hasSharedMemory && !situation.isLive
+  const isVhostBest = situation.isManaged && isSafe && problems.vhost === ''
   if (isVhostBest) return 'vhost'
   if (problems.direct === '') return 'direct'
   if (problems.nbd === '') return 'nbd'
