@@ -5,6 +5,7 @@ import { Compression } from '../../../spec/qcow2.ts'
 import type { Decompressor } from './reader.ts'
 import type { Buffers } from './tables.ts'
 import type { Steps, Task } from './task.ts'
+import { zstdFrameLength } from './zstd-frame.ts'
 
 /** Calls back in the next round. */
 export class Soon {
@@ -89,8 +90,10 @@ export class ZlibDecompressor implements Decompressor {
       this.#reactor.awaited--
       done(error === null && output.length === size ? output : null)
     }
-    if (compression === Compression.ZSTD) zstdDecompress!(input, { maxOutputLength: size }, finish)
-    else {
+    if (compression === Compression.ZSTD) {
+      const frame = input.subarray(0, zstdFrameLength(input))
+      zstdDecompress!(frame, { maxOutputLength: size }, finish)
+    } else {
       // The stream may go on behind the cluster's last byte, and end anywhere in the last sector.
       const { Z_SYNC_FLUSH } = zlib.constants
       zlib.inflateRaw(input, { finishFlush: Z_SYNC_FLUSH, maxOutputLength: size }, finish)
