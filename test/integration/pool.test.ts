@@ -188,30 +188,36 @@ await describeWith(PROGRAMS, 'pools', () => {
       },
     )
 
-    it('fails writes cleanly when it is full, warns before, and goes on when there is room', async () => {
-      await start()
-      await qpair(daemon, 'pool', 'set-watermarks', 'fast', '60,80')
-      await qpair(daemon, 'volume', 'create', 'fast', 'thin', '1G')
-      await qpair(daemon, 'volume', 'create', 'fast', 'filler', '250M', '--preallocation', 'full')
-      expect(await pools()).toMatchObject([{ watermark: 80 }])
-      expect(daemon.output).toMatch(/ERROR volume: pool fast is \d\d % full/)
-      expect(await daemon.rpc('notify_get_notifications')).toContainEqual(
-        expect.objectContaining({ type: 'pool_usage', ctx: expect.stringMatching(/^fast \d\d$/) }),
-      )
-      await qpair(daemon, 'volume', 'export', 'thin', '--nbd', '--unix', path('nbd'))
-      const uri = `nbd+unix:///fast-thin?socket=${path('nbd')}`
-      const io = (command: string) => space.run('qemu-io', '-f', 'raw', '-c', command, uri)
-      await io('write -P 0x11 0 5M')
-      await expect(io('write -P 0x22 100M 60M')).rejects.toMatchObject({
-        stdout: expect.stringContaining('No space left on device'),
-      })
-      await io('read -P 0x11 0 5M')
-      await qpair(daemon, 'volume', 'delete', 'filler')
-      await io('write -P 0x22 100M 60M')
-      await io('read -P 0x22 100M 60M')
-      await qpair(daemon, 'volume', 'unexport', 'thin')
-      await space.run('qemu-io', '-f', 'raw', '-c', 'read -P 0x11 0 5M', path('target/thin'))
-    })
+    it.each(['raw', 'qcow2'])(
+      'fails writes to %s cleanly when it is full, warns before, and goes on when there is room',
+      async format => {
+        await start()
+        await qpair(daemon, 'pool', 'set-watermarks', 'fast', '60,80')
+        await qpair(daemon, 'volume', 'create', 'fast', 'thin', '1G', '--format', format)
+        await qpair(daemon, 'volume', 'create', 'fast', 'filler', '250M', '--preallocation', 'full')
+        expect(await pools()).toMatchObject([{ watermark: 80 }])
+        expect(daemon.output).toMatch(/ERROR volume: pool fast is \d\d % full/)
+        expect(await daemon.rpc('notify_get_notifications')).toContainEqual(
+          expect.objectContaining({ type: 'pool_usage', ctx: expect.stringMatching(/^fast \d\d$/) }),
+        )
+        await qpair(daemon, 'volume', 'export', 'thin', '--nbd', '--unix', path('nbd'))
+        const uri = `nbd+unix:///fast-thin?socket=${path('nbd')}`
+        const io = (command: string) => space.run('qemu-io', '-f', 'raw', '-c', command, uri)
+        await io('write -P 0x11 0 5M')
+        await expect(io('write -P 0x22 100M 60M')).rejects.toMatchObject({
+          stdout: expect.stringContaining('No space left on device'),
+        })
+        await io('read -P 0x11 0 5M')
+        await qpair(daemon, 'volume', 'delete', 'filler')
+        await io('write -P 0x22 100M 60M')
+        await io('read -P 0x22 100M 60M')
+        await qpair(daemon, 'volume', 'unexport', 'thin')
+        await space.run('qemu-io', '-f', format, '-c', 'read -P 0x11 0 5M', path('target/thin'))
+        if (format === 'qcow2') {
+          expect(await space.run('qemu-img', 'check', path('target/thin'))).toContain('No errors')
+        }
+      },
+    )
 
     it('does not preallocate what it has no room for', async () => {
       await start()
