@@ -14,6 +14,7 @@ import { type Clock, systemClock, type Timer } from '../core/clock.ts'
 import { RpcError, SysError, thereAre } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import type { MethodCall } from '../rpc/config.ts'
+import { withoutSecrets } from '../rpc/without-secrets.ts'
 import { whyHeldBack } from './late-namespaces.ts'
 
 const log = logger('app')
@@ -284,7 +285,8 @@ const mayPass = (error: unknown): boolean => MAY_PASS.has(codeOf(error))
 const codeOf = (error: unknown): string =>
   error instanceof RpcError || error instanceof SysError ? error.code : ''
 
-const nameOf = ({ method, params }: MethodCall): string => `${method} ${JSON.stringify(params ?? {})}`
+const nameOf = ({ method, params }: MethodCall): string =>
+  `${method} ${JSON.stringify(withoutSecrets(params ?? {}))}`
 
 /** What a call makes, where it has a name: another call that makes it has taken the place of this one. */
 function identityOf({ method, params }: MethodCall): string | undefined {

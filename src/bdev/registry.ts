@@ -254,7 +254,7 @@ export class BdevRegistry implements Configurable {
     if (twin !== undefined) {
       throw new RpcError(
         'EEXIST',
-        `${info.name} would have the UUID of ${twin.name}, ${info.uuid}: it is the same medium, or give it another uuid`,
+        `${info.name} would have the UUID of ${twin.name}, ${info.uuid}: both are the same medium, so use ${twin.name}, or give another uuid`,
       )
     }
     const baseClaims: Claim[] = []

@@ -71,6 +71,8 @@ const NAMES = new Map(Object.entries(constants.errno).map(([name, number]) => [n
 // EWOULDBLOCK and EOPNOTSUPP share numbers with the names that everybody prints.
 NAMES.set(constants.errno.EAGAIN, 'EAGAIN')
 NAMES.set(constants.errno.EOPNOTSUPP, 'EOPNOTSUPP')
+// Node has none for it; Ceph's word for a client that it has shut out.
+NAMES.set(108, 'ESHUTDOWN')
 
 /** The name of a positive errno, `E` and its number when Linux has no name for it. */
 export function errnoName(errno: number): string {

@@ -6,6 +6,7 @@ import type { Gateway } from './gateway.ts'
 import type { Member } from './group-state.ts'
 import type { Keeper } from './keeper.ts'
 import { ownedBy } from './lease.ts'
+import { showText } from './show-text.ts'
 
 /** What the methods find in the application. */
 export interface GatewayContext {
@@ -156,6 +157,7 @@ export const gatewayMethods = [
     result: GroupDescription,
     errors: { ENOENT: 'this daemon is in no group' },
     concurrent: true,
+    cli: { text: showText },
     run: (_, { gateway }: GatewayContext) => describe(gateway),
   }),
 ]

@@ -158,7 +158,7 @@ function configure(library: Librbd, what: string, handle: number, given: Cluster
     throw new RpcError(
       'EINVAL',
       // Without the value, which may be a key under a wrong name.
-      `${what}: Ceph refuses the option ${option}, or its value: see "ceph config help ${option}"`,
+      `${what} cannot take the option ${option}, or its value: see "ceph config help ${option}"`,
     )
   }
 }
@@ -176,11 +176,14 @@ const CONNECT_CODES: ReadonlyMap<string, RpcCode> = new Map([
   ['ETIMEDOUT', 'ETIMEDOUT'],
   ['EACCES', 'EACCES'],
   ['EPERM', 'EACCES'],
+  ['EOPNOTSUPP', 'ENOENT'],
   ['EINVAL', 'EHOSTUNREACH'],
 ])
 
-function connectError(what: string, { user = 'admin', file }: ClusterOptions, cause: SysError): RpcError {
-  const where = file ?? 'the default ceph.conf'
+function connectError(what: string, given: ClusterOptions, cause: SysError): RpcError {
+  const { user = 'admin', file, options } = given
+  const where = options['mon_host'] === undefined ? (file ?? 'the default ceph.conf') : 'the option mon_host'
+  const hasKey = options['key'] !== undefined || given.key !== undefined
   const badKey =
     `the key of client.${user} is not the cluster's, or the keyring has none for that user: ` +
     `compare with "ceph auth get client.${user}"`
@@ -189,7 +192,11 @@ function connectError(what: string, { user = 'admin', file }: ClusterOptions, ca
     EACCES: badKey,
     EPERM: badKey,
     ETIMEDOUT: `no monitor of ${where} answers: check mon_host and the network, "ceph -s" there`,
-    EINVAL: `${where} names no monitor that can be reached: give mon_host; a host name in it has to be known to DNS`,
+    EINVAL:
+      `${where} names no monitor that can be reached: give mon_host; a host name in it has to be known to DNS` +
+      (hasKey ? '; or the key is none of Ceph: "ceph auth get-key" prints one' : ''),
+    // librados's word for having no key to show.
+    EOPNOTSUPP: `there is no keyring with a key for client.${user}: name it with the option keyring, or in ${file ?? 'a ceph.conf'}`,
   }
   const remedy = remedies[cause.code] ?? 'see the log of the monitors'
   const code = CONNECT_CODES.get(cause.code) ?? 'EINVAL'

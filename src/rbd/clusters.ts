@@ -85,7 +85,7 @@ export class RbdClusters {
     if (cluster.users > 0) {
       throw new RpcError(
         'EBUSY',
-        `the cluster ${name} has ${cluster.users} open images: delete their bdevs first (bdev_rbd_delete)`,
+        `the cluster ${name} has ${cluster.users} open image${cluster.users === 1 ? '' : 's'}: delete their bdevs first (bdev_rbd_delete)`,
       )
     }
     this.#named.delete(name)

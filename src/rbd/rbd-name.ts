@@ -126,7 +126,7 @@ function flatten(node: Json, prefix = ''): Record<string, string> {
   for (const [key, value] of Object.entries(node)) {
     if (isObject(value) || Array.isArray(value)) {
       Object.assign(flat, flatten(value as Json, `${prefix}${key}.`))
-    } else flat[prefix + key] = String(value)
+    } else if (value !== null) flat[prefix + key] = String(value)
   }
   return flat
 }

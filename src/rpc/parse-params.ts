@@ -3,6 +3,7 @@ import type { z } from 'zod'
 import { RpcError } from '../core/errors.ts'
 import { didYouMean } from './closest.ts'
 import type { AnyMethod } from './method.ts'
+import { isSecret } from './without-secrets.ts'
 
 type Declared = Pick<AnyMethod<never>, 'name' | 'params' | 'relaxed' | 'ignored'>
 type Issue = z.core.$ZodIssue
@@ -10,8 +11,6 @@ type Issue = z.core.$ZodIssue
 /** Problems told at once; more would bury the first. */
 const ISSUES_MAX = 3
 const VALUE_LENGTH_MAX = 80
-/** Members whose values must not be repeated in answers, logs and shell histories. */
-const SECRET = /psk|secret|password|dhchap|(^|_)key$/
 
 /** The parameters as `run` takes them, defaults filled in. Throws INVALID_PARAMS. */
 export function parseParams(method: Declared, params: unknown): Record<string, unknown> {
@@ -24,12 +23,31 @@ export function parseParams(method: Declared, params: unknown): Record<string, u
     if (Object.hasOwn(method.params.shape, name)) known[name] = value
     else if (!method.relaxed && !method.ignored.includes(name)) throw unknownParam(method, name)
   }
+  const cutShort = pathOfNul(known)
+  if (cutShort !== undefined) {
+    throw new RpcError('INVALID_PARAMS', `${method.name}: ${cutShort} has a NUL character, which no text may`)
+  }
   const parsed = method.params.safeParse(known, { reportInput: true })
   if (parsed.success) return parsed.data
   const issues = withoutLooser(parsed.error.issues)
   const more = issues.length > ISSUES_MAX ? `; and ${issues.length - ISSUES_MAX} more` : ''
   const said = issues.slice(0, ISSUES_MAX).map(explain).join('; ')
   throw new RpcError('INVALID_PARAMS', `${method.name}: ${said}${more}`)
+}
+
+/**
+ * The kernel, librbd and SPDK end a text at a NUL: a name with one would be another name to them than to us. Undefined when
+ * there is none.
+ */
+function pathOfNul(value: unknown, path = ''): string | undefined {
+  if (typeof value === 'string') return value.includes('\0') ? path : undefined
+  if (typeof value !== 'object' || value === null) return undefined
+  for (const [name, member] of Object.entries(value)) {
+    if (name.includes('\0')) return `a member of ${path || 'params'}`
+    const found = pathOfNul(member, path === '' ? name : `${path}.${name}`)
+    if (found !== undefined) return found
+  }
+  return undefined
 }
 
 function unknownParam(method: Declared, name: string): RpcError {
@@ -59,7 +77,7 @@ function isTighter(a: Issue, b: Issue): boolean {
 function explain(issue: Issue): string {
   const path = issue.path.map(String).join('.') || 'params'
   const value = issue.input
-  const not = SECRET.test(path) ? '' : `, not ${show(value)}`
+  const not = isSecret(path) ? '' : `, not ${show(value)}`
   if (value === undefined && issue.code !== 'custom') return `${path} is required`
   switch (issue.code) {
     case 'invalid_type':

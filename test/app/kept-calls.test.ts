@@ -87,6 +87,15 @@ describe('calls that failed at start', () => {
     ])
   })
 
+  it('are told without the keys that they have', () => {
+    fails({ method: 'image_open', params: { filename: 'rbd:p/i:key=AQ==:id=u' } }, 'ENOENT')
+    fails({ method: 'cluster_register', params: { config_param: { key: 'AQ==' } } }, 'ENOENT')
+    expect(lines).toEqual([
+      expect.stringContaining('image_open {"filename":"rbd:p/i:key=(hidden):id=u"}'),
+      expect.stringContaining('cluster_register {"config_param":{"key":"(hidden)"}}'),
+    ])
+  })
+
   it('come back in the order of need, as soon as what the first needs is there', async () => {
     fails(cluster, 'ETIMEDOUT')
     fails(image, 'ENOENT', 'there is no cluster c')

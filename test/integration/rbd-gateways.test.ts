@@ -138,6 +138,38 @@ await describeWith(CEPH_PROGRAMS, 'an image behind two gateways', () => {
     }
   })
 
+  it.each([
+    [
+      'no keyring at all',
+      [],
+      /there is no keyring with a key for client\.cinder: name it with the option keyring/,
+    ],
+    ['a key that is none', ['key=secret'], /or the key is none of Ceph/],
+  ])('is not opened with a ceph.conf that says nothing of keys, and %s', async (_what, given, message) => {
+    const daemon = await startDaemon()
+    try {
+      const conf = join(daemon.directory, 'ceph.conf')
+      writeFileSync(conf, `[global]\nmon host = ${ceph.monitorAddress}\nkeyring = /nowhere\n`)
+      const options = given.map(option => ` --config-param ${option}`).join('')
+      const command = `bdev_rbd_register_cluster --user cinder${options} --config-file ${conf} c`
+      await expect(rpc(daemon, command)).rejects.toThrow(message)
+    } finally {
+      await daemon.stop()
+    }
+  })
+
+  it('keeps a key that it was given to itself', async () => {
+    const daemon = await startDaemon()
+    try {
+      const key = /key = (.*)/.exec(readFileSync(keyring, 'utf8'))![1]!
+      await register(daemon, `--user cinder --config-param key=${key}`)
+      expect(await rpc(daemon, 'bdev_rbd_get_clusters_info')).not.toContain(key)
+      expect(await rpc(daemon, 'save_config')).toContain(key)
+    } finally {
+      await daemon.stop()
+    }
+  })
+
   it('is back when the key is, after a start without it', async () => {
     const [gateway] = gateways
     await gateway!.kill()

@@ -200,7 +200,7 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'RBD images', () => {
 
   it('does not leave a cluster whose images are open', async () => {
     await expect(daemon.rpc('bdev_rbd_unregister_cluster', { name: 'c' })).rejects.toThrow(
-      /has \d+ open images/,
+      /has \d+ open image/,
     )
   })
 })

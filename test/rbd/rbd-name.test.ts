@@ -146,6 +146,7 @@ describe('a name in JSON', () => {
       'has encrypt.format, which is not supported',
     ],
     [{ driver: 'rbd', pool: 'p', image: 'i', server: [{ host: 'a' }] }, 'has the server a without a port'],
+    [{ driver: 'rbd', pool: null, image: 'i' }, 'has no pool'],
     [{ driver: 'rbd', filename: 'json:{}' }, 'has a filename that does not begin with "rbd:"'],
   ])('%j is refused', (node, message) => {
     expect(() => json(node)).toThrow(message)

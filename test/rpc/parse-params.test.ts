@@ -62,6 +62,15 @@ describe('parseParams', () => {
     )
   })
 
+  it.each([
+    [{ name: 'a\0b' }, 'disk_create: name has a NUL character'],
+    [{ name: 'a', address: { host: 'h\0' } }, 'disk_create: address.host has a NUL character'],
+    [{ name: 'a', names: ['b', 'c\0'] }, 'disk_create: names.1 has a NUL character'],
+    [{ name: 'a', config: { 'k\0': 'v' } }, 'disk_create: a member of config has a NUL character'],
+  ])('refuses a text that the kernel and Ceph would cut short: %j', (params, message) => {
+    expect(() => parse(params)).toThrow(message)
+  })
+
   it('takes any UUID in either case and answers in lower case', () => {
     expect(parse({ name: 'a', uuid: '2D2D3F0A-9A2B-0C55-0B1E-6A7F1C3C9D10' })).toMatchObject({
       uuid: '2d2d3f0a-9a2b-0c55-0b1e-6a7f1c3c9d10',

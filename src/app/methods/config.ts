@@ -1,6 +1,7 @@
 import { z } from 'zod'
 import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
+import { withoutSecrets } from '../../rpc/without-secrets.ts'
 import type { KeptCalls } from '../kept-calls.ts'
 
 export interface NeedsKeptCalls {
@@ -31,7 +32,7 @@ const configGetKept = method({
         id,
         subsystem,
         method: call.method,
-        params: { ...call.params },
+        params: withoutSecrets(call.params ?? {}),
         reason,
         waiting: isWaiting,
         tries,

@@ -125,18 +125,18 @@ function adviceOf(rule: Rule, mode: CacheMode, judgement: Judgement, values: Val
   const advice: string[] = []
   if (isDangerous && rule !== 'qpair' && mode === 'none') {
     advice.push(
-      `set rbd_cache = false (now true by ${cache.from}), or use cache mode writeback and let the guest flush`,
+      `set rbd_cache = false (now true: ${cache.from}), or use cache mode writeback and let the guest flush`,
     )
   }
   if (lossWithoutFlushes !== 'nothing') {
-    advice.push(`set rbd_cache_writethrough_until_flush = true (now false by ${untilFlush.from})`)
+    advice.push(`set rbd_cache_writethrough_until_flush = true (now false: ${untilFlush.from})`)
   }
   if (loss === 'flushed') advice.push('use cache mode writeback, which passes flushes on')
   else if (!flushesHonoured && enabled) {
     advice.push('use cache mode writeback: without flushes librbd never leaves write-through')
   }
   if (rule !== 'qpair' && !enabled && !isOffByMode(mode)) {
-    advice.push(`data is safe; to have the cache, set rbd_cache = true (now false by ${cache.from})`)
+    advice.push(`data is safe; to have the cache, set rbd_cache = true (now false: ${cache.from})`)
   }
   if (advice.length > 0) advice.push('open the image again on a new connection: before that no change counts')
   return advice

@@ -1,5 +1,5 @@
 /** Where what is said about the cache of an image is found: librbd, a ceph.conf, options, the cluster. */
-import { readFileSync } from 'node:fs'
+import { closeSync, constants, fstatSync, openSync, readFileSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
 import { RpcError } from '../../core/errors.ts'
@@ -97,8 +97,9 @@ export function readConf(
 
 /** Undefined when it is not there. */
 function readText(path: string, isNamed: boolean): string | undefined {
+  let text: string | undefined
   try {
-    return readFileSync(path, 'utf8')
+    text = readFile(path)
   } catch (cause) {
     const { code = '' } = cause as NodeJS.ErrnoException
     // Of the default places librados tries the next one.
@@ -110,6 +111,25 @@ function readText(path: string, isNamed: boolean): string | undefined {
         cause,
       },
     )
+  }
+  if (text === undefined) {
+    throw new RpcError('EINVAL', `${path} is no ceph.conf: give a file, of at most ${CONF_SIZE_MAX} bytes`)
+  }
+  return text
+}
+
+/** Far more than any has. */
+const CONF_SIZE_MAX = 1 << 20
+
+/** Undefined for what librados would read until memory is used up, or wait for: a device, a pipe, a huge file. */
+function readFile(path: string): string | undefined {
+  const file = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK)
+  try {
+    const stat = fstatSync(file)
+    const isConf = stat.isDirectory() || (stat.isFile() && stat.size <= CONF_SIZE_MAX)
+    return isConf ? readFileSync(file, 'utf8') : undefined
+  } finally {
+    closeSync(file)
   }
 }
 

@@ -17,21 +17,25 @@ const clusterRow = z.object({
   core_mask: z.string().optional(),
 })
 
+/** Everybody who may list clusters may see it, so it has no key. */
 const rowOf = ({
   name,
   user,
-  options: given,
+  options,
   file,
   keyFile,
   coreMask,
-}: NamedCluster): z.input<typeof clusterRow> => ({
-  cluster_name: name,
-  ...(user === undefined ? {} : { user_id: user }),
-  ...(Object.keys(given).length === 0 ? {} : { config_param: given }),
-  ...(file === undefined ? {} : { config_file: file }),
-  ...(keyFile === undefined ? {} : { key_file: keyFile }),
-  ...(coreMask === undefined ? {} : { core_mask: coreMask }),
-})
+}: NamedCluster): z.input<typeof clusterRow> => {
+  const { key: _, ...told } = options
+  return {
+    cluster_name: name,
+    ...(user === undefined ? {} : { user_id: user }),
+    ...(Object.keys(told).length === 0 ? {} : { config_param: told }),
+    ...(file === undefined ? {} : { config_file: file }),
+    ...(keyFile === undefined ? {} : { key_file: keyFile }),
+    ...(coreMask === undefined ? {} : { core_mask: coreMask }),
+  }
+}
 
 export const bdevRbdRegisterCluster = method({
   name: 'bdev_rbd_register_cluster',

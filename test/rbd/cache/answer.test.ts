@@ -36,7 +36,7 @@ describe('for a terminal', () => {
       '  The guest: told of a volatile write cache, its flushes are honoured.',
       '  Killed or without power: up to 24 MiB that was acknowledged and not yet flushed is lost; a guest that never flushes loses nothing.',
       expect.stringMatching(/^ {2}DANGEROUS: cache mode none promises that the host keeps nothing back/),
-      '  To do: set rbd_cache = false (now true by the option rbd_cache), or use cache mode writeback and let the guest flush.',
+      '  To do: set rbd_cache = false (now true: the option rbd_cache), or use cache mode writeback and let the guest flush.',
       '  To do: open the image again on a new connection: before that no change counts.',
       expect.stringMatching(/^ {2}Note: what monitors, pool or image have set/),
       '    rbd_cache                           true         the option rbd_cache',

@@ -207,7 +207,7 @@ describe('what is lost when killed or without power', () => {
   it('is all that the guest never flushed, with the librbd of old', async () => {
     const old = await under('qemu-2.4', { release: '0.80' })
     expect(old.judgement).toMatchObject({ lossWithoutFlushes: 'unflushed', isDangerous: true })
-    expect(old.advice[0]).toMatch(/rbd_cache_writethrough_until_flush = true \(now false by built into/)
+    expect(old.advice[0]).toMatch(/rbd_cache_writethrough_until_flush = true \(now false: built into/)
   })
 
   it('is as much as may be dirty', async () => {

@@ -1,4 +1,5 @@
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
@@ -63,6 +64,17 @@ describe('the search for a ceph.conf', () => {
       isFatal: false,
       values: {},
     })
+  })
+
+  it('refuses what librados would read until memory is used up, or wait for', () => {
+    const [huge, pipe] = [join(home, 'huge'), join(home, 'pipe')]
+    writeFileSync(huge, '')
+    truncateSync(huge, 2 ** 20 + 1)
+    execFileSync('mkfifo', [pipe])
+    for (const file of ['/dev/zero', huge, pipe]) {
+      const read = (): unknown => readConf({ user: undefined, file, searches: false })
+      expect(read).toThrow(`${file} is no ceph.conf: give a file, of at most 1048576 bytes`)
+    }
   })
 
   it("takes the user's own section first", () => {
