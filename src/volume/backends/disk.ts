@@ -2,12 +2,20 @@
  * `disk`: a disk whose partitions are the volumes. On GPT a partition's label is the volume's name; elsewhere, and without
  * a label, it is the kernel's name of the partition (`sdb1`), as libvirt has it.
  */
+import { readdir, realpath } from 'node:fs/promises'
 import { basename } from 'node:path'
 import { RpcError } from '../../core/errors.ts'
 import { formatSize } from '../../core/format-size.ts'
 import type { PoolDocument } from '../../libvirt/pool-xml.ts'
 import type { MethodCall } from '../../rpc/config.ts'
-import { blockVolume, deviceSize, pathBelow, refuseFormatted, tellNewSize } from '../block-devices.ts'
+import {
+  blockVolume,
+  deviceSize,
+  pathBelow,
+  refuseFormatted,
+  sortedByName,
+  tellNewSize,
+} from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
 import { fittingGap, gapsOf, type Partition, type PartitionTable, parseTable } from '../partition-table.ts'
 import type {
@@ -66,7 +74,7 @@ class DiskPool implements PoolBackend {
       )
     }
     if (mode !== 'overwrite') await refuseFormatted(`pool ${name} cannot be built`, this.#disk.path)
-    await this.#disk.change('make its partition table', ['--wipe', 'always'], `label: ${label}\n`)
+    await this.#disk.format(label)
   }
 
   async start(): Promise<void> {
@@ -88,15 +96,18 @@ class DiskPool implements PoolBackend {
       })
     }
     const free = gapsOf(table).reduce((sum, gap) => sum + gap.sectors, 0) * table.sectorSize
-    return { capacityBytes: sizeBytes, allocationBytes: sizeBytes - free, availableBytes: free, volumes }
+    return {
+      capacityBytes: sizeBytes,
+      allocationBytes: sizeBytes - free,
+      availableBytes: free,
+      volumes: sortedByName(volumes),
+    }
   }
 
   opening(volume: VolumeFacts, options: OpenOptions): MethodCall {
     return fileOpening(volume, options)
   }
 }
-
-const QUIETLY = ['--no-reread', '--no-tell-kernel']
 
 class Disk {
   readonly pool: string
@@ -121,23 +132,53 @@ class Disk {
     return parseTable(said, await deviceSize(`pool ${this.pool}`, this.path))
   }
 
+  /** Makes a table: the kernel forgets the partitions of the old one. */
+  async format(label: string): Promise<void> {
+    await this.#sfdisk('make its partition table', ['--wipe', 'always', '--', this.path], `label: ${label}\n`)
+    // partx finds nothing to delete an error.
+    if (await hasPartitions(this.path)) await this.#tellKernel('--delete')
+  }
+
+  async append(volume: string, start: number, sectors: number, label: string | undefined): Promise<void> {
+    const args = ['--append', '--wipe-partitions', 'always', '--', this.path]
+    const name = label === undefined ? '' : `, name="${label}"`
+    await this.#sfdisk(`make volume ${volume}`, args, `start=${start}, size=${sectors}${name}\n`)
+    const made = (await this.table()).partitions.find(partition => partition.start === start)
+    await this.#tellKernel('--update', made?.number)
+  }
+
+  async resize({ volume, number, start }: Partition, sectors: number): Promise<void> {
+    const args = ['-N', `${number}`, '--', this.path]
+    await this.#sfdisk(`resize volume ${volume}`, args, `start=${start}, size=${sectors}\n`)
+    await this.#tellKernel('--update', number)
+  }
+
+  async delete({ volume, number }: Partition): Promise<void> {
+    await this.#sfdisk(`delete volume ${volume}`, ['--delete', '--', this.path, `${number}`])
+    await this.#tellKernel('--delete', number)
+  }
+
+  async label({ volume, number }: Partition, label: string): Promise<void> {
+    await this.#sfdisk(`rename volume ${volume}`, ['--part-label', '--', this.path, `${number}`, label])
+  }
+
   /** The kernel is told apart from it, as sfdisk would refuse a disk of which a partition is in use. */
-  async change(doing: string, args: readonly string[], input: string): Promise<void> {
-    const all = [...QUIETLY, ...args, '--', this.path]
-    await runTool(`pool ${this.pool}: cannot ${doing}`, 'sfdisk', all, { input })
-    await this.#tellKernel()
+  async #sfdisk(doing: string, args: readonly string[], input?: string): Promise<void> {
+    const all = ['--no-reread', '--no-tell-kernel', ...args]
+    await runTool(`pool ${this.pool}: cannot ${doing}`, 'sfdisk', all, input === undefined ? {} : { input })
   }
 
-  /** `rest`: what sfdisk takes after a partition's number. */
-  async changeOne(doing: string, option: string, number: number, ...rest: readonly string[]): Promise<void> {
-    const all = [...QUIETLY, option, '--', this.path, `${number}`, ...rest]
-    await runTool(`pool ${this.pool}: cannot ${doing}`, 'sfdisk', all)
-    await this.#tellKernel()
+  /** One partition, or all: those in use beside it are left alone. */
+  async #tellKernel(action: '--update' | '--delete', number?: number): Promise<void> {
+    const which = number === undefined ? [] : ['--nr', `${number}:${number}`]
+    await runTool(`pool ${this.pool}: cannot tell the kernel`, 'partx', [action, ...which, '--', this.path])
   }
+}
 
-  async #tellKernel(): Promise<void> {
-    await runTool(`pool ${this.pool}: cannot tell the kernel`, 'partx', ['--update', '--', this.path])
-  }
+/** By the kernel's word: `/sys/class/block/sdb/sdb1`. */
+async function hasPartitions(path: string): Promise<boolean> {
+  const device = basename(await realpath(path))
+  return (await readdir(`/sys/class/block/${device}`)).some(name => name.startsWith(device))
 }
 
 class Partitions implements VolumeOperations {
@@ -170,18 +211,12 @@ class Partitions implements VolumeOperations {
           `is ${formatSize(largest)}: make it smaller, or delete another`,
       )
     }
-    const label = table.label === 'gpt' ? `, name="${name}"` : ''
-    await this.#disk.change(
-      `make volume ${name}`,
-      ['--append', '--wipe-partitions', 'always'],
-      `start=${gap.start}, size=${sectors}${label}\n`,
-    )
+    await this.#disk.append(name, gap.start, sectors, table.label === 'gpt' ? name : undefined)
     if (table.label !== 'gpt') await this.#keepKernelName(name, gap.start)
   }
 
   async delete({ name }: VolumeFacts): Promise<void> {
-    const { number } = await this.#find(name)
-    await this.#disk.changeOne(`delete volume ${name}`, '--delete', number)
+    await this.#disk.delete(await this.#find(name))
   }
 
   async resize({ name }: VolumeFacts, capacityBytes: number, { openBy }: ResizeOptions): Promise<void> {
@@ -197,8 +232,7 @@ class Partitions implements VolumeOperations {
           'what is behind it is another volume, or the end of the disk',
       )
     }
-    const which = ['-N', `${partition.number}`]
-    await this.#disk.change(`resize volume ${name}`, which, `start=${partition.start}, size=${sectors}\n`)
+    await this.#disk.resize(partition, sectors)
     await tellNewSize(this.#call, openBy)
   }
 
@@ -211,8 +245,7 @@ class Partitions implements VolumeOperations {
       )
     }
     checkLabel(to)
-    const { number } = await this.#find(name)
-    await this.#disk.changeOne(`rename volume ${name}`, '--part-label', number, to)
+    await this.#disk.label(await this.#find(name), to)
   }
 
   async wipe({ path }: VolumeFacts, algorithm: WipeAlgorithm, progress: Progress): Promise<void> {
@@ -229,7 +262,7 @@ class Partitions implements VolumeOperations {
   async #keepKernelName(name: string, start: number): Promise<void> {
     const made = (await this.#disk.table()).partitions.find(partition => partition.start === start)
     if (made === undefined || made.volume === name) return
-    await this.#disk.changeOne(`take volume ${name} back`, '--delete', made.number)
+    await this.#disk.delete(made)
     throw new RpcError(
       'EINVAL',
       `volume ${name} would be called ${made.volume}: a partition without a label has the kernel's name, so use that`,

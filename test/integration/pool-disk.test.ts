@@ -1,0 +1,108 @@
+/** A pool of a disk of this machine: a loop device, with `sfdisk` and `blkid` as witnesses. */
+import { execFileSync } from 'node:child_process'
+import { rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, expect, it } from 'vitest'
+import { type Daemon, startDaemon } from './lab/daemon.ts'
+import { describeWith } from './lab/describe-with.ts'
+
+interface Volume {
+  readonly name: string
+  readonly path: string
+  readonly type: string
+  readonly capacity: number
+}
+
+const MIB = 2 ** 20
+
+const xml = (device: string): string => `<pool type='disk'>
+  <name>sdb</name>
+  <source><device path='${device}'/><format type='gpt'/></source>
+  <target><path>/dev</path></target>
+</pool>`
+
+await describeWith(['losetup', 'sfdisk', 'blkid'], 'a pool of a disk', () => {
+  const image = join(tmpdir(), `qpair-disk-${process.pid}`)
+  let daemon: Daemon
+  let device = ''
+
+  const volumes = (): Promise<Volume[]> => daemon.rpc('volume_list', { pool: 'sdb' })
+  const create = (name: string, capacity: string): Promise<unknown> =>
+    daemon.rpc('volume_create', { pool: 'sdb', name, capacity })
+  const run = (program: string, ...args: string[]): string =>
+    execFileSync(program, args, { encoding: 'utf8' })
+
+  beforeAll(async () => {
+    writeFileSync(image, '')
+    truncateSync(image, 64 * MIB)
+    device = run('losetup', '--find', '--partscan', '--show', image).trim()
+    daemon = await startDaemon()
+  })
+  afterAll(async () => {
+    await daemon?.stop()
+    if (device !== '') run('losetup', '--detach', device)
+    rmSync(image, { force: true })
+  })
+
+  it('is built once, and not over something that is there', async () => {
+    await daemon.rpc('pool_define', { xml: xml(device) })
+    await expect(daemon.rpc('pool_start', { pool: 'sdb' })).rejects.toThrow('has no partition table')
+    await daemon.rpc('pool_build', { pool: 'sdb' })
+    await expect(daemon.rpc('pool_build', { pool: 'sdb' })).rejects.toThrow(
+      `${device} has a gpt partition table on it already`,
+    )
+    await daemon.rpc('pool_start', { pool: 'sdb' })
+    expect(await volumes()).toEqual([])
+    expect(await daemon.rpc('pool_info', { pool: 'sdb' })).toMatchObject({ capacity: 64 * MIB })
+  })
+
+  it('has partitions as volumes', async () => {
+    await create('one', '20M')
+    await create('two', '10M')
+    expect(await volumes()).toMatchObject([
+      { name: 'one', path: `${device}p1`, type: 'block', capacity: 20 * MIB },
+      { name: 'two', path: `${device}p2`, capacity: 10 * MIB },
+    ])
+    await expect(create('three', '40M')).rejects.toThrow('the largest that')
+    await daemon.rpc('volume_rename', { volume: 'two', name: 'zwei' })
+    await expect(daemon.rpc('volume_resize', { volume: 'one', capacity: '24M' })).rejects.toThrow(
+      'can have 20 MiB where it is',
+    )
+    await daemon.rpc('volume_delete', { volume: 'zwei' })
+    await daemon.rpc('volume_resize', { volume: 'one', capacity: '24M' })
+    const { partitiontable } = JSON.parse(run('sfdisk', '--json', device))
+    expect(partitiontable.partitions).toMatchObject([{ name: 'one', size: 24 * 2048, start: 2048 }])
+  })
+
+  it('keeps a partition that is in use while others come and go', async () => {
+    await daemon.rpc('volume_export', { volume: 'one', nbd: true, listen: ['127.0.0.1:0'] })
+    await create('beside', '4M')
+    await expect(daemon.rpc('volume_delete', { volume: 'one' })).rejects.toThrow('has it open')
+    await daemon.rpc('volume_delete', { volume: 'beside' })
+    await daemon.rpc('volume_resize', { volume: 'one', capacity: '30M' })
+    expect(await daemon.rpc('bdev_get_bdevs', { name: 'sdb-one' })).toMatchObject([{ num_blocks: 30 * 2048 }])
+    await daemon.rpc('volume_unexport', { volume: 'one' })
+  })
+
+  it.each(['-n', '--delete', 'a"b', 'a, type=swap', '../x'])(
+    'takes %j for a name or refuses it',
+    async name => {
+      const made = create(name, '1M').then(
+        () => 'made',
+        () => 'refused',
+      )
+      const outcome = await made
+      const names = (await volumes()).map(each => each.name)
+    expect(names.sort()).toEqual(outcome === 'made' ? [name, 'one'].sort() : ['one'])
+      if (outcome === 'made') await daemon.rpc('volume_delete', { volume: name, pool: 'sdb' })
+    },
+  )
+
+  it('is wiped by whoever says that', async () => {
+    await daemon.rpc('volume_delete', { volume: 'one' })
+    await daemon.rpc('pool_destroy', { pool: 'sdb' })
+    await daemon.rpc('pool_build', { pool: 'sdb', overwrite: true })
+    expect(run('blkid', '-p', '-o', 'value', '-s', 'PTTYPE', device).trim()).toBe('gpt')
+  })
+})
