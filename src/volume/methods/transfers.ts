@@ -1,5 +1,6 @@
 /** Data into volumes and out of them. */
 import { z } from 'zod'
+import { jobStarted } from '../../rpc/job-methods.ts'
 import { method } from '../../rpc/method.ts'
 import {
   group,
@@ -12,7 +13,6 @@ import {
   volumeName,
 } from './params.ts'
 
-const started = z.object({ job_id: z.int().describe('See job_get') })
 const job = ({ job_id }: { job_id: number }): number => job_id
 
 const volumeImport = method({
@@ -40,7 +40,7 @@ const volumeImport = method({
         'An interrupted import of the same: what it left may be there. The daemon says so itself when it comes back',
       ),
   }),
-  result: started,
+  result: jobStarted,
   errors: {
     ENOENT: 'there is no such pool, or no such source',
     EINVAL: 'the name or the source is none, or the pool is not active',
@@ -73,7 +73,7 @@ const volumeSave = method({
     pool: inPool,
     format: z.enum(['raw', 'qcow2']).optional().describe("The volume's own when absent"),
   }),
-  result: started,
+  result: jobStarted,
   errors: {
     ENOENT: 'there is no such volume, or no such directory',
     EINVAL: 'several pools have a volume of that name, or the path is relative',

@@ -3,6 +3,7 @@ import { z } from 'zod'
 import { RpcError } from '../../core/errors.ts'
 import { formatSize } from '../../core/format-size.ts'
 import { formatVolume } from '../../libvirt/volume-xml.ts'
+import { jobStarted } from '../../rpc/job-methods.ts'
 import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
 import { PREALLOCATIONS, type VolumeFacts, WIPE_ALGORITHMS } from '../pool.ts'
@@ -195,6 +196,8 @@ const volumeDetails = volumeRow.extend({
 })
 type VolumeDetails = z.output<typeof volumeDetails>
 
+const pair = (title: string, value: string): [string, string] => [title, value]
+
 function infoText(row: VolumeDetails): string {
   const { backing, bdev, users } = row
   const lines: [string, string][] = [
@@ -205,10 +208,7 @@ function infoText(row: VolumeDetails): string {
     ['Format', row.format],
     ['Capacity', sizeOrDash(row.capacity)],
     ['Allocation', sizeOrDash(row.allocation)],
-    ...(backing === undefined
-      ? []
-      : ([['Backing', `${backing.path} (${backing.format ?? 'probed'})`]] as const)
-    ).map(([title, value]): [string, string] => [title, value]),
+    ...(backing === undefined ? [] : [pair('Backing', `${backing.path} (${backing.format ?? 'probed'})`)]),
     ['Snapshots', String(row.snapshots)],
     ['Bdev', bdev ?? '-'],
     ['Used by', users === '' ? '-' : users],
@@ -301,13 +301,12 @@ const volumeRename = method({
 })
 
 const job = { job: ({ job_id }: { job_id: number }) => job_id } as const
-const started = z.object({ job_id: z.int().describe('See job_get') })
 
 const volumeClone = method({
   name: 'volume_clone',
   summary: 'Copies a volume within its pool: at once where its storage shares blocks between copies.',
   params: z.object({ volume: volumeName, name: z.string().describe('The name of the copy'), pool: inPool }),
-  result: started,
+  result: jobStarted,
   errors: { ...NO_VOLUME, ...CANNOT, ...NEW_NAME },
   concurrent: true,
   cli: { positional: ['volume', 'name'], ...job },
@@ -326,7 +325,7 @@ const volumeWipe = method({
       .default('zero')
       .describe("zero, random, or trim, which gives the blocks back; not libvirt's passes of scrub"),
   }),
-  result: started,
+  result: jobStarted,
   errors: { ...NO_VOLUME, ...CANNOT },
   saves: true,
   concurrent: true,
