@@ -129,6 +129,8 @@ export interface NvmeDisk {
   readonly serial: string
   readonly source: DiskSource
   readonly isReadOnly: boolean
+  /** The slot on the first PCI bus, for what starts with the guest. */
+  readonly slot?: number | undefined
 }
 
 /** QEMU's arguments for an NVMe disk. Throws `RpcError` EINVAL for a source that QEMU cannot open itself. */
@@ -141,7 +143,8 @@ export function nvmeArguments(disk: NvmeDisk): string[] {
     readonly: disk.isReadOnly ? 'on' : undefined,
     discard: 'unmap',
   })
-  return ['-drive', drive, '-device', `nvme,${optionText({ drive: disk.id, serial: disk.serial })}`]
+  const addr = disk.slot === undefined ? undefined : `0x${disk.slot.toString(16)}`
+  return ['-drive', drive, '-device', `nvme,${optionText({ drive: disk.id, serial: disk.serial, addr })}`]
 }
 
 /** What QEMU calls the contents. */

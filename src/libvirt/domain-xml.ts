@@ -21,6 +21,8 @@ import {
 
 const QEMU_NAMESPACE = 'http://libvirt.org/schemas/domain/qemu/1.0'
 const WHAT = "the domain's document"
+/** The last is the chip set's on q35. */
+const SLOT_MAX = 30
 
 /** A disk as `virsh domblklist --details` tells of it, and a little more. */
 export interface DomainDisk {
@@ -140,11 +142,7 @@ export class DomainDocument {
 
   /** The PCI buses that some device is on, by number. */
   occupiedBuses(): ReadonlySet<number> {
-    const devices = elementIn(this.#root, 'devices')
-    const addresses = (devices === undefined ? [] : elementsIn(devices)).flatMap(device =>
-      elementsIn(device, 'address').filter(address => attributeOf(address, 'type') === 'pci'),
-    )
-    return new Set(addresses.map(address => Number(attributeOf(address, 'bus'))))
+    return new Set(this.#pciAddresses().map(({ bus }) => bus))
   }
 
   /** A name that no disk has yet, nor one of `others`: `vdb` for virtio, `sda` for the others, `nvme0` for the qemu namespace. */
@@ -160,6 +158,32 @@ export class DomainDocument {
   /** The `<disk>` element of a target, as text. */
   diskXml(target: string): string {
     return serialize(this.#diskElement(target))
+  }
+
+  /**
+   * A slot on the first PCI bus for a device that libvirt knows nothing of: a high one, since libvirt gives away the low ones. It
+   * has to be said, for QEMU makes such a device before those of libvirt, and would take one that is libvirt's.
+   */
+  freeSlot(): number {
+    const taken = new Set(
+      this.#pciAddresses()
+        .filter(({ bus }) => bus === 0)
+        .map(({ slot }) => slot),
+    )
+    for (const option of this.commandLine()) taken.add(Number(parseOptions(option).get('addr')))
+    for (let slot = SLOT_MAX; slot > 0; slot--) if (!taken.has(slot)) return slot
+    throw new RpcError('ENOSPC', `domain ${this.name} has no free slot on its first PCI bus`)
+  }
+
+  #pciAddresses(): { readonly bus: number; readonly slot: number }[] {
+    const devices = elementIn(this.#root, 'devices')
+    return (devices === undefined ? [] : elementsIn(devices))
+      .flatMap(device => elementsIn(device, 'address'))
+      .filter(address => attributeOf(address, 'type') === 'pci')
+      .map(address => ({
+        bus: Number(attributeOf(address, 'bus')),
+        slot: Number(attributeOf(address, 'slot')),
+      }))
   }
 
   addDevice(device: XmlNode): void {

@@ -190,7 +190,7 @@ await describeWith([...GUEST_PROGRAMS, 'libvirtd', 'virsh', 'setpriv'], "a libvi
     const xml = await libvirt.virsh('dumpxml', 'lab', '--inactive')
     expect(xml).toContain("xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'")
     expect(xml).toContain(`<qemu:arg value='file=${path},if=none,id=nvme0,format=raw,discard=unmap'/>`)
-    expect(xml).toContain("<qemu:arg value='nvme,drive=nvme0,serial=1235'/>")
+    expect(xml).toContain("<qemu:arg value='nvme,drive=nvme0,serial=1235,addr=0x1e'/>")
     expect(await disks()).toContain(`file disk nvme0 ${path} nvme next -`)
 
     await libvirt.restart()

@@ -156,6 +156,19 @@ describe("a domain's document", () => {
     expect([...domain.occupiedBuses()]).toEqual([0, 10])
   })
 
+  it('has a slot for what libvirt knows nothing of, far from those that libvirt gives away', () => {
+    const domain = DomainDocument.parse(DOMAIN)
+    expect(domain.freeSlot()).toBe(30)
+    domain.addNvme({ id: 'a', serial: 'a', source: file, isReadOnly: false, slot: domain.freeSlot() })
+    expect(domain.commandLine().at(-1)).toBe('nvme,drive=a,serial=a,addr=0x1e')
+    domain.addDevice({
+      name: 'hub',
+      attributes: {},
+      children: [{ name: 'address', attributes: { type: 'pci', bus: '0x00', slot: '0x1d' }, children: [] }],
+    })
+    expect(domain.freeSlot()).toBe(28)
+  })
+
   it('names free targets', () => {
     const domain = DomainDocument.parse(DOMAIN)
     expect(['virtio', 'sata', 'nvme', 'ide'].map(bus => domain.freeTarget(bus))).toEqual([

@@ -217,7 +217,7 @@ async function attachNvme(source: DiskSource, attachment: Attachment): Promise<v
     notes.push('the running guest has it through the monitor of QEMU: libvirt marks the domain as tainted')
   }
   if (!scope.config) return
-  await redefine(attachment, document => document.addNvme(disk))
+  await redefine(attachment, document => document.addNvme({ ...disk, slot: document.freeSlot() }))
   notes.push(
     'libvirt has no NVMe disks of this kind: it is in the qemu namespace of the domain, and virsh domblklist does not ' +
       'show it; qpair vm disks does',
