@@ -1,5 +1,6 @@
 /** The daemon: reactors, everything that has state, and the RPC server in front of it. */
 import { join, resolve } from 'node:path'
+import { IscsiDisks } from '../bdev/drivers/iscsi/disks.ts'
 import { classifyPlugins, createPluginDisks } from '../bdev/drivers/plugin.ts'
 import { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError } from '../core/errors.ts'
@@ -53,6 +54,7 @@ export interface AppContext {
   readonly nvme: NvmeControllers
   readonly rbd: RbdImages
   readonly virtio: VirtioControllers
+  readonly iscsi: IscsiDisks
   readonly nvmf: NvmfTarget
   readonly gateway: Gateway
   readonly vhost: VhostControllers
@@ -164,6 +166,7 @@ function buildContext(
     nvme,
     rbd,
     virtio: new VirtioControllers({ bdevs, reactors, sockets }),
+    iscsi: new IscsiDisks(bdevs, reactors),
     nvmf,
     gateway,
     vhost,

@@ -1,4 +1,5 @@
 /** Every method of the daemon, one list a layer. A new method is one more name in the list of its own layer. */
+import { iscsiMethods } from '../bdev/drivers/iscsi/methods.ts'
 import { bdevMethods } from '../bdev/methods.ts'
 import { gatewayMethods } from '../gateway/methods.ts'
 import { hostMethods } from '../host/methods.ts'
@@ -33,6 +34,7 @@ export const methods = [
   ...rbdMethods,
   ...gatewayMethods,
   ...virtioMethods,
+  ...iscsiMethods,
   ...vhostMethods,
   ...nbdMethods,
   ...storageMethods,

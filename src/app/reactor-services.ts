@@ -1,5 +1,6 @@
 /** What stands on each reactor. */
 import type { AnyDriver } from '../bdev/bdev.ts'
+import { serveIscsi } from '../bdev/drivers/iscsi/driver.ts'
 import { ReactorBdevs } from '../bdev/reactor-bdevs.ts'
 import { ReactorNbdServer } from '../nbd/reactor-server.ts'
 import { installNvme } from '../nvme/reactor-nvme.ts'
@@ -22,6 +23,7 @@ export interface ReactorApplication {
 export function buildServices(reactor: Reactor, drivers: readonly AnyDriver[]): void {
   installNvme(reactor)
   installVirtio(reactor)
+  serveIscsi(reactor)
   const bdevs = new ReactorBdevs(reactor, drivers)
   new ReactorWorkloads(reactor, bdevs)
   new ReactorDisks(reactor, bdevs)

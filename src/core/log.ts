@@ -11,6 +11,7 @@ export const LOG_FLAGS = [
   'app',
   'bdev',
   'gateway',
+  'iscsi',
   'nbd',
   'nvme',
   'nvmf',

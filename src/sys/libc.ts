@@ -38,6 +38,7 @@ const raw = {
   ftruncate: libc.func('int ftruncate(int, int64_t)'),
   fcntl: libc.func('int fcntl(int, int, ...)'),
   setsockopt: libc.func('int setsockopt(int, int, int, uintptr_t, uint)'),
+  getsockopt: libc.func('int getsockopt(int, int, int, uintptr_t, uintptr_t)'),
   getsockname: libc.func('int getsockname(int, uintptr_t, uintptr_t)'),
   getpeername: libc.func('int getpeername(int, uintptr_t, uintptr_t)'),
   affinity: libc.func('int sched_setaffinity(int, size_t, uintptr_t)'),
@@ -108,6 +109,9 @@ export const socketpair = (domain: number, type: number, protocol: number, pair:
 export const shutdown = (fd: number, how: number): number => failing(raw.shutdown(fd, how))
 export const setsockopt = (fd: number, level: number, name: number, value: number, size: number): number =>
   failing(raw.setsockopt(fd, level, name, value, size))
+/** Writes the option to `value`; `size` is the address of its size, 4 bytes. */
+export const getsockopt = (fd: number, level: number, name: number, value: number, size: number): number =>
+  failing(raw.getsockopt(fd, level, name, value, size))
 export const getsockname = (fd: number, address: number, size: number): number =>
   failing(raw.getsockname(fd, address, size))
 export const getpeername = (fd: number, address: number, size: number): number =>

@@ -35,7 +35,7 @@ export const MISSING: readonly Missing[] = [
   ),
   missing(
     'planned',
-    'The iSCSI front end and driver.',
+    'The iSCSI front end.',
     `iscsi_set_options iscsi_get_options scsi_get_devices iscsi_set_discovery_auth iscsi_create_auth_group
      iscsi_delete_auth_group iscsi_get_auth_groups iscsi_auth_group_add_secret iscsi_auth_group_remove_secret
      iscsi_get_initiator_groups iscsi_create_initiator_group iscsi_delete_initiator_group
@@ -44,7 +44,7 @@ export const MISSING: readonly Missing[] = [
      iscsi_target_node_remove_pg_ig_maps iscsi_delete_target_node iscsi_get_portal_groups iscsi_create_portal_group
      iscsi_start_portal_group iscsi_delete_portal_group iscsi_portal_group_set_auth iscsi_get_connections
      iscsi_get_stats iscsi_target_node_add_lun iscsi_target_node_set_redirect iscsi_target_node_request_logout
-     iscsi_enable_histogram iscsi_get_histogram bdev_iscsi_set_options bdev_iscsi_create bdev_iscsi_delete`,
+     iscsi_enable_histogram iscsi_get_histogram`,
   ),
   missing(
     'planned',

@@ -4,10 +4,12 @@ import { delayDriver, delayMethods } from '../filters/delay.ts'
 import { errorDriver, errorMethods } from '../filters/error.ts'
 import { passthruDriver, passthruMethods } from '../filters/passthru.ts'
 import { aioDriver, fileMethods, uringDriver } from './file.ts'
+import { iscsiDriver } from './iscsi/driver.ts'
 import { mallocDriver, mallocMethods } from './malloc.ts'
 import { nullDriver, nullMethods } from './null.ts'
 import { pluginDriver, pluginMethods } from './plugin.ts'
-import { qcow2Driver, qcow2Methods } from './qcow2/driver.ts'
+import { qcow2Driver } from './qcow2/driver.ts'
+import { qcow2Methods } from './qcow2/methods.ts'
 
 export const drivers: readonly AnyDriver[] = [
   nullDriver,
@@ -15,6 +17,7 @@ export const drivers: readonly AnyDriver[] = [
   aioDriver,
   uringDriver,
   qcow2Driver,
+  iscsiDriver,
   delayDriver,
   errorDriver,
   passthruDriver,
