@@ -2,6 +2,7 @@
 import { execFile } from 'node:child_process'
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { promisify } from 'node:util'
+import * as zlib from 'node:zlib'
 import { afterEach, beforeEach, expect, it } from 'vitest'
 import {
   addBitmap,
@@ -125,6 +126,28 @@ await describeWith(PROGRAMS, 'qcow2 images', () => {
       await compare(name, model)
       rmSync(path)
     }
+  })
+
+  it('reads what is compressed with zstd where Node can, and says so where it cannot', async () => {
+    const path = bench.path('image')
+    const text = Buffer.from(
+      Array.from({ length: 400_000 }, (_, i) => String(i))
+        .join('\n')
+        .slice(0, 2 * MIB),
+    )
+    writeFileSync(bench.path('source.raw'), text)
+    await run(
+      ...(['qemu-img', 'convert', '-c', '-f', 'raw', '-O', 'qcow2', '-o', 'compression_type=zstd'] as const),
+      bench.path('source.raw'),
+      path,
+    )
+    if (!('zstdDecompress' in zlib)) {
+      const refusal = { code: 'ENOTSUP', message: expect.stringContaining('use Node 22.15 or later') }
+      await expect(bench.open('image')).rejects.toMatchObject(refusal)
+      return
+    }
+    const disk = await bench.open('image')
+    expect(Buffer.compare(await disk.read(0, text.length), text)).toBe(0)
   })
 
   it('reads through a chain of relative names, and writes to the image on top alone', async () => {

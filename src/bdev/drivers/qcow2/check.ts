@@ -104,7 +104,7 @@ class Checker {
     const wrong: { readonly cluster: number; readonly is: number; readonly counted: number }[] = []
     for (let cluster = 0; cluster < this.#counts.clusters; cluster++) {
       const is = this.#counts.get(cluster)
-      const counted = await refcounts.get(cluster)
+      const counted = refcounts.getNow(cluster) ?? (await refcounts.get(cluster))
       if (is === counted) continue
       wrong.push({ cluster, is, counted })
       if (counted > is) this.#leaks++
@@ -136,18 +136,21 @@ class Checker {
     const { geometry, l1Offset, l1Size } = this.#image.header
     const l1 = viewOf(await this.#image.read(l1Offset, l1Size * 8))
     let wrong = 0
-    const compare = async (what: string, cluster: number, high: number): Promise<void> => {
-      const isOne = (await refcounts.get(cluster)) === 1
+    const compare = (what: string, cluster: number, high: number, count: number): void => {
+      const isOne = count === 1
       if (((high & ENTRY_COPIED) !== 0) === isOne) return
       wrong++
       this.#tell(`${what} at cluster ${cluster} is ${isOne ? 'not ' : ''}said to have one reference`)
     }
     for await (const { index, offset, view } of tablesOf(this.#image, this.#image.header)) {
-      await compare('an L2 table', offset / this.#clusterSize, l1.getUint32(index * 8))
+      const cluster = offset / this.#clusterSize
+      compare('an L2 table', cluster, l1.getUint32(index * 8), await refcounts.get(cluster))
       for (let at = 0; at < this.#clusterSize; at += geometry.entrySize) {
         const high = view.getUint32(at)
         const reference = referenceOf(geometry, high, view.getUint32(at + 4))
-        if (reference !== null && !isCompressed(high)) await compare('data', reference.start, high)
+        if (reference === null || isCompressed(high)) continue
+        const count = refcounts.getNow(reference.start) ?? (await refcounts.get(reference.start))
+        compare('data', reference.start, high, count)
       }
     }
     return wrong

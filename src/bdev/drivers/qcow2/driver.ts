@@ -5,13 +5,11 @@ import { resolve } from 'node:path'
 import { z } from 'zod'
 import { RpcError } from '../../../core/errors.ts'
 import { logger } from '../../../core/log.ts'
-import { method } from '../../../rpc/method.ts'
-import { done, uuid } from '../../../rpc/params.ts'
+import { uuid } from '../../../rpc/params.ts'
 import { Autoclear } from '../../../spec/qcow2.ts'
 import { close, lseek } from '../../../sys/libc.ts'
 import { type BdevInfo, type ChannelContext, defineDriver } from '../../bdev.ts'
 import { IoType } from '../../io.ts'
-import { type BdevContext, deleteMethod } from '../../method.ts'
 import { Lanes } from '../../plugin/lanes.ts'
 import { deriveUuid } from '../../uuid.ts'
 import { mediumIdentity } from '../file-identity.ts'
@@ -23,8 +21,6 @@ import type { Header } from './header.ts'
 import { refuseCorrupt } from './image.ts'
 import { ImageHandle, readHeader } from './image-handle.ts'
 import { loadBitmaps, storeBitmaps } from './open-bitmaps.ts'
-import { resize } from './resize.ts'
-import { dropSnapshot, readSnapshots, revertTo, takeSnapshot } from './snapshots.ts'
 
 const log = logger('bdev')
 const SEEK_END = 2
@@ -36,7 +32,7 @@ const CACHE_MIB_DEFAULT = 32
 const CACHE_MIB_MAX = 512
 const PAGE = 4096
 
-const params = z.object({
+export const qcow2Params = z.object({
   filename: z.string().min(1).describe('Path of the image'),
   read_only: z.boolean().optional().describe('Refuse everything that would change it'),
   cache_size_mb: z
@@ -53,12 +49,12 @@ const params = z.object({
     ),
   uuid: uuid.optional().describe('Derived from what identifies the file when not given'),
 })
-type Params = z.output<typeof params>
+type Params = z.output<typeof qcow2Params>
 
 export const qcow2Driver = defineDriver({
   name: 'qcow2',
   summary: "A disk image in QEMU's format, through io_uring.",
-  params,
+  params: qcow2Params,
   create: openDevice,
   config: (info, given) => [
     {
@@ -199,6 +195,9 @@ async function closeDevice(info: BdevInfo): Promise<void> {
   close(device.fd)
 }
 
+/** The image of a device as it is in the file now, to be looked at. */
+export const openImageOf = (info: BdevInfo): Promise<ImageHandle> => imageOf(info.device as Qcow2Device)
+
 /** The image as it is in the file now. */
 async function imageOf({ fd, path }: Qcow2Device): Promise<ImageHandle> {
   const file = { fd, path, sizeBytes: lseek(fd, 0, SEEK_END) }
@@ -227,176 +226,3 @@ export async function changeOpenImage<T>(
     await agreement.want(Wanted.RUN, State.RUNNING)
   }
 }
-
-/** The device of that name, if it is an image. */
-function imageDevice({ bdevs }: BdevContext, name: string): BdevInfo {
-  const info = bdevs.get(name)
-  if (info.driver === 'qcow2') return info
-  throw new RpcError('ENODEV', `${info.name} is a ${info.driver} bdev, not qcow2`)
-}
-
-async function resizeDevice(
-  context: BdevContext,
-  name: string,
-  sizeBytes: number,
-  shrink: boolean,
-): Promise<void> {
-  const info = imageDevice(context, name)
-  const owners = context.bdevs.ownersOf(name)
-  if (sizeBytes < info.blockCount * BLOCK_SIZE && owners !== '') {
-    throw new RpcError(
-      'EBUSY',
-      `${info.name} cannot shrink while ${owners} has it: take it away from there first`,
-    )
-  }
-  const blockCount = await changeOpenImage(info, async image => {
-    await resize(image, sizeBytes, { shrink })
-    return Math.floor(image.header.sizeBytes / BLOCK_SIZE)
-  })
-  await context.bdevs.resize(info.name, blockCount)
-}
-
-const CREATE_ERRORS = {
-  EEXIST: 'a device has that name or that UUID already',
-  EINVAL: 'it is no image, or one that is damaged or has what is not known here',
-  ENOTSUP: 'it, or a file underneath, needs what there is not',
-  ENOENT: 'there is no such file, or none underneath',
-  EBUSY: 'another program has it',
-  EACCES: 'the daemon may not open it',
-  EROFS: 'it is on a file system that is mounted read only',
-  EPERM: 'the daemon may not open it',
-} as const
-
-const CHANGE_ERRORS = {
-  ENODEV: 'no qcow2 device has that name',
-  EROFS: 'it is read only',
-  ENOSPC: 'there is no room for what it takes, or refcounts are not wide enough',
-} as const
-
-const existing = z.string().describe('The device')
-const snapshotName = z.string().min(1).describe("The snapshot's name; of one there is, its id as well")
-
-export const qcow2Methods = [
-  method({
-    name: 'bdev_qcow2_create',
-    summary: "Makes a disk image in QEMU's format a disk.",
-    params: z.object({ name: z.string().min(1).describe('Its name'), ...params.shape }),
-    result: z.string().describe('The name'),
-    errors: CREATE_ERRORS,
-    saves: true,
-    cli: { positional: ['filename', 'name'] },
-    async run({ name, ...rest }, { bdevs }: BdevContext) {
-      return (await bdevs.create('qcow2', name, rest)).name
-    },
-  }),
-  deleteMethod('bdev_qcow2_delete', 'qcow2'),
-  method({
-    name: 'bdev_qcow2_resize',
-    summary: 'Gives the image another size. Hosts that have it open are told at once.',
-    params: z.object({
-      name: existing,
-      new_size: z
-        .int()
-        .min(1)
-        .max(2 ** 32)
-        .describe('Its size in MiB'),
-      shrink: z.boolean().optional().describe('Cut off what lies behind a smaller size'),
-    }),
-    result: done,
-    errors: {
-      ...CHANGE_ERRORS,
-      EINVAL: 'it would shrink and that was not asked for, or its clusters are too small',
-      EBUSY: 'it would shrink while somebody has it',
-      ENOTSUP: 'a longer backing file would show through',
-    },
-    saves: true,
-    cli: { positional: ['name', 'new_size'] },
-    async run({ name, new_size, shrink = false }, context: BdevContext) {
-      await resizeDevice(context, name, new_size * MIB, shrink)
-      return true as const
-    },
-  }),
-  method({
-    name: 'bdev_qcow2_snapshot_create',
-    summary: 'Takes a snapshot within the image.',
-    params: z.object({ name: existing, snapshot_name: snapshotName }),
-    result: z.object({ id: z.string(), name: z.string() }),
-    errors: {
-      ...CHANGE_ERRORS,
-      EEXIST: 'it has a snapshot of that name',
-      EINVAL: 'no snapshot can have that name',
-    },
-    saves: true,
-    cli: { positional: ['name', 'snapshot_name'] },
-    async run({ name, snapshot_name }, context: BdevContext) {
-      const taken = await changeOpenImage(imageDevice(context, name), image =>
-        takeSnapshot(image, snapshot_name),
-      )
-      return { id: taken.id, name: taken.name }
-    },
-  }),
-  method({
-    name: 'bdev_qcow2_snapshot_list',
-    summary: 'The snapshots within the image.',
-    params: z.object({ name: existing }),
-    result: z.array(
-      z.object({
-        id: z.string(),
-        name: z.string(),
-        date: z.string(),
-        size_bytes: z.int(),
-        vm_state_bytes: z.int(),
-      }),
-    ),
-    errors: { ENODEV: 'no qcow2 device has that name' },
-    cli: { positional: ['name'] },
-    async run({ name }, context: BdevContext) {
-      const snapshots = await readSnapshots(await imageOf(imageDevice(context, name).device as Qcow2Device))
-      return snapshots.map(({ id, name: snapshot, date, diskSizeBytes, vmStateBytes }) => ({
-        id,
-        name: snapshot,
-        date: date.toISOString(),
-        size_bytes: diskSizeBytes,
-        vm_state_bytes: vmStateBytes,
-      }))
-    },
-  }),
-  method({
-    name: 'bdev_qcow2_snapshot_apply',
-    summary: 'Has the disk be what it was when the snapshot was taken. Nobody may have the device.',
-    params: z.object({ name: existing, snapshot_name: snapshotName }),
-    result: done,
-    errors: { ...CHANGE_ERRORS, ENOENT: 'it has no such snapshot', EBUSY: 'somebody has the device' },
-    saves: true,
-    cli: { positional: ['name', 'snapshot_name'] },
-    async run({ name, snapshot_name }, context: BdevContext) {
-      const info = imageDevice(context, name)
-      const owners = context.bdevs.ownersOf(name)
-      if (owners !== '') {
-        throw new RpcError(
-          'EBUSY',
-          `${info.name} cannot go back while ${owners} has it: take it away from there first`,
-        )
-      }
-      const blockCount = await changeOpenImage(info, async image => {
-        await revertTo(image, snapshot_name)
-        return Math.floor(image.header.sizeBytes / BLOCK_SIZE)
-      })
-      await context.bdevs.resize(info.name, blockCount)
-      return true as const
-    },
-  }),
-  method({
-    name: 'bdev_qcow2_snapshot_delete',
-    summary: 'Deletes a snapshot within the image.',
-    params: z.object({ name: existing, snapshot_name: snapshotName }),
-    result: done,
-    errors: { ...CHANGE_ERRORS, ENOENT: 'it has no such snapshot' },
-    saves: true,
-    cli: { positional: ['name', 'snapshot_name'] },
-    async run({ name, snapshot_name }, context: BdevContext) {
-      await changeOpenImage(imageDevice(context, name), image => dropSnapshot(image, snapshot_name))
-      return true as const
-    },
-  }),
-]

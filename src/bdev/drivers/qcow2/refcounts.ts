@@ -46,6 +46,13 @@ export class Refcounts {
     return Array.from({ length: count }, (_, index) => this.#blockOffset(index))
   }
 
+  /** The count of a cluster, if what has it is in memory: millions of promises would take longer than the work. */
+  getNow(cluster: number): number | undefined {
+    const { blockEntries, refcountOrder } = this.#image.header.geometry
+    const block = this.#blocks.get(Math.floor(cluster / blockEntries))
+    return block === undefined ? undefined : getRefcount(block.view, 0, cluster % blockEntries, refcountOrder)
+  }
+
   async get(cluster: number): Promise<number> {
     const { blockEntries, refcountOrder } = this.#image.header.geometry
     const block = await this.#block(Math.floor(cluster / blockEntries))
@@ -67,26 +74,42 @@ export class Refcounts {
 
   /** Counts `delta` more references to `count` clusters. Throws `RpcError` ENOSPC when they are too many for their width. */
   async add(start: number, count: number, delta: number): Promise<void> {
-    const { refcountMax } = this.#image.header.geometry
     for (let cluster = start; cluster < start + count; cluster++) {
-      const next = (await this.get(cluster)) + delta
-      if (next > refcountMax) {
-        throw new RpcError(
-          'ENOSPC',
-          `${this.#image.path} would have ${next} references to a cluster and its refcounts end at ${refcountMax}: ` +
-            'convert it to wider ones (qemu-img amend -o refcount_bits=16), or delete snapshots',
-        )
-      }
+      const next = this.#sum(await this.get(cluster), delta)
       // Less than none: the image was wrong before, and a check tells how.
       if (next >= 0) await this.set(cluster, next)
     }
+  }
+
+  /** Likewise for one cluster, if what has its count is in memory; false when it is not. */
+  addNow(cluster: number, delta: number): boolean {
+    const { blockEntries, refcountOrder } = this.#image.header.geometry
+    const block = this.#blocks.get(Math.floor(cluster / blockEntries))
+    if (block === undefined) return false
+    const index = cluster % blockEntries
+    const next = this.#sum(getRefcount(block.view, 0, index, refcountOrder), delta)
+    if (next < 0) return true
+    setRefcount(block.view, 0, index, refcountOrder, next)
+    block.isDirty = true
+    if (next === 0) this.#hint = Math.min(this.#hint, Math.max(1, cluster))
+    return true
+  }
+
+  #sum(count: number, delta: number): number {
+    const { refcountMax } = this.#image.header.geometry
+    if (count + delta <= refcountMax) return count + delta
+    throw new RpcError(
+      'ENOSPC',
+      `${this.#image.path} would have ${count + delta} references to a cluster and its refcounts end at ` +
+        `${refcountMax}: convert it to wider ones (qemu-img amend -o refcount_bits=16), or delete snapshots`,
+    )
   }
 
   /** Takes `count` clusters that lie together. Returns the first. */
   async allocate(count: number): Promise<number> {
     let start = this.#hint
     for (let cluster = start; cluster < start + count; cluster++) {
-      if ((await this.get(cluster)) !== 0) start = cluster + 1
+      if ((this.getNow(cluster) ?? (await this.get(cluster))) !== 0) start = cluster + 1
     }
     for (let cluster = start; cluster < start + count; cluster++) {
       // A block that is made on the way takes a cluster for itself.

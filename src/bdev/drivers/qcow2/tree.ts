@@ -72,7 +72,8 @@ export async function countTree(
   for await (const { offset, view } of tablesOf(image, tree)) {
     for (let at = 0; at < clusterSize; at += entrySize) {
       const reference = referenceOf(geometry, view.getUint32(at), view.getUint32(at + 4))
-      if (reference !== null) await refcounts.add(reference.start, reference.count, delta)
+      if (reference === null || (reference.count === 1 && refcounts.addNow(reference.start, delta))) continue
+      await refcounts.add(reference.start, reference.count, delta)
     }
     await refcounts.add(offset / clusterSize, 1, delta)
   }
@@ -91,7 +92,8 @@ export async function markTree(image: ImageHandle, refcounts: Refcounts): Promis
       const high = view.getUint32(at)
       const reference = referenceOf(geometry, high, view.getUint32(at + 4))
       if (reference === null) continue
-      const isOne = !isCompressed(high) && (await refcounts.get(reference.start)) === 1
+      const count = refcounts.getNow(reference.start) ?? (await refcounts.get(reference.start))
+      const isOne = !isCompressed(high) && count === 1
       if (mark(view, at, high, isOne)) changed++
     }
     if (changed > before) await image.write(offset, table)
