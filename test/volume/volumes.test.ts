@@ -74,6 +74,44 @@ describe('making volumes', () => {
     expect(readdirSync(storage.path('vms'))).toEqual([])
   })
 
+  describe('from a document', () => {
+    const xml = (name: string, rest: string): string =>
+      `<volume><name>${name}</name><capacity unit='M'>64</capacity>${rest}</volume>`
+    const fromXml = (name: string, rest: string): Promise<unknown> =>
+      storage.call('volume_create_xml', { pool: 'vms', xml: xml(name, rest) })
+
+    it('makes a raw volume whole unless it says how much is allocated, as libvirt does', async () => {
+      const job = await storage.job('volume_create_xml', { pool: 'vms', xml: xml('a', '') })
+      expect(job).toMatchObject({ state: 'completed', kind: 'volume_create' })
+      expect(statSync(storage.path('vms/a')).blocks * 512).toBeGreaterThanOrEqual(64 * MIB)
+      expect(await fromXml('b', '<allocation>0</allocation>')).toEqual({ name: 'b' })
+      expect(await info('b')).toMatchObject({ capacity: 64 * MIB, allocation: 0 })
+    })
+
+    it('takes format, features, backing store and permissions from it', async () => {
+      await create('base')
+      await fromXml(
+        'q',
+        `<target><format type='qcow2'/><permissions><mode>0640</mode></permissions><compat>0.10</compat></target>
+         <backingStore><path>${storage.path('vms/base')}</path><format type='raw'/></backingStore>`,
+      )
+      expect(await info('q')).toMatchObject({
+        ...{ format: 'qcow2', mode: '0640' },
+        backing: { path: storage.path('vms/base'), format: 'raw' },
+      })
+      // Byte 7 of the header is the version: 2 is what QEMU 0.10 reads.
+      expect(readFileSync(storage.path('vms/q'))[7]).toBe(2)
+    })
+
+    it('says what it cannot do of it', async () => {
+      const luks = "<target><format type='qcow2'/><encryption format='luks'/></target>"
+      await expect(fromXml('a', luks)).rejects.toMatchObject({ code: 'ENOTSUP' })
+      await expect(
+        storage.call('volume_create_xml', { pool: 'vms', xml: '<volume/>' }),
+      ).rejects.toMatchObject({ code: 'EINVAL' })
+    })
+  })
+
   it('does not give two volumes one name', async () => {
     await create('a')
     await expect(create('a')).rejects.toMatchObject({ code: 'EEXIST' })

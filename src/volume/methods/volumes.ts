@@ -20,6 +20,7 @@ import {
   type VolumeContext,
   volumeName,
 } from './params.ts'
+import { volumeCreateXml } from './volume-xml.ts'
 
 export const NO_VOLUME = {
   ENOENT: 'there is no volume of that name in an active pool',
@@ -346,6 +347,7 @@ const volumeWipe = method({
 
 export const volumeMethods = [
   volumeCreate,
+  volumeCreateXml,
   volumeDelete,
   volumeList,
   volumeInfo,
