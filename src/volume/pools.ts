@@ -96,7 +96,9 @@ export class StoragePools implements Configurable {
     const uuid = document.uuid ?? old?.uuid ?? randomUUID()
     this.#refuseTwin(document, uuid)
     const backend = this.#backend(document)
+    this.#refuseReserved(document.name)
     if (old !== undefined) {
+      refuseBusy(old)
       if (old.isActive) throw running(old, 'defined anew')
       Object.assign(old, { document: { ...document, uuid, usage: undefined }, uuid, backend })
       return old
@@ -120,8 +122,7 @@ export class StoragePools implements Configurable {
     const uuid = document.uuid ?? randomUUID()
     this.#refuseTwin(document, uuid)
     const backend = this.#backend(document)
-    if (this.#reserved.has(document.name))
-      throw new RpcError('EBUSY', `pool ${document.name} is being created`)
+    this.#refuseReserved(document.name)
     this.#reserved.add(document.name)
     try {
       if (build !== undefined) await this.#needBuild(document, backend)(build)
@@ -207,6 +208,7 @@ export class StoragePools implements Configurable {
 
   undefine(name: string): void {
     const pool = this.#get(name)
+    refuseBusy(pool)
     if (pool.isActive) throw running(pool, 'undefined')
     this.#pools.delete(name)
   }
@@ -303,6 +305,11 @@ export class StoragePools implements Configurable {
       'ENOTSUP',
       `pool ${document.name} is of type ${document.type}, which is not served here: ${thereAre(this.#types.keys())}`,
     )
+  }
+
+  #refuseReserved(name: string): void {
+    if (this.#reserved.has(name))
+      throw new RpcError('EBUSY', `pool ${name} is being created: wait for its end`)
   }
 
   #needBuild({ name, type }: PoolDocument, backend: PoolBackend): (mode: BuildMode) => Promise<void> {
@@ -424,6 +431,11 @@ export const usageOf = ({ capacityBytes, allocationBytes, availableBytes }: Pool
 /** The volume of that name in what a pool has. */
 export const volumeIn = (pool: Pool, name: string): VolumeFacts | undefined =>
   pool.contents?.volumes.find(volume => volume.name === name)
+
+/** While it is being started or stopped nobody can say which of both it is. */
+function refuseBusy({ name, turns }: State): void {
+  if (turns.isBusy) throw new RpcError('EBUSY', `something is being done to pool ${name}: wait for its end`)
+}
 
 function running(pool: Pool, done: string): RpcError {
   return new RpcError(

@@ -94,6 +94,18 @@ describe('a pool', () => {
     await expect(storage.call('pool_define', { xml })).rejects.toThrow(/undefine that one/)
   })
 
+  it('is not forgotten or changed while it is being started', async () => {
+    await define('vms')
+    await storage.call('pool_build', { pool: 'vms' })
+    const starting = storage.pools.start('vms')
+    expect(() => storage.pools.undefine('vms')).toThrow('something is being done to pool vms')
+    await expect(storage.pools.define(directoryXml('vms', '/elsewhere'))).rejects.toMatchObject({
+      code: 'EBUSY',
+    })
+    await starting
+    expect(await rows()).toMatchObject([{ state: 'running' }])
+  })
+
   it('does not share its directory with another', async () => {
     await define('vms')
     await expect(define('isos', storage.path('vms'))).rejects.toThrow('is the target of pool vms already')
