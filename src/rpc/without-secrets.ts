@@ -13,12 +13,18 @@ export function withoutSecrets(params: Readonly<Record<string, unknown>>): Recor
 }
 
 function hidden(value: unknown): unknown {
-  if (typeof value === 'string') return withoutKey(value)
+  if (typeof value === 'string') return withoutPassword(withoutKey(value))
   if (Array.isArray(value)) return value.map(hidden)
   return typeof value === 'object' && value !== null
     ? withoutSecrets(value as Record<string, unknown>)
     : value
 }
+
+/** A URL without the passwords in it: `USER%PASSWORD@` as libiscsi has it, `USER:PASSWORD@`, and options that are called so. */
+export const withoutPassword = (text: string): string =>
+  text
+    .replace(/^([a-z][a-z0-9+.-]*:\/\/[^%:/?@]*[%:])[^/?]*@/i, `$1${HIDDEN}@`)
+    .replaceAll(/([?&][a-z_]*password=)[^&]*/gi, `$1${HIDDEN}`)
 
 /** The names that QEMU has for images may have a key of Ceph's in them. */
 const withoutKey = (text: string): string =>

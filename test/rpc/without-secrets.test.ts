@@ -21,6 +21,20 @@ describe('withoutSecrets', () => {
   })
 
   it.each([
+    ['iscsi://u%s@h/iqn.t/1', 'iscsi://u%(hidden)@h/iqn.t/1'],
+    ['iscsi://u:s@t@h:1/iqn.t/1', 'iscsi://u:(hidden)@h:1/iqn.t/1'],
+    ['https://u:s@h/x?a=1', 'https://u:(hidden)@h/x?a=1'],
+    [
+      'iscsi://h/iqn.t/1?target_user=t&target_password=s&header_digest=none',
+      'iscsi://h/iqn.t/1?target_user=t&target_password=(hidden)&header_digest=none',
+    ],
+    ['iscsi://u@h/iqn.t/1', 'iscsi://u@h/iqn.t/1'],
+    ['iscsi://h:3260/iqn.2026-01.test:one/1', 'iscsi://h:3260/iqn.2026-01.test:one/1'],
+  ])('hides passwords in URLs: %s', (url, shown) => {
+    expect(withoutSecrets({ url })).toEqual({ url: shown })
+  })
+
+  it.each([
     ['rbd:p/i:key=AQ==:id=u', 'rbd:p/i:key=(hidden):id=u'],
     ['rbd:p/i:id=u:key=AQ==', 'rbd:p/i:id=u:key=(hidden)'],
     [

@@ -1,5 +1,6 @@
 /** Where an iSCSI disk is, and as whom we log in: the URLs of libiscsi, which SPDK, QEMU and libvirt take too. */
 import { RpcError } from '../../../core/errors.ts'
+import { withoutPassword } from '../../../rpc/without-secrets.ts'
 import { HeaderDigest } from '../../../sys/libiscsi.ts'
 
 const PORT_DEFAULT = 3260
@@ -10,7 +11,6 @@ const STRING_MAX = 255
 /** SAM-5, section 4.7.7.1: what the flat address of a logical unit holds. */
 const LUN_MAX = 16383
 const FORM = 'iscsi://[USER[%PASSWORD]@]HOST[:PORT]/TARGET/LUN'
-const MASK = '***'
 
 export interface Credentials {
   readonly user: string
@@ -49,13 +49,6 @@ export function parseAddress(url: string): IscsiAddress {
     ...(login !== undefined && { credentials: credentialsOf(url, login) }),
     ...parseOptions(url, options),
   }
-}
-
-/** The URL as anybody may see it. */
-export function maskAddress(url: string): string {
-  return url
-    .replace(/^(iscsi:\/\/[^@%:/?]*)[%:][^/?]*@/s, `$1%${MASK}@`)
-    .replace(/(target_password=)[^&]*/g, `$1${MASK}`)
 }
 
 /** Names of initiators and targets. Throws `RpcError` EINVAL. */
@@ -108,4 +101,5 @@ function checkLengths(url: string, credentials: Credentials): Credentials {
   return credentials
 }
 
-const refusal = (url: string, why: string): RpcError => new RpcError('EINVAL', `${maskAddress(url)}: ${why}`)
+const refusal = (url: string, why: string): RpcError =>
+  new RpcError('EINVAL', `${withoutPassword(url)}: ${why}`)

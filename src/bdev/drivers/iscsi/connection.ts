@@ -261,7 +261,7 @@ export class Connection {
     const { view } = reactor.arena
     view.setUint32(this.#scratch + 4, 4, true)
     getsockopt(library.descriptor(this.#context), SOL_SOCKET, SO_ERROR, scratch, scratch + 4)
-    this.#owner.connectionLost(`socket error (${view.getUint32(this.#scratch, true)})`, '')
+    this.#owner.connectionLost(`connect (${view.getUint32(this.#scratch, true)})`, '')
   }
 
   #lose(): void {

@@ -4,13 +4,14 @@ import { RpcError } from '../../../core/errors.ts'
 import { logger } from '../../../core/log.ts'
 import type { ReactorGroup } from '../../../reactor/group.ts'
 import type { MethodCall } from '../../../rpc/config.ts'
+import { withoutPassword } from '../../../rpc/without-secrets.ts'
 import { libiscsi } from '../../../sys/libiscsi.ts'
 import type { BdevInfo } from '../../bdev.ts'
 import { checkBlockSize } from '../../geometry.ts'
 import { IoType } from '../../io.ts'
 import type { BdevRegistry } from '../../registry.ts'
 import { deriveUuid } from '../../uuid.ts'
-import { checkIscsiName, maskAddress, parseAddress } from './address.ts'
+import { checkIscsiName, parseAddress } from './address.ts'
 import { portalOf } from './failure.ts'
 import { type IscsiDevice, type Login, type News, Topic, type UnitFacts } from './messages.ts'
 
@@ -202,7 +203,7 @@ function describeBdev({ name, initiator, url }: DiskOptions, login: Login, facts
     driverSpecific: {
       iscsi: {
         initiator_name: initiator,
-        url: maskAddress(url),
+        url: withoutPassword(url),
         portal: portalOf(address),
         vendor: facts.vendor,
         model: facts.model,

@@ -43,15 +43,19 @@ export function explainFailure(told: string, address: IscsiAddress): Failure {
     if (known !== undefined) return { code: known[0], message: `${where} ${known[1](address)}` }
     return { code: 'EIO', message: `${where} refuses the login: ${told.replace(/^.*Status: /s, '')}` }
   }
-  const errno = /socket error \((\d+)\)|errno *: ?.*\((\d+)\)/s.exec(told)
+  const errno = /^connect.*\((\d+)\)$/is.exec(told)
   if (errno !== null) {
-    const name = errnoName(Number(errno[1] ?? errno[2]))
+    const name = errnoName(Number(errno[1]))
     const remedy = name === 'ECONNREFUSED' ? ': start the target, or check host and port' : ''
     return { code: name as RpcCode, message: `nobody answers at ${where} (${name})${remedy}` }
   }
-  // Login responses that libiscsi does not follow: the target does not prove who it is, or has another way of doing it.
-  const isClosed = told === '' || told.includes('Can not reconnect right now')
-  const what = isClosed ? 'the target has ended it' : told
+  const error = /socket error .*\((\d+)\)/s.exec(told)
+  if (error !== null) {
+    return { code: 'EIO', message: `the connection to ${where} is lost (${errnoName(Number(error[1]))})` }
+  }
+  // libiscsi finds the end of a connection and says of it only that it will not make another one.
+  const isEnded = told === '' || told.includes('Can not reconnect right now')
+  const what = isEnded ? 'the target has ended it' : told
   return { code: 'EIO', message: `the connection to ${where} is lost: ${what}` }
 }
 

@@ -23,7 +23,7 @@ import { explainFailure, type Failure, portalOf, timedOut } from './failure.ts'
 import { type Login, Topic } from './messages.ts'
 
 const BACK_OFF_MS_MIN = 100
-const BACK_OFF_MS_MAX = 5000
+const BACK_OFF_MS_MAX = 1000
 /** How long it may take to connect and log in. */
 const LOGIN_SEC = 10
 const LOGOUT_MS = 1000
