@@ -66,7 +66,7 @@ const CHANGES: readonly (readonly [name: string, change: (image: ImageHandle) =>
 
 it.each(CHANGES)(
   'is mended, and reads as before or after, when it is cut off while %s',
-  async (_, change) => {
+  async (name, change) => {
     const original = bench.path('original')
     await createImage(original, { sizeBytes: SIZE, clusterSize: 4096 })
     await addBitmap(original, 'bitmap', { granularityBytes: 65536 })
