@@ -1,5 +1,5 @@
 /** Disks of a guest that an unprivileged libvirtd runs. virsh is the witness of every change, the guest that of every disk. */
-import { execFileSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import { chmodSync, chownSync, existsSync, mkdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect, it } from 'vitest'
@@ -259,10 +259,14 @@ await describeWith([...GUEST_PROGRAMS, 'libvirtd', 'virsh', 'setpriv'], "a libvi
       await vm('attach', 'lab', 'm0', '--config')
       const xml = await libvirt.virsh('dumpxml', 'lab', '--inactive')
       const uuid = /<uuid>(.*)<\/uuid>/.exec(xml)![1]!
-      const profile = execFileSync(PROFILE_HELPER, ['--dryrun', '--create', '--uuid', `libvirt-${uuid}`], {
-        input: xml,
-        encoding: 'utf8',
-      })
+      const { stderr: profile } = spawnSync(
+        PROFILE_HELPER,
+        ['--dryrun', '--create', '--uuid', `libvirt-${uuid}`],
+        {
+          input: xml,
+          encoding: 'utf8',
+        },
+      )
       expect(profile).toContain(`"${own}" rwk,`)
       expect(profile).not.toContain(foreign)
       expect(xml).toContain(target.sockets)
