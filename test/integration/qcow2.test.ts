@@ -9,6 +9,7 @@ import {
   applySnapshot,
   type CreateOptions,
   createImage,
+  createSnapshot,
   deleteSnapshot,
   resizeImage,
 } from '../../src/bdev/drivers/qcow2/image.ts'
@@ -271,6 +272,12 @@ await describeWith(PROGRAMS, 'qcow2 images', () => {
       [39 * MIB, 2 * MIB],
     ])
     expect(await dirtyRanges(bench, path, 'off')).toEqual([])
+    // Another content makes all of the disk dirty to those that record.
+    await createSnapshot(path, 's')
+    await applySnapshot(path, 's')
+    await expectClean(path)
+    expect(await dirtyRanges(bench, path, 'on')).toEqual([[0, 64 * MIB]])
+    expect(await dirtyRanges(bench, path, 'off')).toEqual([])
   })
 
   it('and QEMU refuse each other an image that one of them has', async () => {
@@ -307,9 +314,11 @@ await describeWith(PROGRAMS, 'qcow2 images', () => {
   })
 })
 
+let sockets = 0
+
 /** What a bitmap says is dirty, as offset and length, by way of QEMU's NBD server. */
 async function dirtyRanges(bench: Bench, path: string, bitmap: string): Promise<[number, number][]> {
-  const socket = bench.path(`${bitmap}.sock`)
+  const socket = bench.path(`${bitmap}-${sockets++}.sock`)
   const child = await Child.start(findProgram('qemu-nbd')!, [
     ...['-t', '-r', '-f', 'qcow2', '-B', bitmap, '-k', socket, path],
   ])

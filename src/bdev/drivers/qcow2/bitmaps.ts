@@ -270,12 +270,16 @@ export async function suspendBitmaps(image: ImageHandle): Promise<readonly Bitma
   return bitmaps
 }
 
-/** The disk has another size: bits for what is new are zero. `bitmaps`: what `suspendBitmaps` returned. */
+/**
+ * The disk has another size: bits for what is new are zero. `bitmaps`: what `suspendBitmaps` returned. `isOther`: it has another
+ * content as well, so all of it is dirty to those that record.
+ */
 export async function resizeBitmaps(
   image: ImageHandle,
   refcounts: Refcounts,
   bitmaps: readonly Bitmap[],
   oldSize: number,
+  isOther = false,
 ): Promise<void> {
   if (bitmaps.length === 0) return
   const { geometry, sizeBytes } = image.header
@@ -289,6 +293,7 @@ export async function resizeBitmaps(
     const bytes = bitmapBytes(sizeBytes, bitmap.granularityBits)
     const bits = new Uint8Array(Math.max(bytes, bitmapBytes(oldSize, bitmap.granularityBits)))
     await loadBits(image, bitmap, bits)
+    if (isOther && isRecording(bitmap)) bits.fill(0xff)
     const tableSize = Math.ceil(bytes / clusterSize)
     const clusters = Math.max(1, Math.ceil((tableSize * 8) / clusterSize))
     const start = await refcounts.allocate(clusters)

@@ -1,6 +1,7 @@
 /** Snapshots within an image: L1 tables that are kept. */
 import { RpcError, thereAre } from '../../../core/errors.ts'
 import * as spec from '../../../spec/qcow2.ts'
+import { resizeBitmaps, suspendBitmaps } from './bitmaps.ts'
 import { changeImage } from './change.ts'
 import type { SnapshotInfo } from './image.ts'
 import type { ImageHandle } from './image-handle.ts'
@@ -181,7 +182,9 @@ export async function revertTo(image: ImageHandle, which: string): Promise<void>
   const { clusterSize } = geometry
   const needed = Math.ceil(snapshot.diskSizeBytes / geometry.l2Span)
   const l1Size = Math.max(snapshot.l1Size, needed)
+  const oldSize = image.header.sizeBytes
   await changeImage(image, async refcounts => {
+    const bitmaps = await suspendBitmaps(image)
     await countTree(image, refcounts, snapshot, 1)
     const clusters = Math.max(1, Math.ceil((l1Size * 8) / clusterSize))
     const start = await refcounts.allocate(clusters)
@@ -202,6 +205,7 @@ export async function revertTo(image: ImageHandle, which: string): Promise<void>
     )
     await refcounts.write()
     await markTree(image, refcounts)
+    await resizeBitmaps(image, refcounts, bitmaps, oldSize, true)
   })
 }
 

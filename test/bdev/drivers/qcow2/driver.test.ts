@@ -1,4 +1,4 @@
-import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { copyFileSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { deflateRawSync } from 'node:zlib'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import {
@@ -316,11 +316,20 @@ describe('images', () => {
     await disk.write(0, filled(4096, 2))
     await bench.call('bdev_qcow2_resize', { name: 'q', new_size: 3 })
     await bench.delete('q')
+    copyFileSync(bench.path('q'), bench.path('device'))
     await applySnapshot(bench.path('q'), 's')
     disk = await bench.open('q')
     expect(bench.bdevs.get('q').blockCount).toBe(2048)
     expect(await disk.read(0, 4096)).toEqual(filled(4096, 1))
     await bench.delete('q')
+
+    disk = await bench.open('device')
+    expect(await disk.read(0, 4096)).toEqual(filled(4096, 2))
+    await bench.call('bdev_qcow2_snapshot_apply', { name: 'device', snapshot_name: 's' })
+    expect(bench.bdevs.get('device').blockCount).toBe(2048)
+    expect(await disk.read(0, 4096)).toEqual(filled(4096, 1))
+    await bench.delete('device')
+    expect(await checkImage(bench.path('device'))).toMatchObject({ leaks: 0, corruptions: 0 })
     expect(await checkImage(bench.path('q'))).toMatchObject({ leaks: 0, corruptions: 0 })
   })
 })
