@@ -7,16 +7,14 @@
  * The host writes and reads with every block stamped and judged while each gateway in turn is killed with SIGKILL and
  * started again; at the end all that was acknowledged is read back.
  */
-import { type ChildProcess, spawn } from 'node:child_process'
 import { mkdtemp, open, rm } from 'node:fs/promises'
-import { createServer } from 'node:net'
 import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import { parseArgs, styleText } from 'node:util'
 import { foldLines } from '../core/fold-lines.ts'
-import { connect, type RpcClient } from '../rpc/client.ts'
+import type { RpcClient } from '../rpc/client.ts'
+import { DaemonProcess, freePort, LOOPBACK, openGateway } from '../vm/lab/daemon-process.ts'
 import type { methods } from './methods.ts'
 
 const HELP = `Usage: qpair demo [--seconds N]
@@ -28,16 +26,14 @@ phase (default 3).
 
 const NQN = 'nqn.2026-11.io.qpair:demo'
 const IMAGE_BYTES = 256 << 20
-const HOST = '127.0.0.1'
 
 type Client = RpcClient<typeof methods>
+type Daemon = DaemonProcess<Client>
 
 interface Gateway {
   readonly name: string
   readonly port: number
-  /** Controller ids of the two gateways must not overlap: to the host they are one subsystem. */
-  readonly cntlids: { readonly min_cntlid: number; readonly max_cntlid: number }
-  daemon: DaemonProcess
+  daemon: Daemon
 }
 
 /** Resolves with the exit code: 0 when nothing was lost. */
@@ -59,7 +55,7 @@ export async function demo(argv: readonly string[]): Promise<number> {
     return 2
   }
   const directory = await mkdtemp(join(tmpdir(), 'qpair-demo-'))
-  const daemons: DaemonProcess[] = []
+  const daemons: Daemon[] = []
   const stopAll = (): Promise<unknown> => Promise.all(daemons.map(daemon => daemon.stop()))
   const played = play(directory, seconds, daemons)
   try {
@@ -82,27 +78,27 @@ function interrupted(): Promise<number> {
   })
 }
 
-async function play(directory: string, seconds: number, daemons: DaemonProcess[]): Promise<number> {
+async function play(directory: string, seconds: number, daemons: Daemon[]): Promise<number> {
   const image = join(directory, 'disk.img')
   const file = await open(image, 'w')
   await file.truncate(IMAGE_BYTES)
   await file.close()
   say('image', `${image}, ${IMAGE_BYTES >> 20} MiB, thin`)
 
-  const start = async (name: string): Promise<DaemonProcess> => {
-    const daemon = await DaemonProcess.start(join(directory, `${name}.sock`), join(directory, name))
+  const start = async (name: string): Promise<Daemon> => {
+    const daemon = await DaemonProcess.start<Client>(join(directory, `${name}.sock`), join(directory, name))
     daemons.push(daemon)
     return daemon
   }
   const gateways: Gateway[] = []
   for (const [index, name] of ['A', 'B'].entries()) {
     const daemon = await start(name)
-    const first = index * 32760 + 1
-    const cntlids = { min_cntlid: first, max_cntlid: first + 32758 }
-    const gateway = { name, port: await freePort(), cntlids, daemon }
-    await openGateway(gateway, image)
+    const gateway = { name, port: await freePort(), daemon }
+    await openGateway(daemon.client, {
+      ...{ nqn: NQN, serialNumber: 'QPAIRDEMO', images: [image], port: gateway.port, index },
+    })
     gateways.push(gateway)
-    say(`gateway ${name}`, `process ${daemon.pid}, ${HOST}:${gateway.port}`)
+    say(`gateway ${name}`, `process ${daemon.pid}, ${LOOPBACK}:${gateway.port}`)
   }
   const host = await start('host')
   for (const gateway of gateways) await attachPath(host.client, gateway.port)
@@ -136,31 +132,12 @@ async function play(directory: string, seconds: number, daemons: DaemonProcess[]
   return conclude(report, pauses)
 }
 
-/** A gateway's configuration: the calls that anybody would type. It is kept in the daemon's state directory. */
-async function openGateway({ daemon, port, cntlids }: Gateway, image: string): Promise<void> {
-  const { client } = daemon
-  await client.call('nvmf_create_transport', { trtype: 'TCP' })
-  await client.call('bdev_uring_create', { name: 'disk', filename: image, block_size: 512 })
-  await client.call('nvmf_create_subsystem', {
-    nqn: NQN,
-    serial_number: 'QPAIRDEMO',
-    allow_any_host: true,
-    ana_reporting: true,
-    ...cntlids,
-  })
-  await client.call('nvmf_subsystem_add_ns', { nqn: NQN, namespace: { bdev_name: 'disk' } })
-  await client.call('nvmf_subsystem_add_listener', {
-    nqn: NQN,
-    listen_address: { trtype: 'TCP', adrfam: 'IPv4', traddr: HOST, trsvcid: String(port) },
-  })
-}
-
 async function attachPath(client: Client, port: number): Promise<void> {
   await client.call('bdev_nvme_attach_controller', {
     name: 'Nvme0',
     trtype: 'TCP',
     adrfam: 'IPv4',
-    traddr: HOST,
+    traddr: LOOPBACK,
     trsvcid: String(port),
     subnqn: NQN,
     multipath: 'multipath',
@@ -220,55 +197,4 @@ const milliseconds = (us: number): string => `${(us / 1000).toFixed(1)} ms`
 
 function say(who: string, what: string): void {
   process.stdout.write(`  ${who.padEnd(10)} ${what}\n`)
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer()
-  await new Promise<void>((resolve, reject) => {
-    server.on('error', reject)
-    server.listen(0, HOST, resolve)
-  })
-  const { port } = server.address() as { port: number }
-  await new Promise(resolve => server.close(resolve))
-  return port
-}
-
-/** One `qpair serve` as a child. */
-class DaemonProcess {
-  readonly client: Client
-  readonly #child: ChildProcess
-  readonly #exited: Promise<unknown>
-
-  private constructor(child: ChildProcess, client: Client) {
-    this.#child = child
-    this.client = client
-    this.#exited = new Promise(resolve => child.once('exit', resolve))
-  }
-
-  static async start(socket: string, state: string): Promise<DaemonProcess> {
-    const launcher = fileURLToPath(new URL('../../bin/qpair.js', import.meta.url))
-    const args = [launcher, 'serve', '-r', socket, '--state', state, '--loglevel', 'ERROR']
-    const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'inherit'] })
-    try {
-      return new DaemonProcess(child, await connect<typeof methods>(socket, { retries: 100 }))
-    } catch (error) {
-      child.kill('SIGKILL')
-      throw error
-    }
-  }
-
-  get pid(): number {
-    return this.#child.pid!
-  }
-
-  kill(signal: NodeJS.Signals): void {
-    this.#child.kill(signal)
-  }
-
-  async stop(): Promise<void> {
-    this.client.close()
-    if (this.#child.exitCode !== null || this.#child.signalCode !== null) return
-    this.kill('SIGTERM')
-    await this.#exited
-  }
 }

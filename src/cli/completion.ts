@@ -4,6 +4,7 @@
  */
 import { SERVE_OPTIONS } from '../app/options.ts'
 import type { Declarations } from '../rpc/method.ts'
+import { LAB_OPTIONS } from '../vm/lab/lab.ts'
 import { commandsOfNoun, findCommand, findMethod, nounsOf, singleCommands } from './commands.ts'
 import { CONFIG_COMMANDS } from './config-commands.ts'
 import { NO_WAIT, OWN_COMMANDS } from './help.ts'
@@ -78,6 +79,8 @@ const OWN_FLAGS: Readonly<Record<string, readonly string[]>> = {
   demo: ['--seconds', '--help'],
   doctor: ['--json', '--help'],
   'host validate': ['--json', '--help'],
+  'vm lab': Object.keys(LAB_OPTIONS).map(name => `--${name}`),
+  'vm console': ['--help'],
 }
 
 function candidates(methods: Declarations, before: readonly string[]): string[] {

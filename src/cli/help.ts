@@ -11,6 +11,8 @@ export const OWN_COMMANDS: readonly (readonly [usage: string, summary: string])[
   ['demo', 'Shows two gateways, one multipath disk, and what happens when one is killed.'],
   ['doctor', 'Checks whether the daemon runs well on this machine, and names remedies.'],
   ['host validate', 'Checks whether this machine can run guests, and names remedies.'],
+  ['vm lab', 'Starts a small Linux guest with virtual NVMe disks, or with two gateways to break.'],
+  ['vm console NAME', 'Puts the serial console of a guest on this terminal; Ctrl-] leaves it.'],
   ['rpc METHOD', "Calls a method with rpc.py's flags, or with parameters as JSON."],
   ['save_config', 'Prints the configuration of the running daemon.'],
   ['load_config', 'Applies a configuration read from a file or from standard input.'],

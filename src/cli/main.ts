@@ -21,6 +21,7 @@ import { paint, render, type Terminal, toJson, writeHelp } from './output.ts'
 import { parseArgs, UsageError } from './parse-args.ts'
 import { runRpcCommand } from './rpc-command.ts'
 import { type Connection, withClient } from './session.ts'
+import { runVmConsole } from './vm-console.ts'
 
 interface Invocation {
   readonly connection: Connection
@@ -112,6 +113,11 @@ async function run(terminal: Terminal, table: Declarations, invocation: Invocati
         ...own.slice(1),
         ...(invocation.json ? ['--json'] : []),
       ])
+    case 'vm':
+      // As above: these two have the terminal to themselves.
+      if (args[0] === 'lab') return (await import('../vm/lab/lab.ts')).vmLab(own.slice(1))
+      if (args[0] === 'console') return runVmConsole(terminal, connection, own.slice(1))
+      break
     case 'rpc':
       await runRpcCommand(terminal, table, connection, own)
       return 0

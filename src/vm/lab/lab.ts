@@ -1,0 +1,284 @@
+/**
+ * `qpair vm lab`: a small Linux guest with virtual NVMe disks, its console on this terminal. With --multipath its disks are
+ * those of two gateways:
+ *
+ *   guest: /dev/nvme0n1 ─┬─ eth0 ── NVMe/TCP ── gateway A ─┬─ images
+ *                        └─ eth1 ── NVMe/TCP ── gateway B ─┘
+ */
+import { mkdtemp, open, rm } from 'node:fs/promises'
+import { constants, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { parseArgs } from 'node:util'
+import { RpcError } from '../../core/errors.ts'
+import { foldLines } from '../../core/fold-lines.ts'
+import { formatSize } from '../../core/format-size.ts'
+import { parseSize } from '../../core/parse-size.ts'
+import { kvmWorks } from '../../host/checks/kvm.ts'
+import { Host } from '../../host/host.ts'
+import { Console, ESCAPE, type Input, type Output } from '../console.ts'
+import type { Accel } from '../run/machine.ts'
+import { GatewayPair, LAB_NQN } from './gateway-pair.ts'
+import { READY } from './guest-files.ts'
+import type { Kernel } from './kernel.ts'
+import { defaultCache, labImage } from './lab-image.ts'
+import { LabMachine } from './lab-machine.ts'
+import { LabMenu } from './lab-menu.ts'
+
+const HELP = `Usage: qpair vm lab [--nvme SIZE]... [--multipath] [options]
+
+Starts a small Linux guest with virtual NVMe disks and puts its console on this terminal: nvme list, lspci and fdisk -l show
+them. Needs no daemon, no root, no NVMe hardware. Everything it makes lies in a temporary directory and is removed.
+
+  --nvme SIZE         an NVMe disk of that size: 40G, 512M; may be repeated (default 10G)
+  --multipath         the disks are those of two gateways, started with it, and the guest is connected to both; Ctrl-]
+                      opens a menu to kill and start gateways, cut networks, show paths and run I/O
+  --cpus N            processors (default 2)
+  --memory SIZE       memory (default 512M)
+  --accel ACCEL       kvm, tcg (emulated, slower), or auto: KVM where it works (default)
+  --kernel PATH       a Linux kernel, together with
+  --modules DIR       its modules, /lib/modules/VERSION; by default this machine's own, or Debian's, downloaded once
+  -h, --help          this text
+
+Ctrl-] ends the lab, or opens the menu; poweroff in the guest ends it, too.
+`
+
+export const LAB_OPTIONS = {
+  nvme: { type: 'string', multiple: true },
+  multipath: { type: 'boolean' },
+  cpus: { type: 'string' },
+  memory: { type: 'string' },
+  accel: { type: 'string' },
+  kernel: { type: 'string' },
+  modules: { type: 'string' },
+  help: { type: 'boolean', short: 'h' },
+} as const
+
+interface LabRequest {
+  readonly sizes: readonly number[]
+  readonly isMultipath: boolean
+  readonly cpus: number
+  readonly memoryBytes: number
+  readonly accel: Accel | 'auto'
+  readonly kernel: Kernel | undefined
+}
+
+export interface LabTerminal {
+  readonly input: Input
+  readonly output: Output & { readonly columns?: number; readonly rows?: number }
+}
+
+/** A guest under KVM that has not said a word by then never will: some machines offer KVM that hangs. */
+const SILENCE_MS = 20_000
+/** What ends is what was asked for; these only hold up a machine that is stuck. */
+const DISKS_MAX = 16
+
+/** Resolves with the exit code. Throws `RpcError` for what cannot be. */
+export async function vmLab(
+  argv: readonly string[],
+  terminal: LabTerminal = { input: process.stdin, output: process.stdout },
+): Promise<number> {
+  const request = parseRequest(argv)
+  if (request === 'help') {
+    terminal.output.write(foldLines(HELP, terminal.output.columns))
+    return 0
+  }
+  const directory = await mkdtemp(join(tmpdir(), 'qpair-lab-'))
+  const lab = new Lab(request, directory, terminal)
+  try {
+    return await Promise.race([lab.run(), interrupted()])
+  } finally {
+    await lab.stop()
+    await rm(directory, { recursive: true, force: true })
+  }
+}
+
+/** Throws `RpcError` EINVAL. */
+export function parseRequest(argv: readonly string[]): LabRequest | 'help' {
+  const values = parse(argv)
+  if (values.help === true) return 'help'
+  const sizes = (values.nvme ?? ['10G']).map(size => parseSize(size, '--nvme'))
+  if (sizes.length > DISKS_MAX) {
+    throw new RpcError(
+      'EINVAL',
+      `--nvme is given ${sizes.length} times: the lab has room for ${DISKS_MAX} disks`,
+    )
+  }
+  const cpus = Number(values.cpus ?? '2')
+  if (!Number.isInteger(cpus) || cpus < 1 || cpus > 64) {
+    throw new RpcError('EINVAL', `--cpus ${values.cpus}: give a number from 1 to 64`)
+  }
+  const { accel = 'auto', kernel, modules } = values
+  if (accel !== 'auto' && accel !== 'kvm' && accel !== 'tcg') {
+    throw new RpcError('EINVAL', `--accel ${accel}: choose auto, kvm or tcg`)
+  }
+  if ((kernel === undefined) !== (modules === undefined)) {
+    throw new RpcError('EINVAL', '--kernel PATH and --modules DIR go together: modules fit one kernel only')
+  }
+  return {
+    ...{ sizes, cpus, accel, isMultipath: values.multipath === true },
+    memoryBytes: parseSize(values.memory ?? '512M', '--memory'),
+    kernel: kernel === undefined ? undefined : { image: kernel, modules: modules! },
+  }
+}
+
+function parse(argv: readonly string[]) {
+  try {
+    return parseArgs({ args: [...argv], allowPositionals: false, options: LAB_OPTIONS }).values
+  } catch (cause) {
+    const reason = (cause as Error).message.split('. ')[0]
+    throw new RpcError('EINVAL', `${reason}. See qpair vm lab --help`, { cause })
+  }
+}
+
+/** Resolves with the exit code that shells expect, at a signal from elsewhere: Ctrl-C goes to the guest. */
+function interrupted(): Promise<number> {
+  return new Promise(resolve => {
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+      process.once(signal, () => resolve(128 + constants.signals[signal]))
+    }
+  })
+}
+
+class Lab {
+  readonly #request: LabRequest
+  readonly #directory: string
+  readonly #terminal: LabTerminal
+  #gateways: GatewayPair | undefined
+  #machine: LabMachine | undefined
+  #console: Console | undefined
+  #menu: LabMenu | undefined
+  #isChoosing = false
+  #leave = (): void => {}
+  readonly #left = new Promise<void>(resolve => {
+    this.#leave = resolve
+  })
+
+  constructor(request: LabRequest, directory: string, terminal: LabTerminal) {
+    this.#request = request
+    this.#directory = directory
+    this.#terminal = terminal
+  }
+
+  async run(): Promise<number> {
+    const { sizes, isMultipath, accel } = this.#request
+    const images = await this.#makeImages()
+    this.#say(`${sizes.map(formatSize).join(' and ')} of virtual NVMe, thin, in ${this.#directory}`)
+    if (isMultipath) {
+      this.#gateways = await GatewayPair.start(this.#directory, images)
+      this.#say(`gateways A and B serve them on 127.0.0.1, ports ${this.#gateways.ports.join(' and ')}`)
+    }
+    const chosen = accel === 'auto' ? await bestAccel() : accel
+    if (await this.#boot(chosen, images, accel === 'auto')) return await this.#play()
+    this.#say('KVM is offered here and hangs: once more, emulated')
+    this.#console!.close()
+    await this.#machine!.stop()
+    await this.#boot('tcg', images, false)
+    return await this.#play()
+  }
+
+  async stop(): Promise<void> {
+    this.#console?.close()
+    await this.#machine?.stop()
+    await this.#gateways?.stop()
+  }
+
+  async #makeImages(): Promise<string[]> {
+    const images: string[] = []
+    for (const [index, size] of this.#request.sizes.entries()) {
+      const path = join(this.#directory, `nvme${index}.raw`)
+      const file = await open(path, 'w')
+      await file.truncate(size)
+      await file.close()
+      images.push(path)
+    }
+    return images
+  }
+
+  /** Answers whether the guest has said anything, when that is in doubt. */
+  async #boot(accel: Accel, images: readonly string[], isInDoubt: boolean): Promise<boolean> {
+    const { kernel, cpus, memoryBytes, isMultipath } = this.#request
+    const { rows = 24, columns = 80 } = this.#terminal.output
+    const image = await labImage({
+      ...{ kernel, isEmulated: accel === 'tcg', directory: this.#directory, cache: defaultCache() },
+      say: text => this.#say(text),
+    })
+    this.#say(`a guest starts, ${accel === 'kvm' ? 'with KVM' : 'emulated: this takes some seconds'}`)
+    this.#machine = await LabMachine.start({
+      ...{ directory: this.#directory, image, accel, cpus, memoryBytes },
+      ...{ disks: isMultipath ? [] : images, networks: isMultipath ? 2 : 0 },
+      environment: {
+        ...{ LAB_DISKS: String(images.length), LAB_ROWS: String(rows), LAB_COLUMNS: String(columns) },
+        ...{ LAB_HINT: isMultipath ? 'opens_the_menu' : 'does_too' },
+        ...(isMultipath && { LAB_NQN, LAB_PORTS: this.#gateways!.ports.join(',') }),
+      },
+    })
+    let hear = (): void => {}
+    const heard = new Promise<boolean>(resolve => {
+      hear = () => resolve(true)
+    })
+    this.#console = await this.#openConsole(this.#machine, () => hear())
+    if (!isInDoubt || accel === 'tcg') return true
+    return Promise.race([heard, delay(SILENCE_MS, false, { ref: false })])
+  }
+
+  /** What is typed before the shell is there would be lost in the serial port: the console listens from its greeting on. */
+  #openConsole(machine: LabMachine, onOutput: () => void): Promise<Console> {
+    let text = ''
+    let isReady = false
+    const { input, output } = this.#terminal
+    const { takesKey } = this
+    return Console.open(machine.consolePath, {
+      ...{ input, output, takesKey },
+      onOutput: piece => {
+        onOutput()
+        if (isReady) return
+        text = (text + piece).slice(-200)
+        if (!text.includes(READY)) return
+        isReady = true
+        this.#console!.listen()
+      },
+    })
+  }
+
+  /** Until the guest has ended, or the user leaves. */
+  async #play(): Promise<number> {
+    const machine = this.#machine!
+    const gateways = this.#gateways
+    if (gateways !== undefined) {
+      this.#menu = new LabMenu({
+        ...{ gateways, machine, end: () => this.#leave() },
+        type: text => this.#console!.send(text),
+        say: text => this.#say(text),
+      })
+    }
+    await Promise.race([this.#console!.closed, this.#left])
+    this.#terminal.output.write('\r\n')
+    return 0
+  }
+
+  /** Ctrl-], and behind it the key that says what for. */
+  readonly takesKey = (key: number): boolean => {
+    if (this.#isChoosing) {
+      this.#isChoosing = false
+      void this.#menu!.choose(String.fromCharCode(key))
+      return true
+    }
+    if (key !== ESCAPE) return false
+    if (this.#menu === undefined) this.#leave()
+    else {
+      this.#isChoosing = true
+      this.#menu.show()
+    }
+    return true
+  }
+
+  /** In raw mode a terminal wants both ends of a line. */
+  #say(text: string): void {
+    this.#terminal.output.write(`${text.replaceAll('\n', '\r\n')}\r\n`)
+  }
+}
+
+async function bestAccel(): Promise<Accel> {
+  return (await kvmWorks(new Host())).level === 'pass' ? 'kvm' : 'tcg'
+}
