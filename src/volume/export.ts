@@ -49,7 +49,7 @@ export class VolumeExports {
   async export(found: Found, options: ExportOptions): Promise<Exported> {
     const { pool, volume } = found
     return this.#turns.next(async () => {
-      this.#volumes.refuseTaken(pool, volume.name, 'exported')
+      this.#volumes.refuseBusy(pool, volume.name, options.readOnly ? 'read' : 'change')
       const use = await this.#volumes.useOf(found)
       if (!options.shared) refuseSecondWriter(found, use, options.readOnly || volume.format === 'iso')
       const { bdev, isNew } = await this.#open(found, use, options)

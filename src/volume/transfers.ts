@@ -8,6 +8,7 @@
  *
  * What fills a file notes how far it is, and goes on from there when the daemon comes back; other targets start over.
  */
+import { randomUUID } from 'node:crypto'
 import { readdir } from 'node:fs/promises'
 import { basename, dirname, isAbsolute } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -122,7 +123,7 @@ export class Transfers {
     }
     return this.#volumes.job(
       pool,
-      { kind: 'volume_save', name: volume.name, takes: [volume.name], resume },
+      { kind: 'volume_save', name: volume.name, takes: [], holds: [`${pool.name}/${volume.name}`], resume },
       progress => this.#fillFile(files, plan, progress),
     )
   }
@@ -275,7 +276,9 @@ export class Transfers {
     const name = `transfer${++this.#lastId}`
     bdevs.unsaved.add(name)
     try {
-      await replay(method, { ...params, name })
+      // Two copies of one volume are two devices over one medium, which would have one UUID.
+      const uuid = TAKES_UUID.test(method) ? { uuid: randomUUID() } : {}
+      await replay(method, { ...params, ...uuid, name })
       const disk = await BdevDisk.open(bdevs, reactors, name, 'a copy of its content', use)
       try {
         await work(disk)
@@ -288,6 +291,8 @@ export class Transfers {
     }
   }
 }
+
+const TAKES_UUID = /^bdev_(aio|uring|qcow2|rbd)_create$/
 
 /** Every other second: a machine that starts has its servers by then. */
 const RESUME_ATTEMPTS = 30

@@ -30,16 +30,18 @@ export async function useOf(
   pools: readonly Pool[],
 ): Promise<VolumeUse> {
   const path = volume.type === 'network' ? volume.path : await realpath(volume.path).catch(() => volume.path)
-  const over: BdevInfo[] = []
-  for (const info of bdevs.list()) if ((await mediumOf(info)) === path) over.push(info)
+  const all: BdevInfo[] = []
+  for (const info of bdevs.list()) if ((await mediumOf(info)) === path) all.push(info)
+  // A copy's own is there for a while: whoever may not come near is kept off by the copy's job.
+  const over = all.filter(({ name }) => !bdevs.unsaved.has(name))
   const owners = over.map(({ name }) => bdevs.ownersOf(name)).filter(each => each !== '')
-  const all = pools.flatMap(({ contents }) => contents?.volumes ?? [])
+  const volumes = pools.flatMap(({ contents }) => contents?.volumes ?? [])
   return {
     bdev: over.find(({ readOnly }) => !readOnly) ?? over[0],
     bdevs: over,
     owners: owners.join(', '),
-    programs: volume.type === 'network' ? [] : await lockersOf(path, over.some(locksItsFile)),
-    dependents: all.filter(({ backing }) => backing?.path === volume.path),
+    programs: volume.type === 'network' ? [] : await lockersOf(path, all.some(locksItsFile)),
+    dependents: volumes.filter(({ backing }) => backing?.path === volume.path),
   }
 }
 

@@ -7,6 +7,7 @@ import type { ReactorGroup } from '../reactor/group.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import type { JobOptions, Jobs } from '../rpc/jobs.ts'
 import { VolumeExports } from './export.ts'
+import { LibvirtImport } from './libvirt-import.ts'
 import type { Call } from './nvme-export.ts'
 import {
   type CreateVolume,
@@ -60,9 +61,12 @@ export class Volumes {
   readonly jobs: Jobs
   readonly exports: VolumeExports
   readonly transfers: Transfers
+  readonly imports: LibvirtImport
   readonly #call: Call
   /** Volumes that long work has to itself, and names that it will give, with what is done: `POOL/NAME`. */
   readonly #taken = new Map<string, string>()
+  /** Volumes that long work reads, with what is done: any number may, and nobody changes them meanwhile. */
+  readonly #held = new Map<string, readonly string[]>()
 
   constructor({ pools, bdevs, jobs, call, replay, reactors }: VolumesOptions) {
     this.pools = pools
@@ -70,6 +74,7 @@ export class Volumes {
     this.jobs = jobs
     this.#call = call
     this.exports = new VolumeExports(this, call)
+    this.imports = new LibvirtImport(pools, call)
     this.transfers = new Transfers(this, { bdevs, reactors, replay })
   }
 
@@ -173,7 +178,7 @@ export class Volumes {
     const { pool, volume } = found
     const operation = this.operation(pool, 'resize')
     await this.pools.change(pool, async () => {
-      this.refuseTaken(pool, volume.name, 'resized')
+      this.refuseBusy(pool, volume.name, 'change')
       const { capacityBytes: before = 0 } = await this.describe(found)
       const use = await this.useOf(found)
       refuseWithDependents(volume, 'resized', use)
@@ -206,11 +211,17 @@ export class Volumes {
     const { pool, volume } = found
     const operation = this.operation(pool, 'clone')
     this.refuseTaken(pool, name)
-    this.refuseTaken(pool, volume.name, 'cloned')
+    this.refuseBusy(pool, volume.name, 'read')
     refuseInUse(volume, 'cloned', await this.useOf(found))
     return this.job(
       pool,
-      { kind: 'volume_clone', name: name, takes: [name, volume.name], total: volume.capacityBytes },
+      {
+        kind: 'volume_clone',
+        name: name,
+        takes: [name],
+        holds: [`${pool.name}/${volume.name}`],
+        total: volume.capacityBytes,
+      },
       progress => operation(volume, name, progress),
     )
   }
@@ -218,7 +229,7 @@ export class Volumes {
   async wipe(found: Found, algorithm: WipeAlgorithm, resume: MethodCall): Promise<{ job_id: number }> {
     const { pool, volume } = found
     const operation = this.operation(pool, 'wipe')
-    this.refuseTaken(pool, volume.name, 'wiped')
+    this.refuseBusy(pool, volume.name, 'change')
     const use = await this.useOf(found)
     refuseInUse(volume, 'wiped', use)
     refuseWithDependents(volume, 'wiped', use)
@@ -234,7 +245,7 @@ export class Volumes {
     const operations = this.#snapshots(pool)
     checkFileName(snapshot, 'a snapshot')
     await this.pools.change(pool, async () => {
-      this.refuseTaken(pool, volume.name, 'changed')
+      this.refuseBusy(pool, volume.name, 'change')
       const use = await this.useOf(found)
       const done = { create: 'snapshotted', revert: 'reverted', delete: 'relieved of a snapshot' }[action]
       if (!operations.whileOpen(volume).includes(action)) refuseInUse(volume, done, use)
@@ -250,15 +261,24 @@ export class Volumes {
   }
 
   /** Throws `RpcError` EEXIST or EBUSY when the name is that of a volume, or will be. */
-  refuseTaken(pool: Pool, name: string, changed?: string): void {
-    const doing = this.#taken.get(`${pool.name}/${name}`)
-    if (doing !== undefined) {
-      throw new RpcError('EBUSY', `volume ${pool.name}/${name} is busy: ${doing}. See qpair job list`)
-    }
-    if (changed !== undefined) return
+  refuseTaken(pool: Pool, name: string): void {
+    this.#refuseBusy(`${pool.name}/${name}`)
     checkFileName(name)
     if (volumeIn(pool, name) === undefined) return
     throw new RpcError('EEXIST', `pool ${pool.name} has a volume ${name} already: choose another name`)
+  }
+
+  /** Throws `RpcError` EBUSY when long work is at the volume; work that only reads it is in nobody's way who reads. */
+  refuseBusy(pool: Pool, name: string, use: 'read' | 'change'): void {
+    const key = `${pool.name}/${name}`
+    this.#refuseBusy(key)
+    const reader = this.#held.get(key)?.[0]
+    if (reader !== undefined && use === 'change') throw busy(key, reader)
+  }
+
+  #refuseBusy(key: string): void {
+    const doing = this.#taken.get(key)
+    if (doing !== undefined) throw busy(key, doing)
   }
 
   /** The backend's operation. Throws `RpcError` ENOTSUP with the reason when it has none. */
@@ -274,12 +294,21 @@ export class Volumes {
   /** Long work on a pool's volumes, which has `takes` of them, or names to be, to itself. Throws `RpcError` EBUSY. */
   job(pool: Pool, options: VolumeJob, work: (progress: Progress) => Promise<void>): { job_id: number } {
     const { kind, name, takes, holds = [], total, resume } = options
-    const keys = [...takes.map(each => `${pool.name}/${each}`), ...holds]
-    for (const key of keys) this.#taken.set(key, `${kind} of ${name}`)
-    const letGo = this.pools.hold(pool, `${kind} of ${name}`)
+    const doing = `${kind} of ${name}`
+    const keys = takes.map(each => `${pool.name}/${each}`)
+    // Whoever came here has looked, but may have waited for something since.
+    for (const key of [...keys, ...holds]) this.#refuseBusy(key)
+    const letGo = this.pools.hold(pool, doing)
+    for (const key of keys) this.#taken.set(key, doing)
+    for (const key of holds) this.#held.set(key, [...(this.#held.get(key) ?? []), doing])
     const free = (): void => {
       letGo()
       for (const key of keys) this.#taken.delete(key)
+      for (const key of holds) {
+        const others = this.#held.get(key)!.toSpliced(this.#held.get(key)!.indexOf(doing), 1)
+        if (others.length === 0) this.#held.delete(key)
+        else this.#held.set(key, others)
+      }
     }
     const job = {
       kind,
@@ -313,12 +342,16 @@ export class Volumes {
   async #change(found: Found, done: string, work: (use: VolumeUse) => Promise<void>): Promise<void> {
     const { pool, volume } = found
     await this.pools.change(pool, async () => {
-      this.refuseTaken(pool, volume.name, done)
+      this.refuseBusy(pool, volume.name, 'change')
       const use = await this.useOf(found)
       refuseInUse(volume, done, use)
       await work(use)
     })
   }
+}
+
+function busy(key: string, doing: string): RpcError {
+  return new RpcError('EBUSY', `volume ${key} is busy: ${doing}. See qpair job list`)
 }
 
 function missing(name: string, pool: Pool): RpcError {

@@ -328,6 +328,24 @@ describe('moving volumes', () => {
     await storage.call('volume_delete', { volume: 'a' })
   })
 
+  it('copies one volume several times at once, and never to one name', async () => {
+    truncateSync(storage.path('source'), 9 * MIB)
+    await moved('q', { format: 'qcow2' })
+    const wanted = ['a', 'b', 'a', 'c'].map(name =>
+      storage.call<{ job_id: number }>('volume_import', {
+        ...{ pool: 'vms', name, source: 'vms/q', format: 'raw' },
+      }),
+    )
+    const started = await storage.reactors.run(Promise.allSettled(wanted))
+    expect(started.map(({ status }) => status).filter(status => status === 'rejected')).toHaveLength(1)
+    for (const { id } of storage.jobs.list()) await storage.reactors.run(storage.jobs.wait(id, 60_000))
+    expect(storage.jobs.list().map(({ state }) => state)).toEqual(Array(4).fill('completed'))
+    const source = readFileSync(storage.path('source'))
+    for (const name of ['a', 'b', 'c']) {
+      expect(readFileSync(storage.path('vms', name)).equals(source), name).toBe(true)
+    }
+  })
+
   it('is done at once when it had been whole before the daemon was killed', async () => {
     await moved('a')
     expect(await moved('a', { resume: true })).toMatchObject({ state: 'completed', error: undefined })

@@ -51,7 +51,7 @@ export async function sourceOf(text: string, volumes: Volumes): Promise<Transfer
 export async function volumeSource(found: Found, volumes: Volumes): Promise<TransferSource> {
   const { pool, volume } = found
   const text = `${pool.name}/${volume.name}`
-  volumes.refuseTaken(pool, volume.name, 'read')
+  volumes.refuseBusy(pool, volume.name, 'read')
   if (volume.type !== 'network') return fileSource(volume.path, text, volumes)
   refuseInUse(volume, 'read', await volumes.useOf(found))
   return { kind: 'bdev', text, opening: pool.backend.opening(volume, { readOnly: true }) }
