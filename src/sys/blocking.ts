@@ -6,8 +6,10 @@ import { bytesAt, mapAnonymous, viewAt } from './memory.ts'
 /** How a caller of several arguments waits for a library call. */
 export type Blocking = (...args: readonly unknown[]) => Promise<number>
 
-/** Of Node's four threads, so that files and names are still served while a peer does not answer. */
-const BLOCKING_MAX = 3
+/** As libuv reads it. The launcher sets it for the daemon. */
+const THREADS = Number(process.env['UV_THREADPOOL_SIZE'] ?? 4) || 1
+/** All but one, so that files and names are still served while a peer does not answer. */
+const BLOCKING_MAX = Math.max(1, THREADS - 1)
 let blockingCount = 0
 const blockingQueue: (() => void)[] = []
 

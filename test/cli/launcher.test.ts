@@ -10,7 +10,9 @@ function launch(main: string | undefined, args: readonly string[], execArgv: rea
   const directory = temporaryDirectory()
   mkdirSync(join(directory, 'bin'))
   writeFileSync(join(directory, 'package.json'), '{"type":"module"}')
-  copyFileSync(fileURLToPath(new URL('../../bin/qpair.js', import.meta.url)), join(directory, 'bin/qpair.js'))
+  for (const name of ['qpair.js', 'package.json']) {
+    copyFileSync(fileURLToPath(new URL(`../../bin/${name}`, import.meta.url)), join(directory, 'bin', name))
+  }
   if (main !== undefined) {
     mkdirSync(join(directory, 'dist/cli'), { recursive: true })
     writeFileSync(join(directory, 'dist/cli/main.js'), main)
@@ -37,4 +39,28 @@ it('refuses a Node that is too old, naming both versions', () => {
   const { status, stderr } = launch('export const main = async () => 0', [], ['--import', old])
   expect(status).toBe(2)
   expect(stderr).toMatch(/this is Node 18\.20\.4, and qpair needs 20\.19 or newer/)
+})
+
+/** Begins 30 calls that wait until another one, which comes last, has let them go on. */
+const WAITERS = `
+  import koffi from '${new URL('../../node_modules/koffi/index.js', import.meta.url).href}'
+  const libc = koffi.load('libc.so.6')
+  const fd = libc.func('int eventfd(uint, int)')(0, 1)
+  const memory = Number(libc.func('uintptr_t malloc(size_t)')(8))
+  const read = libc.func('long read(int, uintptr_t, size_t)')
+  const add = libc.func('int eventfd_write(int, uint64_t)')
+  export async function main() {
+    const waiting = Array.from({ length: 30 }, () => new Promise(done => read.async(fd, memory, 8, done)))
+    await Promise.all([...waiting, new Promise(done => add.async(fd, 30, done))])
+    console.log('all went on')
+  }`
+
+it('gives a daemon more threads for calls that wait for Ceph than Node has', () => {
+  expect(launch(WAITERS, ['serve'])).toMatchObject({ stdout: 'all went on\n', stderr: '' })
+})
+
+it('says nothing of more threads when they were started before', () => {
+  const program = 'export const main = async () => console.log(process.env.UV_THREADPOOL_SIZE)'
+  const before = ['--import', 'data:text/javascript,delete process.env.UV_THREADPOOL_SIZE']
+  expect(launch(program, ['serve'], before).stdout).toBe('undefined\n')
 })
