@@ -33,6 +33,22 @@ export interface VirtualNetwork {
   readonly isAutostart: boolean
 }
 
+/** A storage pool as libvirt has it. */
+export interface LibvirtPool {
+  readonly name: string
+  readonly xml: string
+  readonly isActive: boolean
+  /** Whether it starts with libvirt. */
+  readonly isAutostart: boolean
+}
+
+export interface LibvirtSecret {
+  readonly uuid: string
+  readonly xml: string
+  /** In base64; undefined for one that is private, or has none. */
+  readonly value: string | undefined
+}
+
 /** A guest may take its time to let go of a disk. */
 const TIMEOUT_MS = 120_000
 
@@ -127,6 +143,49 @@ export class Virsh {
     )
   }
 
+  /** Its storage pools. */
+  async pools(): Promise<LibvirtPool[]> {
+    const names = async (...which: readonly string[]): Promise<string[]> =>
+      namesOf(await this.#virsh(['pool-list', '--name', ...which]))
+    const [all, active, autostarted] = await Promise.all([
+      names('--all'),
+      names(),
+      names('--all', '--autostart'),
+    ])
+    return Promise.all(
+      all.map(async name => ({
+        name,
+        xml: await this.#virsh([
+          'pool-dumpxml',
+          ...(active.includes(name) ? [] : ['--inactive']),
+          '--',
+          name,
+        ]),
+        isActive: active.includes(name),
+        isAutostart: autostarted.includes(name),
+      })),
+    )
+  }
+
+  /** Its secrets. */
+  async secrets(): Promise<LibvirtSecret[]> {
+    const uuids =
+      (await this.#virsh(['secret-list'])).match(/^\s*[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}/gm) ?? []
+    return Promise.all(
+      uuids.map(async text => {
+        const uuid = text.trim()
+        return {
+          uuid,
+          xml: await this.#virsh(['secret-dumpxml', '--', uuid]),
+          value: await this.#virsh(['secret-get-value', '--', uuid]).catch((error: RpcError) => {
+            if (/is private|does not have a value|has no value/.test(error.message)) return undefined
+            throw error
+          }),
+        }
+      }),
+    )
+  }
+
   async confinement(domainType: string | undefined): Promise<Confinement> {
     const root = parseXml(await this.#virsh(['capabilities']), "libvirt's capabilities", 'capabilities')
     const host = elementIn(root, 'host')
@@ -185,6 +244,13 @@ export class Virsh {
     return failure(reason, error)
   }
 }
+
+/** A column that is filled up with spaces. */
+const namesOf = (said: string): string[] =>
+  said
+    .split('\n')
+    .map(name => name.trimEnd())
+    .filter(name => name !== '')
 
 const flagsOf = ({ live, config }: Scope): string[] => [
   ...(live ? ['--live'] : []),

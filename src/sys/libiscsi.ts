@@ -84,11 +84,12 @@ let loaded: Libiscsi | undefined
 
 /** Throws `RpcError` ENOTSUP that names the packages, when the machine has no libiscsi. */
 export function libiscsi(): Libiscsi {
-  loaded ??= load(open())
+  loaded ??= load(openLibiscsi())
   return loaded
 }
 
-function open(): LibraryHandle {
+/** Throws as `libiscsi`. */
+export function openLibiscsi(): LibraryHandle {
   for (const name of NAMES) {
     try {
       return koffi.load(name)

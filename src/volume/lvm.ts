@@ -6,7 +6,7 @@ const REPORT = ['--reportformat', 'json', '--units', 'b', '--nosuffix']
 
 /** Of `lvs`. */
 const REPORT_FIELDS =
-  'lv_name,lv_path,lv_uuid,lv_size,origin,segtype,data_percent,pool_lv,lv_active,lv_tags,lv_time,lv_attr'
+  'lv_name,lv_path,lv_uuid,lv_size,origin,origin_size,segtype,data_percent,pool_lv,lv_active,lv_tags,lv_time,lv_attr'
 
 /** A logical volume of ours that is no volume of the pool. */
 export const SNAPSHOT_TAG = 'qpair_snapshot'
@@ -49,7 +49,9 @@ function rowsOf(text: string, kind: 'lv' | 'vg'): readonly Row[] {
 
 export function parseLogicalVolumes(text: string): LogicalVolume[] {
   return rowsOf(text, 'lv').map(row => {
-    const sizeBytes = Number(row['lv_size'])
+    const ownBytes = Number(row['lv_size'])
+    // Of a snapshot that is not thin, its size is the room for what differs.
+    const sizeBytes = row['origin_size'] ? Number(row['origin_size']) : ownBytes
     const percent = row['data_percent'] ?? ''
     const segment = row['segtype'] ?? ''
     return {
@@ -57,7 +59,7 @@ export function parseLogicalVolumes(text: string): LogicalVolume[] {
       path: row['lv_path']!,
       uuid: row['lv_uuid']!,
       sizeBytes,
-      usedBytes: percent === '' ? sizeBytes : Math.round((sizeBytes * Number(percent)) / 100),
+      usedBytes: percent === '' ? ownBytes : Math.round((ownBytes * Number(percent)) / 100),
       origin: row['origin'] ?? '',
       kind: segment === 'thin-pool' || segment === 'thin' ? segment : 'linear',
       pool: row['pool_lv'] ?? '',

@@ -52,6 +52,8 @@ export async function mediumOf({ driver, driverSpecific }: BdevInfo): Promise<st
     const { pool_name, namespace, rbd_name } = facts ?? {}
     return [pool_name, namespace, rbd_name].filter(part => part !== undefined && part !== '').join('/')
   }
+  // Without the password, which a volume's path has not.
+  if (driver === 'iscsi') return String(facts?.url).replace(/\/\/[^@/]*@/, '//')
   const filename = facts?.filename
   if (typeof filename !== 'string') return undefined
   return realpath(filename).catch(() => filename)

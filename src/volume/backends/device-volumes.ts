@@ -2,17 +2,20 @@
 import type { Progress, VolumeFacts, VolumeOperation, VolumeOperations, WipeAlgorithm } from '../pool.ts'
 import { wipeFile } from '../wipe.ts'
 
-export class DeviceVolumes implements VolumeOperations {
+/** Those that cannot be wiped in place either: nothing of them is in the file system. */
+export class FixedVolumes implements VolumeOperations {
   readonly reasons: Partial<Record<VolumeOperation, string>>
 
   /** `reason`: why none can be made or changed. */
   constructor(reason: string) {
     this.reasons = {
       ...{ create: reason, delete: reason, resize: reason, rename: reason },
-      ...{ clone: reason, snapshots: reason },
+      ...{ clone: reason, snapshots: reason, wipe: 'export it, and wipe what it is exported as' },
     }
   }
+}
 
+export class DeviceVolumes extends FixedVolumes {
   async wipe({ path }: VolumeFacts, algorithm: WipeAlgorithm, progress: Progress): Promise<void> {
     await wipeFile(path, algorithm, progress)
   }

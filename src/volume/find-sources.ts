@@ -1,0 +1,93 @@
+/** Where pools could be made of: what virsh calls `find-storage-pool-sources`. */
+import { readdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { RpcError, thereAre } from '../core/errors.ts'
+import { formatXml, node } from '../core/xml.ts'
+import { type PoolSource, sourceNode } from '../libvirt/pool-source-xml.ts'
+import type { PoolType } from '../libvirt/pool-types.ts'
+import { SYS } from './scsi-units.ts'
+import { runTool } from './tools.ts'
+
+export interface SourceQuery {
+  readonly host: string | undefined
+  readonly port: number | undefined
+}
+
+type Finder = (query: SourceQuery) => Promise<readonly PoolSource[]>
+
+const FINDERS: { readonly [type in PoolType]?: Finder } = {
+  logical: async () =>
+    parseGroups(
+      await runTool('volume groups cannot be listed', 'pvs', [
+        ...['--reportformat', 'json', '-o', 'pv_name,vg_name'],
+      ]),
+    ),
+  netfs: async query => {
+    const host = hostOf('netfs', query)
+    const said = await runTool(`the exports of ${host} cannot be listed`, 'showmount', [
+      ...['--no-headers', '--exports', '--', host],
+    ])
+    return parseExports(said, host)
+  },
+  iscsi: async query => {
+    const host = hostOf('iscsi', query)
+    const portal = `${host.includes(':') ? `[${host}]` : host}:${query.port ?? 3260}`
+    const said = await runTool(`the targets of ${portal} cannot be listed`, 'iscsiadm', [
+      ...['-m', 'discovery', '-t', 'sendtargets', '-p', portal, '-o', 'nonpersistent'],
+    ])
+    return parseTargets(said, host, query.port)
+  },
+  scsi: async () => {
+    const hosts = await readdir(join(SYS, 'class/scsi_host')).catch(() => [])
+    return hosts.sort().map(name => ({ adapter: { type: 'scsi_host', name } }))
+  },
+  zfs: async () => {
+    const said = await runTool('zpools cannot be listed', 'zpool', ['list', '-H', '-o', 'name'])
+    return linesOf(said).map(name => ({ name }))
+  },
+}
+
+/** The document that virsh prints. Throws `RpcError` ENOTSUP naming the types that can be looked for. */
+export async function findSources(type: PoolType, query: SourceQuery): Promise<string> {
+  const find = FINDERS[type]
+  if (find === undefined) {
+    throw new RpcError(
+      'ENOTSUP',
+      `sources of type ${type} cannot be looked for: ${thereAre(Object.keys(FINDERS))}`,
+    )
+  }
+  return formatXml(node('sources', {}, ...(await find(query)).map(sourceNode)))
+}
+
+/** A name or an address; nothing that is an option. */
+function hostOf(type: string, { host }: SourceQuery): string {
+  if (host !== undefined && /^[A-Za-z0-9_:][A-Za-z0-9_.:%-]*$/.test(host)) return host
+  throw new RpcError(
+    'EINVAL',
+    `sources of type ${type} are at a host, and ${host ?? 'none'} is given: name one`,
+  )
+}
+
+const linesOf = (text: string): string[] => text.split('\n').filter(line => line !== '')
+
+/** Physical volumes by the group that has them; those without are left out. */
+export function parseGroups(text: string): PoolSource[] {
+  const { report } = JSON.parse(text) as { report: { pv: { pv_name: string; vg_name: string }[] }[] }
+  const groups = new Map<string, { path: string }[]>()
+  for (const { pv_name: path, vg_name: name } of report.flatMap(({ pv }) => pv)) {
+    if (name !== '') groups.set(name, [...(groups.get(name) ?? []), { path }])
+  }
+  return [...groups].map(([name, devices]) => ({ name, devices, format: 'lvm2' }))
+}
+
+/** `showmount --exports`: a directory, and who may have it. */
+export const parseExports = (text: string, host: string): PoolSource[] =>
+  linesOf(text).map(line => ({ hosts: [{ name: host }], dir: line.split(/\s+/)[0]!, format: 'nfs' }))
+
+/** `iscsiadm`: `192.0.2.7:3260,1 iqn.2026-01.org.example:store`, once for each of its portals. */
+export function parseTargets(text: string, host: string, port: number | undefined): PoolSource[] {
+  const targets = new Set(linesOf(text).map(line => line.split(/\s+/)[1] ?? ''))
+  return [...targets]
+    .filter(target => target !== '')
+    .map(path => ({ hosts: [{ name: host, port }], devices: [{ path }] }))
+}
