@@ -122,7 +122,7 @@ export class Agreement {
     this.ring()
     for (;;) {
       const seen = this.state
-      if (seen === state || (seen === State.FAILED && wanted !== Wanted.STOP)) return
+      if (seen === state || (seen === State.FAILED && wanted === Wanted.RUN)) return
       const result = (Atomics as unknown as WaitAsync).waitAsync(this.#words, STATE, seen)
       if (result.async) await result.value
     }

@@ -48,6 +48,8 @@ export interface EngineParts {
 
 export class Engine implements RequestEngine {
   readonly top: Qcow2Layer
+  /** After `extent`. */
+  isZeroFound = false
   readonly #parts: EngineParts
   readonly #options: EngineOptions
   readonly #layers: readonly Layer[]
@@ -168,13 +170,11 @@ export class Engine implements RequestEngine {
     request.owner.requestDone(request)
   }
 
-  /** For the part at `offset` that is all the same: how long it is; what it is, in `kindFound`. Only what is in memory. */
+  /** How long the part at `offset` is that is all the same; whether it reads as zeroes is left in `isZeroFound`. */
   extent(offset: number, max: number): number {
-    const kind = this.#reader.resolve(offset, max)
-    this.isZeroFound = kind === Kind.ZERO
+    this.isZeroFound = this.#reader.resolve(offset, max) === Kind.ZERO
     return this.#reader.length
   }
-  isZeroFound = false
 
   /** True when all of it was started, without a task. */
   #isStarted(request: Request): boolean {

@@ -151,11 +151,10 @@ export class Host implements RequestOwner {
   #follow(): void {
     if (this.#isChanging) return
     const { wanted, state } = this.#agreement
-    if (wanted === Wanted.RUN && state !== State.RUNNING && state !== State.FAILED)
+    if (wanted === Wanted.RUN && state !== State.RUNNING && state !== State.FAILED) {
       this.#change(task => this.#load(task))
-    else if (wanted === Wanted.PAUSE && state !== State.PAUSED && state !== State.FAILED) {
-      this.#change(task => this.#pause(task))
-    } else if (wanted === Wanted.STOP && state !== State.STOPPED) this.#change(task => this.#stop(task))
+    } else if (wanted === Wanted.PAUSE && state !== State.PAUSED) this.#change(task => this.#pause(task))
+    else if (wanted === Wanted.STOP && state !== State.STOPPED) this.#change(task => this.#stop(task))
   }
 
   #change(steps: (task: Task) => Steps): void {
