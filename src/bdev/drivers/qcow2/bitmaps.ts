@@ -102,7 +102,7 @@ function refuse(image: ImageHandle, what: string): never {
   throw new RpcError('EINVAL', `${image.path} has ${what}: use qemu-img check ${image.path}`)
 }
 
-/** The bits, into `bits`, which has the size that `bitmapBytes` tells. */
+/** The bits, into `bits`, which is zero and has the size that `bitmapBytes` tells. */
 export async function loadBits(image: ImageHandle, bitmap: Bitmap, bits: Uint8Array): Promise<void> {
   const { clusterSize } = image.header.geometry
   const table = viewOf(await image.read(bitmap.tableOffset, bitmap.tableSize * 8))
@@ -111,7 +111,7 @@ export async function loadBits(image: ImageHandle, bitmap: Bitmap, bits: Uint8Ar
     const offset = offsetOf(table.getUint32(index * 8), low)
     const part = bits.subarray(index * clusterSize, (index + 1) * clusterSize)
     if (offset > 0) await image.readInto(part, offset)
-    else part.fill((low & 1) === 1 ? 0xff : 0)
+    else if ((low & 1) === 1) part.fill(0xff)
   }
 }
 

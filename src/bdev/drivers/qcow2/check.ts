@@ -10,7 +10,17 @@ import { encodedSize, readSnapshots } from './snapshots.ts'
 import { canBeTable, markTree, referenceOf, type Tree, tablesOf, viewOf } from './tree.ts'
 
 const PROBLEMS_MAX = 100
-const CHUNK = 65536
+/** Clusters that are counted together: few, so that an image whose entries lie far apart does not take much memory. */
+const CHUNK = 128
+
+/** Refcount blocks that stay in memory after they were looked at. */
+const BLOCKS_KEPT = 4096
+
+interface WrongCount {
+  readonly cluster: number
+  /** References that there are. */
+  readonly is: number
+}
 
 /** How often each cluster of the file is referred to. */
 class Counts {
@@ -23,6 +33,14 @@ class Counts {
 
   get(cluster: number): number {
     return this.#chunks.get(Math.floor(cluster / CHUNK))?.[cluster % CHUNK] ?? 0
+  }
+
+  /** Every cluster that may have been counted. */
+  *all(): Generator<number> {
+    for (const index of this.#chunks.keys()) {
+      const end = Math.min((index + 1) * CHUNK, this.clusters)
+      for (let cluster = index * CHUNK; cluster < end; cluster++) yield cluster
+    }
   }
 
   /** False when they are not all within the file. */
@@ -97,20 +115,16 @@ class Checker {
   async compare(isRepairing: boolean): Promise<CheckResult> {
     const image = this.#image
     const refcounts = await Refcounts.load(image)
-    for (const offset of refcounts.blockOffsets) {
-      if (offset > 0) this.#table('a refcount block', offset, this.#clusterSize)
+    const { blockOffsets } = refcounts
+    const seen = new Set<number>()
+    for (const offset of blockOffsets) {
+      if (offset === 0) continue
+      this.#table('a refcount block', offset, this.#clusterSize)
+      if (seen.has(offset)) this.#corrupt(`the refcount table names the block at ${offset} twice`)
+      seen.add(offset)
     }
     const found = this.#corruptions
-    const wrong: { readonly cluster: number; readonly is: number; readonly counted: number }[] = []
-    for (let cluster = 0; cluster < this.#counts.clusters; cluster++) {
-      const is = this.#counts.get(cluster)
-      const counted = refcounts.getNow(cluster) ?? (await refcounts.get(cluster))
-      if (is === counted) continue
-      wrong.push({ cluster, is, counted })
-      if (counted > is) this.#leaks++
-      else this.#corruptions++
-      this.#tell(`cluster ${cluster} has ${is} references and ${counted} are counted`)
-    }
+    const wrong = await this.#compareCounts(refcounts, blockOffsets)
     const flags = await this.#compareFlags(refcounts)
     this.#corruptions += flags
     let repaired = 0
@@ -129,6 +143,35 @@ class Checker {
       problems: this.#problems,
       repaired,
     }
+  }
+
+  /** The clusters that are counted otherwise than they are referred to: those of each block, and those that have none. */
+  async #compareCounts(refcounts: Refcounts, blockOffsets: readonly number[]): Promise<WrongCount[]> {
+    const { blockEntries } = this.#image.header.geometry
+    const wrong: WrongCount[] = []
+    const compare = (cluster: number, counted: number): void => {
+      const is = this.#counts.get(cluster)
+      if (is === counted) return
+      wrong.push({ cluster, is })
+      if (counted > is) this.#leaks++
+      else this.#corruptions++
+      this.#tell(`cluster ${cluster} has ${is} references and ${counted} are counted`)
+    }
+    const seen = new Set<number>([0])
+    for (const [index, offset] of blockOffsets.entries()) {
+      if (seen.has(offset)) continue
+      seen.add(offset)
+      this.#long.signal?.throwIfAborted()
+      const end = Math.min((index + 1) * blockEntries, this.#counts.clusters)
+      for (let cluster = index * blockEntries; cluster < end; cluster++) {
+        compare(cluster, refcounts.getNow(cluster) ?? (await refcounts.get(cluster)))
+      }
+      if (index >= BLOCKS_KEPT) refcounts.forget(index)
+    }
+    for (const cluster of this.#counts.all()) {
+      if ((blockOffsets[Math.floor(cluster / blockEntries)] ?? 0) === 0) compare(cluster, 0)
+    }
+    return wrong
   }
 
   /** Entries of the active tree that say the wrong thing about being the only one. */

@@ -220,9 +220,12 @@ export async function changeOpenImage<T>(
     await storeBitmaps(await imageOf(device), device)
     return await work(await imageOf(device))
   } finally {
-    // What work that failed has begun is taken back.
-    await repairDirty(await imageOf(device))
-    await loadBitmaps(await imageOf(device), device)
-    await agreement.want(Wanted.RUN, State.RUNNING)
+    try {
+      // What work that failed has begun is taken back.
+      await repairDirty(await imageOf(device))
+      await loadBitmaps(await imageOf(device), device)
+    } finally {
+      await agreement.want(Wanted.RUN, State.RUNNING)
+    }
   }
 }

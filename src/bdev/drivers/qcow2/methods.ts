@@ -49,6 +49,7 @@ const CREATE_ERRORS = {
   EACCES: 'the daemon may not open it',
   EROFS: 'it is on a file system that is mounted read only',
   EPERM: 'the daemon may not open it',
+  ENOMEM: 'its bitmaps take more than a gibibyte',
 } as const
 
 const CHANGE_ERRORS = {

@@ -1,4 +1,5 @@
 /** The bitmaps of an open device that record writes: from the file to memory that the data path writes to, and back. */
+import { RpcError } from '../../../core/errors.ts'
 import { logger } from '../../../core/log.ts'
 import { bytesAt, mapAnonymous, unmap } from '../../../sys/memory.ts'
 import {
@@ -16,6 +17,8 @@ import type { ImageHandle } from './image-handle.ts'
 
 const log = logger('bdev')
 const PAGE = 4096
+/** Of all bitmaps of one image. */
+const MEMORY_MAX = 2 ** 30
 
 interface Loaded {
   readonly bitmap: Bitmap
@@ -30,6 +33,7 @@ const loaded = new Map<string, readonly Loaded[]>()
 export async function loadBitmaps(image: ImageHandle, device: Qcow2Device): Promise<void> {
   const recording = (await readBitmaps(image)).filter(isRecording)
   const all: Loaded[] = []
+  checkMemory(image, recording)
   for (const bitmap of recording.slice(0, BitmapTable.MAX)) {
     const sizeBytes = bitmapBytes(image.header.sizeBytes, bitmap.granularityBits)
     const address = mapAnonymous(pages(sizeBytes))
@@ -45,6 +49,17 @@ export async function loadBitmaps(image: ImageHandle, device: Qcow2Device): Prom
       sizeBytes,
       granularityBits: bitmap.granularityBits,
     })),
+  )
+}
+
+function checkMemory(image: ImageHandle, recording: readonly Bitmap[]): void {
+  const { sizeBytes } = image.header
+  const total = recording.reduce((sum, bitmap) => sum + bitmapBytes(sizeBytes, bitmap.granularityBits), 0)
+  if (total <= MEMORY_MAX) return
+  throw new RpcError(
+    'ENOMEM',
+    `the bitmaps of ${image.path} take ${total} bytes of memory, more than ${MEMORY_MAX}: ` +
+      'remove some, or make them coarser (qemu-img bitmap), or use read_only: true',
   )
 }
 

@@ -53,6 +53,11 @@ export class Refcounts {
     return block === undefined ? undefined : getRefcount(block.view, 0, cluster % blockEntries, refcountOrder)
   }
 
+  /** Gives the memory of a block back, unless it was changed. */
+  forget(index: number): void {
+    if (this.#blocks.get(index)?.isDirty === false) this.#blocks.delete(index)
+  }
+
   async get(cluster: number): Promise<number> {
     const { blockEntries, refcountOrder } = this.#image.header.geometry
     const block = await this.#block(Math.floor(cluster / blockEntries))
