@@ -12,6 +12,7 @@ import type { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
 import type { BdevRegistry } from '../../src/bdev/registry.ts'
 import { virtioDriver } from '../../src/virtio/driver.ts'
 import type { LocalReactorGroup } from '../support/reactor.ts'
+import { iscsiSubject } from './iscsi-subject.ts'
 import { virtioSubject } from './virtio-subject.ts'
 
 // The thread of a plugin can only run what was compiled, so its driver is the compiled one.
@@ -171,6 +172,7 @@ export const subjects: readonly Subject[] = [
   virtioSubject('virtio-blk over malloc', 'blk', false),
   virtioSubject('virtio-blk over malloc, packed', 'blk', true),
   virtioSubject('virtio-scsi over malloc', 'scsi', false),
+  iscsiSubject,
   filter('passthru over malloc', 'passthru', { base_bdev_name: 'base' }),
   filter('delay over malloc', 'delay', { base_bdev_name: 'base', ...LATENCIES }),
   filter('error over malloc', 'error', { base_name: 'base' }),
