@@ -111,6 +111,9 @@ function remedyOf(said: string, group: string): string | undefined {
   if (/insufficient free space|Insufficient free extents/i.test(said)) {
     return `vgs ${group} says what is left: make it smaller, or add a disk with vgextend`
   }
+  if (/Snapshot origin volumes can be resized only while inactive/.test(said)) {
+    return 'It has snapshots, which are not thin: delete those first'
+  }
   if (/device-mapper.*(?:No such|failed|Is.*loaded)|Can't (?:create|communicate)/i.test(said)) {
     return 'The kernel has no device mapper, or its module is not loaded: modprobe dm-mod'
   }

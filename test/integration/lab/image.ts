@@ -25,7 +25,7 @@ import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { cpio, directory, file } from '../../../src/vm/lab/cpio.ts'
-import { debianKernel, publish, unpackVmlinux } from '../../../src/vm/lab/kernel.ts'
+import { debianKernel, type Kernel, publish, unpackVmlinux } from '../../../src/vm/lab/kernel.ts'
 import { ModuleTree } from '../../../src/vm/lab/modules.ts'
 import { merged, sharedLibraries } from '../../../src/vm/lab/programs.ts'
 import { aptGet, findProgram, GUEST_PROGRAMS, needs } from './packages.ts'
@@ -46,7 +46,17 @@ const DISK_MODULES = [
   ...['virtio_console', 'virtio_net', 'virtio_scsi', 'virtio_balloon', 'sd_mod', 'sr_mod', 'sg'],
   ...['configfs', 'nvme', 'nvme-tcp', 'nvmet', 'nvmet-tcp'],
   ...['nbd', 'iscsi_tcp', 'loop', 'brd', 'null_blk', 'dm-mod', 'dm-snapshot', 'dm-thin-pool', 'dm-crypt'],
-  ...['9p', '9pnet_virtio', 'nfsd', 'nfsv4', 'dm-multipath', 'iscsi_target_mod', 'target_core_file'],
+  ...[
+    '9p',
+    '9pnet_virtio',
+    'nfsd',
+    'nfsv4',
+    'dm-multipath',
+    'dm-round-robin',
+    'iscsi_target_mod',
+    'target_core_file',
+    'md5',
+  ],
   ...['xfs', 'btrfs', 'vfat', 'nls_ascii', 'nls_cp437'],
   ...['crc32c_generic', 'crct10dif_generic', 'crc64_rocksoft_generic', 'sch_netem', 'sch_tbf'],
 ]
@@ -70,10 +80,13 @@ export function bootFiles(): Promise<BootFiles> {
   return bootFilesOnce
 }
 
+/** Debian's kernel, from the cache or downloaded now. */
+export const labKernel = (): Promise<Kernel> => debianKernel(CACHE, () => aptGet('update'))
+
 async function findOrBuild(): Promise<BootFiles> {
   const reason = await needs(...GUEST_PROGRAMS)
   if (reason !== undefined) throw new Error(`a guest ${reason}`)
-  const kernel = await debianKernel(CACHE, () => aptGet('update'))
+  const kernel = await labKernel()
   const version = basename(kernel.modules)
   const programs = PROGRAMS.map(program => findProgram(program)!)
   const libraries = await sharedLibraries(programs)

@@ -17,11 +17,11 @@ export class RpcFailure extends Error {
 /** After which time a server that does not answer counts as hung. */
 const TIMEOUT_MS = 60_000
 
-/** Calls one method on a connection of its own. */
-export function call<T>(socketPath: string, method: string, params?: unknown): Promise<T> {
+/** Calls one method on a connection of its own, to a socket or a port of 127.0.0.1. */
+export function call<T>(address: string | number, method: string, params?: unknown): Promise<T> {
   return new Promise((resolve, reject) => {
     let text = ''
-    const socket = connect(socketPath)
+    const socket = typeof address === 'string' ? connect(address) : connect(address, '127.0.0.1')
     socket.setTimeout(TIMEOUT_MS, () => socket.destroy(new Error(`no answer after ${TIMEOUT_MS} ms`)))
     socket.on('error', reject)
     socket.on('close', () => reject(new Error(`${method}: the server closed the connection after: ${text}`)))
