@@ -49,7 +49,7 @@ export function explainFailure(told: string, address: IscsiAddress): Failure {
     const remedy = name === 'ECONNREFUSED' ? ': start the target, or check host and port' : ''
     return { code: name as RpcCode, message: `nobody answers at ${where} (${name})${remedy}` }
   }
-  const error = /socket error .*\((\d+)\)/s.exec(told)
+  const error = /(?:socket error .*\(|socket :|errno:)(\d+)/s.exec(told)
   if (error !== null) {
     return { code: 'EIO', message: `the connection to ${where} is lost (${errnoName(Number(error[1]))})` }
   }
