@@ -319,6 +319,12 @@ function toOptions(params: JoinParams): GroupOptions {
     )
   }
   const address = parseTransportAddress({ trtype: 'TCP', traddr: (match[1] ?? match[2])!, trsvcid: match[3] })
+  if (/^(0\.0\.0\.0|[0:]*)$/.test(address.traddr) || Number(address.trsvcid) === 0) {
+    throw new RpcError(
+      'INVALID_PARAMS',
+      `address ${params.address} is none that a host can connect to: give that of this machine on the hosts' network, and a port`,
+    )
+  }
   return {
     group: params.group,
     pool: params.pool,

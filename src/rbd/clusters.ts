@@ -82,6 +82,12 @@ export class RbdClusters {
   /** Throws `RpcError` ENOENT, or EBUSY while images of it are open. */
   async unregister(name: string): Promise<void> {
     const { cluster } = this.#get(name)
+    if (cluster.isManaged) {
+      throw new RpcError(
+        'EBUSY',
+        `the cluster ${name} is that of the gateway group: have this daemon leave it first (gateway_leave)`,
+      )
+    }
     if (cluster.users > 0) {
       throw new RpcError(
         'EBUSY',

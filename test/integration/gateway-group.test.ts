@@ -219,6 +219,8 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
         await expect(join()).rejects.toThrow(/there is no cluster c/)
         await newcomer.rpc('bdev_rbd_register_cluster', { name: 'c', config_file: ceph.conf })
         await expect(join({ address: 'gateway-1' })).rejects.toThrow(/is not an address and a port/)
+        for (const address of ['0.0.0.0:4420', '[::]:4420', '192.0.2.1:0'])
+          await expect(join({ address })).rejects.toThrow(/is none that a host can connect to/)
         await expect(join({ pool: 'nowhere' })).rejects.toThrow(/check that the pool exists/)
         await expect(join({ lease_ms: 9000 })).rejects.toThrow(/has a lease of 2000 ms, not 9000/)
         await newcomer.rpc('nvmf_create_subsystem', { nqn: `${NQN}:own` })
@@ -253,6 +255,9 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
       await expect(
         refused('gateway_join', { group: 'h', pool: 'p', cluster_name: 'c', address: 'x' }),
       ).rejects.toThrow(/in the gateway group g already, as a/)
+      await expect(refused('bdev_rbd_unregister_cluster', { name: 'c' })).rejects.toThrow(
+        /is that of the gateway group: have this daemon leave it first/,
+      )
     })
 
     describe('under verified load', () => {
