@@ -23,7 +23,7 @@ const PAGE = 4096
 const BEYOND_MAX = 1 << 22
 
 /** Makes room in a cache where everything is dirty. */
-export type Relief = (task: Task) => Steps
+type Relief = (task: Task) => Steps
 
 /** What the allocator needs of the one who writes the header. */
 export interface TableOwner {

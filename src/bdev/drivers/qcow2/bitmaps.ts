@@ -168,7 +168,7 @@ export async function storeBits(
   for (const cluster of freed) await refcounts.add(cluster, 1, -1)
 }
 
-export function encodeBitmaps(bitmaps: readonly Bitmap[]): Buffer {
+function encodeBitmaps(bitmaps: readonly Bitmap[]): Buffer {
   return Buffer.concat(
     bitmaps.map(bitmap => {
       const name = Buffer.from(bitmap.name)
@@ -242,7 +242,7 @@ function checkNew(image: ImageHandle, bitmaps: readonly Bitmap[], name: string, 
   if (bitmaps.length >= spec.BITMAPS_MAX) fail('ENOSPC', `has ${bitmaps.length} bitmaps: remove some`)
 }
 
-export function findBitmap(image: ImageHandle, bitmaps: readonly Bitmap[], name: string): Bitmap {
+function findBitmap(image: ImageHandle, bitmaps: readonly Bitmap[], name: string): Bitmap {
   const found = bitmaps.find(bitmap => bitmap.name === name)
   if (found !== undefined) return found
   const names = bitmaps.map(bitmap => bitmap.name)
@@ -329,7 +329,7 @@ async function freeBitmap(image: ImageHandle, refcounts: Refcounts, bitmap: Bitm
 }
 
 /** Writes a new directory, has the header name it, and gives the old one up. */
-export async function replaceDirectory(
+async function replaceDirectory(
   image: ImageHandle,
   refcounts: Refcounts,
   bitmaps: readonly Bitmap[],

@@ -267,7 +267,7 @@ export function kindOf(high: number, low: number): Kind {
 }
 
 /** Of a subcluster: its bit in the two halves of the bitmap behind the entry at `at`. */
-export function unitKind(view: DataView, at: number, unit: number): Kind {
+function unitKind(view: DataView, at: number, unit: number): Kind {
   const isZero = (view.getUint32(at + 8) >>> unit) & 1
   const isAllocated = (view.getUint32(at + 12) >>> unit) & 1
   if (isZero & isAllocated) return Kind.CORRUPT

@@ -5,6 +5,7 @@ import { method } from '../../../rpc/method.ts'
 import { done } from '../../../rpc/params.ts'
 import type { BdevInfo } from '../../bdev.ts'
 import { type BdevContext, deleteMethod } from '../../method.ts'
+import { deleteBitmap, insertBitmap } from './bitmaps.ts'
 import { BLOCK_SIZE } from './device.ts'
 import { changeOpenImage, openImageOf, qcow2Params } from './driver.ts'
 import { resize } from './resize.ts'
@@ -59,6 +60,7 @@ const CHANGE_ERRORS = {
 } as const
 
 const existing = z.string().describe('The device')
+const bitmapName = z.string().min(1).describe("The bitmap's name")
 const snapshotName = z.string().min(1).describe("The snapshot's name; of one there is, its id as well")
 
 export const qcow2Methods = [
@@ -181,6 +183,46 @@ export const qcow2Methods = [
     cli: { positional: ['name', 'snapshot_name'] },
     async run({ name, snapshot_name }, context: BdevContext) {
       await changeOpenImage(imageDevice(context, name), image => dropSnapshot(image, snapshot_name))
+      return true as const
+    },
+  }),
+  method({
+    name: 'bdev_qcow2_bitmap_create',
+    summary: 'Makes a dirty bitmap within the image, which records writes from now on.',
+    params: z.object({
+      name: existing,
+      bitmap_name: bitmapName,
+      granularity: z
+        .int()
+        .optional()
+        .describe('Bytes of the disk for each bit: a power of two from 512, 65536 by default'),
+    }),
+    result: done,
+    errors: {
+      ...CHANGE_ERRORS,
+      EEXIST: 'it has a bitmap of that name',
+      EINVAL: 'no bitmap can be so',
+      ENOTSUP: 'the image is of version 2',
+    },
+    saves: true,
+    cli: { positional: ['name', 'bitmap_name'] },
+    async run({ name, bitmap_name, granularity = 65536 }, context: BdevContext) {
+      await changeOpenImage(imageDevice(context, name), image =>
+        insertBitmap(image, bitmap_name, granularity, true),
+      )
+      return true as const
+    },
+  }),
+  method({
+    name: 'bdev_qcow2_bitmap_delete',
+    summary: 'Deletes a dirty bitmap within the image.',
+    params: z.object({ name: existing, bitmap_name: bitmapName }),
+    result: done,
+    errors: { ...CHANGE_ERRORS, ENOENT: 'it has no such bitmap' },
+    saves: true,
+    cli: { positional: ['name', 'bitmap_name'] },
+    async run({ name, bitmap_name }, context: BdevContext) {
+      await changeOpenImage(imageDevice(context, name), image => deleteBitmap(image, bitmap_name))
       return true as const
     },
   }),

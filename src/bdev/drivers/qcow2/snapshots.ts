@@ -66,7 +66,7 @@ function refuse(image: ImageHandle, what: string): never {
   throw new RpcError('EINVAL', `${image.path} has ${what}: use qemu-img check ${image.path}`)
 }
 
-export function encodeSnapshots(snapshots: readonly Snapshot[]): Buffer {
+function encodeSnapshots(snapshots: readonly Snapshot[]): Buffer {
   return Buffer.concat(snapshots.map(encodeSnapshot))
 }
 
@@ -96,7 +96,7 @@ function encodeSnapshot(snapshot: Snapshot): Buffer {
 }
 
 /** The one of that id, or of that name if only one has it. Throws `RpcError` ENOENT, or EINVAL for several. */
-export function findSnapshot(image: ImageHandle, snapshots: readonly Snapshot[], which: string): Snapshot {
+function findSnapshot(image: ImageHandle, snapshots: readonly Snapshot[], which: string): Snapshot {
   const named = snapshots.filter(({ name }) => name === which)
   const found = snapshots.find(({ id }) => id === which) ?? named[0]
   if (named.length > 1 && found === named[0]) {

@@ -9,6 +9,7 @@ import {
   createSnapshot,
   deleteSnapshot,
   imageInfo,
+  removeBitmap,
   renameBacking,
   resizeImage,
 } from '../../../../src/bdev/drivers/qcow2/image.ts'
@@ -287,6 +288,28 @@ describe('images', () => {
     await bench.delete('q')
     expect(await checkImage(bench.path('q'))).toMatchObject({ leaks: 0, corruptions: 0 })
     expect((await imageInfo(bench.path('q'))).isDirty).toBe(false)
+  })
+
+  it('have bitmaps made and removed, also while they are devices', async () => {
+    const path = bench.path('q')
+    await createImage(path, { sizeBytes: 8 * MIB })
+    await addBitmap(path, 'first')
+    await expect(addBitmap(path, 'first')).rejects.toMatchObject({ code: 'EEXIST' })
+    await expect(addBitmap(path, 'odd', { granularityBytes: 1000 })).rejects.toMatchObject({ code: 'EINVAL' })
+    const disk = await bench.open('q')
+    await bench.call('bdev_qcow2_bitmap_create', { name: 'q', bitmap_name: 'second', granularity: 4096 })
+    await disk.write(MIB, filled(4096, 1))
+    await bench.call('bdev_qcow2_bitmap_delete', { name: 'q', bitmap_name: 'first' })
+    const gone = bench.call('bdev_qcow2_bitmap_delete', { name: 'q', bitmap_name: 'first' })
+    await expect(gone).rejects.toMatchObject({ code: 'ENOENT' })
+    expect(await disk.read(MIB, 4096)).toEqual(filled(4096, 1))
+    await bench.delete('q')
+    const second = { name: 'second', granularityBytes: 4096, isRecording: true, isInconsistent: false }
+    expect((await imageInfo(path)).bitmaps).toEqual([second])
+    expect(await checkImage(path)).toMatchObject({ leaks: 0, corruptions: 0 })
+    await removeBitmap(path, 'second')
+    expect((await imageInfo(path)).bitmaps).toEqual([])
+    expect(await checkImage(path)).toMatchObject({ leaks: 0, corruptions: 0 })
   })
 
   it('find a backing file that was moved by its new name, and refuse one that is not there', async () => {
