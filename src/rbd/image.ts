@@ -40,6 +40,8 @@ interface Handles {
 
 /** The handles, and what the image had in force when it was opened under them: later changes do not count. */
 interface Opened extends Handles {
+  /** Which image it is, whatever its name; images of format 1 have none. */
+  readonly id: string
   readonly cache: OpenCache
 }
 
@@ -102,6 +104,7 @@ export class RbdImage {
     const handles = await openHandles(this.options, this.cluster)
     const old = this.#handles
     try {
+      this.#refuseOther(handles)
       this.#refuseNewCache(handles.cache)
       notify(this.options, handles.image, (this.info.device as OpenImage).eventfd)
     } catch (error) {
@@ -119,6 +122,14 @@ export class RbdImage {
     }
     await Promise.allSettled(this.#operations)
     await closeHandles(old)
+  }
+
+  /** Somebody may have given its name to another image meanwhile, whose blocks are not those that hosts have read. */
+  #refuseOther({ id }: Opened): void {
+    const { name } = this.info
+    if (id === this.#handles.id) return
+    if (id === '') throw new RpcError('EAGAIN', `${name}: Ceph does not tell which image ${this.path} is`)
+    throw new RpcError('ENOENT', `${name}: ${this.path} is another image now than the one that was open`)
   }
 
   /** Hosts that were told of no cache do not flush, and a subsystem of several gateways may have the device. */
@@ -167,7 +178,8 @@ async function openHandles(options: ImageOptions, cluster: Cluster): Promise<Ope
   }
   try {
     const about = { path, isSnapshot: snapshot !== null, isReadOnly: options.readOnly }
-    return { pool, image, cache: openCacheOf(await readLive(image, path), about) }
+    const id = library.imageId(image)
+    return { pool, image, id, cache: openCacheOf(await readLive(image, path), about) }
   } catch (error) {
     await closeHandles({ pool, image })
     throw error
@@ -201,7 +213,7 @@ function closeDescriptors(device: Pick<OpenImage, 'eventfd' | 'inboxes'>): void 
 async function describeBdev(
   options: ImageOptions,
   cluster: Cluster,
-  { pool, image, cache }: Opened,
+  { pool, image, id, cache }: Opened,
   device: OpenImage,
 ): Promise<BdevInfo> {
   const library = librbd()
@@ -211,13 +223,7 @@ async function describeBdev(
     throw new RpcError('EINVAL', `${name} has ${sizeBytes} bytes, less than a block of ${blockSize}`)
   }
   const facts = await factsOf(cluster, image)
-  const identity = [
-    cluster.fsid,
-    String(library.poolId(pool)),
-    options.namespace,
-    library.imageId(image),
-    snapshot ?? '',
-  ]
+  const identity = [cluster.fsid, String(library.poolId(pool)), options.namespace, id, snapshot ?? '']
   return {
     name,
     aliases: [],

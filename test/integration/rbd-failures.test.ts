@@ -120,6 +120,10 @@ await describeWith([...CEPH_PROGRAMS, 'ceph-mgr', 'qemu-io'], 'a Ceph cluster in
     // Hosts were told of no cache, so it may not have one when it is opened anew.
     await open('turned')
     await ceph.run('rbd', 'config', 'image', 'set', 'volumes/turned', 'rbd_cache', 'true')
+    // While it is open its name is given to another image, which is not to take its place.
+    await open('swapped')
+    await ceph.run('rbd', 'rename', 'volumes/swapped', 'volumes/away')
+    await ceph.run('rbd', 'create', '-p', 'volumes', '--size', '64', 'swapped')
     const id = await load('disk')
     await progress(id)
     const { watchers } = JSON.parse(await ceph.run('rbd', 'status', 'volumes/disk', '--format', 'json')) as {
@@ -133,6 +137,9 @@ await describeWith([...CEPH_PROGRAMS, 'ceph-mgr', 'qemu-io'], 'a Ceph cluster in
     await ceph.run('rbd', 'config', 'image', 'set', 'volumes/turned', 'rbd_cache', 'false')
     await eventually(() => lines('open again, as another client of Ceph')).toBe(1)
     expect(await stop(id)).toMatchObject({ miscompares: 0 })
+
+    expect(lines('swapped is another image now than the one that was open: the device goes')).toBe(1)
+    await expect(rpc('bdev_get_bdevs', { name: 'swapped' })).rejects.toThrow(/there is no bdev swapped/)
 
     expect(lines('cached: what was acknowledged since the last flush may be lost')).toBe(1)
     for (const name of ['through', 'unflushed']) expect(lines(`${name}: what was acknowledged`)).toBe(0)
