@@ -48,12 +48,12 @@ mkdir $R
 mount -t tmpfs none $R
 mkdir -p $R/usr $R/etc $R/proc $R/run/rpc_pipefs $R/tmp $R/var/lib/nfs/v4recovery $R/mnt/packtStratisXF501
 mount --rbind /usr $R/usr
+mount -t nfsd none /proc/fs/nfsd
 mount --rbind /proc $R/proc
 for name in bin sbin lib lib64; do ln -s usr/$name $R/$name; done
 cp -L /etc/passwd /etc/group /etc/services /etc/protocols /etc/netconfig /etc/nsswitch.conf /etc/ld.so.cache $R/etc
-echo '/mnt/packtStratisXF501 *(rw,no_root_squash,insecure,fsid=1)' > $R/etc/exports
+echo '/mnt/packtStratisXF501 *(rw,no_root_squash,insecure,no_subtree_check,fsid=1)' > $R/etc/exports
 touch $R/var/lib/nfs/etab $R/var/lib/nfs/rmtab
-mount -t nfsd none /proc/fs/nfsd
 chroot $R exportfs -a
 chroot $R rpc.nfsd --no-nfs-version 3 2
 chroot $R rpc.mountd --no-nfs-version 3
@@ -116,7 +116,9 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
   }
   const job = async (method: string, params: object): Promise<void> => {
     const { job_id } = await rpc<{ job_id: number }>(method, params)
-    expect(await rpc('job_wait', { id: job_id })).toMatchObject({ state: 'done' })
+    const state = async (): Promise<string> =>
+      (await rpc<{ state: string }>('job_wait', { id: job_id, timeout_ms: 1000 })).state
+    await expect.poll(state, { timeout: 60_000 }).toBe('completed')
   }
 
   beforeAll(async () => {

@@ -31,9 +31,9 @@ export const zfsPool: PoolBackendType = {
   create: (document, services) => new ZfsPool(document, services),
 }
 
-/** zfs(8): a letter first, then letters, digits and these. */
-const DATASET = /^[A-Za-z][A-Za-z0-9_.:-]*(?:\/[A-Za-z0-9_.:][A-Za-z0-9_.:-]*)*$/
-const COMPONENT = /^[A-Za-z0-9_.:][A-Za-z0-9_.:-]*$/
+/** zfs(8): a letter first, then letters, digits and these; what would be an option, or another directory below /dev, is none. */
+const DATASET = /^[A-Za-z][A-Za-z0-9_.:-]*(?:\/(?!\.\.?(?:\/|$))[A-Za-z0-9_.:][A-Za-z0-9_.:-]*)*$/
+const COMPONENT = /^(?!\.\.?$)[A-Za-z0-9_.:][A-Za-z0-9_.:-]*$/
 /** Sizes of zvols are multiples of their blocks. */
 const ZVOL_BLOCK = 16384
 

@@ -1,0 +1,324 @@
+/** Pools that other programs do the work for: with which words those are started, and what never reaches them. */
+import { chmodSync, existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { dirname } from 'node:path'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { parsePool } from '../../../src/libvirt/pool-xml.ts'
+import { MultipathPool } from '../../../src/volume/backends/mpath.ts'
+import { ScsiPool } from '../../../src/volume/backends/scsi.ts'
+import { Storage } from '../support.ts'
+
+let storage: Storage
+let path: string | undefined
+
+beforeEach(() => {
+  storage = new Storage()
+  mkdirSync(storage.path('bin'))
+  path = process.env['PATH']
+  process.env['PATH'] = storage.path('bin')
+})
+afterEach(() => {
+  process.env['PATH'] = path
+  storage.close()
+})
+
+/** A program that notes the words of every start, a line each, and then does this. */
+function program(name: string, script = ':'): void {
+  const file = storage.path('bin', name)
+  writeFileSync(file, `#!/bin/sh\nprintf '%s\\n' "$*" >> '${storage.path(name)}.words'\n${script}\n`)
+  chmodSync(file, 0o755)
+}
+const words = (name: string): string[] =>
+  existsSync(`${storage.path(name)}.words`)
+    ? readFileSync(`${storage.path(name)}.words`, 'utf8')
+        .trimEnd()
+        .split('\n')
+    : []
+
+const define = (xml: string): Promise<unknown> => storage.call('pool_define', { xml })
+const create = (name: string, more: object = {}): Promise<unknown> =>
+  storage.call('volume_create', { pool: 'p', name, capacity: '1G', ...more })
+
+const row = (facts: Readonly<Record<string, string>>): object => ({
+  ...{
+    lv_path: `/dev/vg/${facts['lv_name']}`,
+    lv_uuid: 'u',
+    lv_size: '1073741824',
+    origin: '',
+    origin_size: '',
+  },
+  ...{
+    segtype: 'linear',
+    data_percent: '',
+    pool_lv: '',
+    lv_active: 'active',
+    lv_tags: '',
+    lv_time: '',
+    lv_attr: '',
+  },
+  ...facts,
+})
+const report = (...lv: readonly object[]): string => `echo '${JSON.stringify({ report: [{ lv }] })}'`
+
+describe('a logical pool', () => {
+  const xml =
+    "<pool type='logical'><name>p</name><source><device path='/dev/sdb'/><device path='/dev/sdc'/><name>vg</name></source></pool>"
+
+  beforeEach(() => {
+    for (const name of ['vgchange', 'lvcreate', 'lvremove', 'lvrename', 'lvresize', 'pvcreate', 'vgcreate'])
+      program(name)
+    program('vgs', `echo '{"report":[{"vg":[{"vg_size":"8000","vg_free":"3000"}]}]}'`)
+    program('lvs', report(row({ lv_name: 'web' })))
+    program('blkid', 'exit 2')
+  })
+
+  async function start(): Promise<void> {
+    await define(xml)
+    await storage.call('pool_start', { pool: 'p' })
+  }
+
+  it('is built of its devices', async () => {
+    await define(xml)
+    await storage.call('pool_build', { pool: 'p' })
+    expect(words('pvcreate')).toEqual(['--yes -- /dev/sdb', '--yes -- /dev/sdc'])
+    expect(words('vgcreate')).toEqual(['-- vg /dev/sdb /dev/sdc'])
+  })
+
+  it('is not built over what is there, unless that is said', async () => {
+    program('blkid', 'echo TYPE=ext4')
+    await define(xml)
+    await expect(storage.call('pool_build', { pool: 'p' })).rejects.toThrow('/dev/sdb has ext4 on it already')
+    expect(words('pvcreate')).toEqual([])
+    await storage.call('pool_build', { pool: 'p', overwrite: true })
+    expect(words('pvcreate')).toEqual(['--yes -ff -- /dev/sdb', '--yes -ff -- /dev/sdc'])
+  })
+
+  it('makes thick volumes without a thin pool, and thin ones with the emptiest', async () => {
+    await start()
+    await create('a')
+    program(
+      'lvs',
+      report(
+        row({ lv_name: 'full', segtype: 'thin-pool', data_percent: '90.00' }),
+        row({ lv_name: 'empty', segtype: 'thin-pool', data_percent: '1.00' }),
+      ),
+    )
+    await create('b')
+    await create('c', { preallocation: 'full' })
+    await create('d', { features: { thin_pool: 'full' } })
+    await expect(create('e', { features: { thin_pool: 'none' } })).rejects.toThrow('there are: full, empty')
+    const begin = '--yes --wipesignatures y --name'
+    expect(words('lvcreate')).toEqual([
+      `${begin} a --size 1073741824b -- vg`,
+      `${begin} b --virtualsize 1073741824b --thinpool empty -- vg`,
+      `${begin} c --size 1073741824b -- vg`,
+      `${begin} d --virtualsize 1073741824b --thinpool full -- vg`,
+    ])
+  })
+
+  it.each([
+    '-n',
+    '--yes',
+    '../x',
+    'a b',
+    'a;reboot',
+    '$(id)',
+    'snapshot1',
+    'x_tdata',
+    '',
+    'ä',
+    'a'.repeat(128),
+  ])('starts nothing for a volume called %j', async name => {
+    await start()
+    await expect(create(name)).rejects.toThrow('cannot be the name of')
+    await expect(storage.call('volume_rename', { volume: 'web', name })).rejects.toThrow(
+      'cannot be the name of',
+    )
+    expect([...words('lvcreate'), ...words('lvrename')]).toEqual([])
+  })
+
+  it.each(['-rf', 'a/b', '..'])('refuses a group called %j', async name => {
+    await expect(define(xml.replace('<name>vg</name>', `<name>${name}</name>`))).rejects.toThrow(
+      'cannot be the name of a volume group',
+    )
+  })
+
+  it('does not take snapshots of ours for volumes', async () => {
+    program(
+      'lvs',
+      report(row({ lv_name: 'web' }), row({ lv_name: 'web.one', origin: 'web', lv_tags: 'qpair_snapshot' })),
+    )
+    await start()
+    expect(await storage.call('volume_list', { pool: 'p' })).toMatchObject([{ name: 'web' }])
+    await expect(storage.call('volume_delete', { volume: 'web' })).rejects.toThrow('has 1 snapshots (one)')
+    await storage.call('volume_delete', { volume: 'web', delete_snapshots: true })
+    expect(words('lvremove')).toEqual(['--yes --force -- vg/web.one', '--yes --force -- vg/web'])
+  })
+
+  it('says what to do when its group is not there, and when LVM is not', async () => {
+    program('vgchange', `echo '  Volume group "vg" not found' >&2; exit 5`)
+    await define(xml)
+    await expect(storage.call('pool_start', { pool: 'p' })).rejects.toThrow(
+      'Is vg there (vgs)? qpair pool build makes it',
+    )
+    process.env['PATH'] = storage.path('nothing')
+    await expect(storage.call('pool_start', { pool: 'p' })).rejects.toThrow('install lvm2')
+  })
+})
+
+describe('a zfs pool', () => {
+  const xml = "<pool type='zfs'><name>p</name><source><name>tank/vms</name></source></pool>"
+
+  beforeEach(() => {
+    program(
+      'zfs',
+      `case "$1" in
+        get) printf '1000\\n9000\\n' ;;
+        list) case "$*" in *snapshot*) printf 'tank/vms/a@one\\t1795262820\\t16384\\n' ;; *) printf 'tank/vms/a\\t16384\\t8192\\t-\\n' ;; esac ;;
+      esac`,
+    )
+  })
+
+  it('has zvols as volumes, whose lives are those of datasets', async () => {
+    await define(xml)
+    await storage.call('pool_start', { pool: 'p' })
+    expect(await storage.call('pool_info', { pool: 'p' })).toMatchObject({
+      capacity: 10_000,
+      available: 9000,
+    })
+    expect(await storage.call('volume_list', { pool: 'p' })).toMatchObject([
+      { name: 'a', path: '/dev/zvol/tank/vms/a' },
+    ])
+    const before = words('zfs').length
+    await create('b')
+    await create('c', { preallocation: 'full', capacity: 10_000 })
+    await storage.call('volume_snapshot_create', { volume: 'a', snapshot: 'two' })
+    await storage.call('volume_snapshot_revert', { volume: 'a', snapshot: 'one' })
+    const changes = words('zfs').slice(before)
+    expect(changes.filter(line => !/^(?:get|list) /.test(line))).toEqual([
+      'create -s -V 1073741824 -- tank/vms/b',
+      'create -V 16384 -- tank/vms/c',
+      'snapshot -- tank/vms/a@two',
+      'rollback -- tank/vms/a@one',
+    ])
+  })
+
+  it.each(['-r', 'a@b', 'a%b', 'a,b', '../x', 'a b'])('starts nothing for a volume called %j', async name => {
+    await define(xml)
+    await storage.call('pool_start', { pool: 'p' })
+    await expect(create(name)).rejects.toThrow('cannot be')
+    expect(words('zfs').filter(line => line.startsWith('create'))).toEqual([])
+  })
+
+  it.each(['-f', 'tank/../x', 'tank@a'])('refuses a dataset called %j', async name => {
+    await expect(define(xml.replace('tank/vms', name))).rejects.toThrow(
+      'cannot be the name of a zpool or dataset',
+    )
+  })
+})
+
+describe('an iscsi pool', () => {
+  const xml = (host: string, device: string): string =>
+    `<pool type='iscsi'><name>p</name><source><host name='${host}'/><device path='${device}'/></source>
+     <target><path>/dev/disk/by-path</path></target></pool>`
+
+  it('asks, and logs in', async () => {
+    program('iscsiadm', 'case "$*" in *--login*) echo "iscsiadm: Could not login" >&2; exit 8 ;; esac')
+    await define(xml('192.0.2.7', 'iqn.2026-01.org.example:a'))
+    await expect(storage.call('pool_start', { pool: 'p' })).rejects.toThrow(
+      'pool p cannot log in (iqn.2026-01.org.example:a at 192.0.2.7:3260)',
+    )
+    const node = '-m node -T iqn.2026-01.org.example:a -p 192.0.2.7:3260'
+    expect(words('iscsiadm')).toEqual([
+      '-m discovery -t sendtargets -p 192.0.2.7:3260 -o new',
+      `${node} -o update -n node.startup -v manual`,
+      `${node} --login`,
+    ])
+  })
+
+  it.each([
+    ['-oProxy', 'iqn.2026-01.org.example:a', 'is no name or address of a host'],
+    ['192.0.2.7', '--logout', 'cannot be the name of a target'],
+    ['192.0.2.7', 'iqn.a/../../b', 'cannot be the name of a target'],
+  ])('refuses host %j with target %j', async (host, target, reason) => {
+    await expect(define(xml(host, target))).rejects.toThrow(reason)
+  })
+
+  it('names the packages when there is no iscsiadm', async () => {
+    await define(xml('192.0.2.7', 'iqn.2026-01.org.example:a'))
+    await expect(storage.call('pool_start', { pool: 'p' })).rejects.toThrow(
+      'install open-iscsi (Debian, Ubuntu), iscsi-initiator-utils (Fedora) or open-iscsi (SUSE)',
+    )
+  })
+})
+
+describe('pools whose software is gone', () => {
+  it.each([
+    [
+      "<pool type='sheepdog'><name>p</name><source><host name='h'/><name>s</name></source></pool>",
+      'Ceph took its place',
+    ],
+    [
+      "<pool type='vstorage'><name>p</name><source><name>c</name></source><target><path>/v</path></target></pool>",
+      "pool of type='dir'",
+    ],
+  ])('are kept and listed, and say what took their place: %s', async (xml, instead) => {
+    await define(xml)
+    expect(await storage.call('pool_list', { all: true })).toMatchObject([{ name: 'p', state: 'inactive' }])
+    await expect(storage.call('pool_start', { pool: 'p' })).rejects.toThrow(instead)
+  })
+})
+
+describe('pools that the kernel tells of', () => {
+  const sys = (...names: readonly string[]): string => storage.path('sys', ...names)
+  function file(name: string, text: string): void {
+    mkdirSync(dirname(sys(name)), { recursive: true })
+    writeFileSync(sys(name), text)
+  }
+
+  it('has the disks of one host adapter, by its place on the bus', async () => {
+    file('devices/pci0000:00/0000:00:1f.2/ata1/host2/scsi_host/host2/unique_id', '1\n')
+    mkdirSync(sys('class/scsi_host'), { recursive: true })
+    symlinkSync(
+      '../../devices/pci0000:00/0000:00:1f.2/ata1/host2/scsi_host/host2',
+      sys('class/scsi_host/host2'),
+    )
+    for (const [unit, disk, sectors] of [
+      ['2:0:0:0', 'sda', '2048\n'],
+      ['2:0:0:10', 'sdc', '4096\n'],
+      ['2:0:0:2', 'sdb', '4096\n'],
+      ['3:0:0:0', 'sdd', '4096\n'],
+    ] as const) {
+      file(`bus/scsi/devices/${unit}/block/${disk}/dev`, '')
+      file(`class/block/${disk}/size`, sectors)
+    }
+    file('bus/scsi/devices/2:0:1:0/type', '13\n')
+    const xml = (id: number): string => `<pool type='scsi'><name>p</name><source><adapter type='scsi_host'>
+      <parentaddr unique_id='${id}'><address domain='0x0000' bus='0x00' slot='0x1f' function='0x2'/></parentaddr>
+      </adapter></source><target><path>/dev</path></target></pool>`
+    const { volumes, capacityBytes } = await new ScsiPool(parsePool(xml(1)), sys()).refresh()
+    expect(volumes.map(({ name, path: device }) => [name, device])).toEqual([
+      ['unit:0:0:0', '/dev/sda'],
+      ['unit:0:0:2', '/dev/sdb'],
+      ['unit:0:0:10', '/dev/sdc'],
+    ])
+    expect(capacityBytes).toBe(10240 * 512)
+    await expect(new ScsiPool(parsePool(xml(7)), sys()).start()).rejects.toThrow(
+      'no adapter at 0000:00:1f.2 with the unique_id 7: there are host2',
+    )
+  })
+
+  it('has multipath devices, and no others of the device mapper', async () => {
+    for (const [device, name, uuid] of [
+      ['dm-0', 'vg-root', 'LVM-abc'],
+      ['dm-3', 'mpatha', 'mpath-3600a0b80000'],
+      ['dm-4', 'mpatha-part1', 'part1-mpath-3600a0b80000'],
+    ] as const) {
+      file(`class/block/${device}/dm/name`, `${name}\n`)
+      file(`class/block/${device}/dm/uuid`, `${uuid}\n`)
+      file(`class/block/${device}/size`, '8\n')
+    }
+    expect((await new MultipathPool(sys()).refresh()).volumes).toMatchObject([
+      { name: 'dm-3', path: '/dev/mapper/mpatha', key: '3600a0b80000', capacityBytes: 4096 },
+    ])
+  })
+})
