@@ -94,7 +94,7 @@ await describeWith(['losetup', 'sfdisk', 'blkid'], 'a pool of a disk', () => {
       )
       const outcome = await made
       const names = (await volumes()).map(each => each.name)
-    expect(names.sort()).toEqual(outcome === 'made' ? [name, 'one'].sort() : ['one'])
+      expect(names.sort()).toEqual(outcome === 'made' ? [name, 'one'].sort() : ['one'])
       if (outcome === 'made') await daemon.rpc('volume_delete', { volume: name, pool: 'sdb' })
     },
   )

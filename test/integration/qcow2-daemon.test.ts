@@ -128,7 +128,14 @@ await describeWith(PROGRAMS, 'qcow2 images in the daemon', () => {
 
 const VERIFYING = [
   ...['--name=load', '--ioengine=nbd', '--thread', '--rw=randwrite', '--bsrange=512-64k', '--size=64M'],
-  ...['--io_size=96M', '--iodepth=16', '--verify=crc32c', '--verify_state_save=0', '--randseed=7', '--rate=24m'],
+  ...[
+    '--io_size=96M',
+    '--iodepth=16',
+    '--verify=crc32c',
+    '--verify_state_save=0',
+    '--randseed=7',
+    '--rate=24m',
+  ],
 ]
 
 /** A part of the disk that one client writes to: what each sector may be. */
