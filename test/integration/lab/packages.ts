@@ -76,6 +76,8 @@ const PACKAGE_OF = {
   stdbuf: 'coreutils',
   tc: 'iproute2',
   thin_check: 'thin-provisioning-tools',
+  tgtadm: 'tgt',
+  tgtd: 'tgt',
   umount: 'mount',
   unshare: 'util-linux',
   virsh: 'libvirt-clients',
