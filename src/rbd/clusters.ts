@@ -36,12 +36,9 @@ export class RbdClusters {
 
   /** Throws `RpcError`: EEXIST, ENOTSUP without librbd, EINVAL for an option, and what Ceph says. */
   async register(options: NamedCluster): Promise<void> {
-    const { name } = options
-    const there = this.#named.get(name)
-    if (there?.isBrought && isSame(there.options, options)) {
-      this.#named.set(name, { ...there, isBrought: false })
-      return
-    }
+    const there = this.#named.get(options.name)
+    // Saved with images that are open of it, and its pool came first.
+    if (there?.isBrought && isSame(there.options, options)) return
     await this.#connect(options, false)
   }
 
@@ -58,10 +55,9 @@ export class RbdClusters {
     await this.#connect(options, true)
   }
 
-  /** The opposite: one that images are open of stays with them. */
+  /** The opposite, whether the pool brought it or the saved configuration: one that images are open of stays with them. */
   async takeBack(name: string): Promise<void> {
-    const there = this.#named.get(name)
-    if (there?.isBrought && there.cluster.users === 0) await this.unregister(name)
+    if (this.#named.get(name)?.cluster.users === 0) await this.unregister(name)
   }
 
   async #connect(options: NamedCluster, isBrought: boolean): Promise<void> {

@@ -1,6 +1,6 @@
 /** Parameters without what only their owner may know: for logs, and for answers that everybody who may ask gets. */
 
-const SECRET = /psk|secret|password|dhchap|(^|[_.])key$/
+const SECRET = /psk|secret|password|dhchap|^base64$|(^|[_.])key$/
 const HIDDEN = '(hidden)'
 
 /** Whether a parameter of that name, or dotted path, has a value that must not be repeated. */

@@ -164,6 +164,21 @@ await describeWith([...CEPH_PROGRAMS, 'ceph-mgr'], 'a pool of Ceph', () => {
     },
   )
 
+  it('is filled from a file', async () => {
+    const content = Buffer.alloc(6 << 20, 'what it holds ')
+    const path = join(daemon.directory, 'disk.raw')
+    writeFileSync(path, content)
+    const { job_id } = await daemon.rpc<{ job_id: number }>('volume_import', {
+      ...{ pool: 'KVMpool', name: 'imported', source: path },
+    })
+    await waitForJob({ job_id })
+    expect(await daemon.rpc('job_get', { id: job_id })).toMatchObject({ state: 'completed' })
+    const out = join(daemon.directory, 'out.raw')
+    await ceph.run('rbd', 'export', '--no-progress', 'KVMpool/imported', out)
+    expect(readFileSync(out).equals(content)).toBe(true)
+    await run('volume', 'delete', 'imported')
+  })
+
   it('serves a volume, which is open again after a restart, and goes on when the pool stops', async () => {
     await run('volume', 'create', 'KVMpool', 'disk', '1G')
     await daemon.rpc('volume_export', { volume: 'disk', nbd: true, listen: ['127.0.0.1:0'] })
@@ -182,6 +197,10 @@ await describeWith([...CEPH_PROGRAMS, 'ceph-mgr'], 'a pool of Ceph', () => {
     await run('pool', 'start', 'KVMpool')
     await run('volume', 'unexport', 'disk')
     await run('volume', 'delete', 'disk', '--delete-snapshots')
+    await run('pool', 'destroy', 'KVMpool')
+    await expect(clusters()).rejects.toThrow('no cluster is registered')
+    expect(readFileSync(join(daemon.state, 'config.json'), 'utf8')).not.toContain('register_cluster')
+    await run('pool', 'start', 'KVMpool')
   })
 
   it('knows a thousand images well within a second, and opens none of them', async () => {
