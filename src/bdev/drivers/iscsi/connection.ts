@@ -227,7 +227,7 @@ export class Connection {
       command.state = CommandState.IDLE
       this.#owner.connectionEnded(command, this.#outcome, this.#asc)
     }
-    if (isLost) this.#lose()
+    if (isLost && this.#isUsable) this.#lose()
     return this.#isUsable && !isLost
   }
 

@@ -174,6 +174,12 @@ function describeBdev({ name, initiator, url }: DiskOptions, login: Login, facts
   const { address } = login
   const { unit, blockSize, physicalBlockSize, blockCount, writeSize, unmapGranularity } = facts
   checkBlockSize(name, `the block size of LUN ${address.lun}`, blockSize)
+  if (!Number.isSafeInteger(blockCount * blockSize)) {
+    throw new RpcError(
+      'EINVAL',
+      `${name}: LUN ${address.lun} says that it has ${blockCount} blocks, more than any disk`,
+    )
+  }
   const supports: IoType[] = [IoType.READ, IoType.WRITE]
   if (unit.hasCache) supports.push(IoType.FLUSH)
   if (unit.unmapBlocks > 0) supports.push(IoType.UNMAP)

@@ -296,6 +296,18 @@ describe.skipIf(absent !== undefined)(`iSCSI disks${absent === undefined ? '' : 
     await expect(create()).rejects.toThrow('is no disk: its device type is 0x5')
   })
 
+  it.each([
+    ['more blocks than any disk', 2n ** 60n, 512, 'more than any disk'],
+    ['blocks of no size', 8n, 0, 'the block size of LUN 1'],
+    ['blocks of an odd size', 8n, 520, 'the block size of LUN 1'],
+  ])('refuses a unit with %s', async (_what, lastBlock, blockSize, why) => {
+    const data = Buffer.alloc(32)
+    data.writeBigUInt64BE(lastBlock)
+    data.writeUInt32BE(blockSize, 8)
+    target.whim = cdb => (cdb[0] === 0x9e ? { status: 0, data } : undefined)
+    await expect(create()).rejects.toMatchObject({ code: 'EINVAL', message: expect.stringContaining(why) })
+  })
+
   it('says that nobody listens, or that no host has the name', async () => {
     await target.close()
     await expect(create()).rejects.toMatchObject({ code: 'ECONNREFUSED' })
