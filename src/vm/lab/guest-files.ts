@@ -16,6 +16,11 @@ mount -t sysfs none /sys
 mount -t devtmpfs none /dev 2>/dev/null
 while read -r module; do insmod "/modules/$module" 2>/dev/null; done </modules.order
 hostname lab
+# The power button.
+mkdir -p /etc/acpi/PWRF /var/log /var/run
+printf '#!/bin/busybox sh\\npoweroff -f\\n' >/etc/acpi/PWRF/00000080
+chmod +x /etc/acpi/PWRF/00000080
+acpid 2>/dev/null
 ip link set lo up
 stty -F /dev/$LAB_CONSOLE rows "$LAB_ROWS" cols "$LAB_COLUMNS" 2>/dev/null
 

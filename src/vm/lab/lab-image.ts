@@ -27,7 +27,17 @@ const PCI_IDS = ['/usr/share/misc/pci.ids', '/usr/share/hwdata/pci.ids']
 
 /** In the order of need; what is built into the kernel has no module and is left out. */
 const MODULES = [
-  ...['virtio_pci', 'virtio_net', 'nvme', 'nvme-tcp'],
+  ...[
+    'virtio_pci',
+    'virtio_blk',
+    'virtio_net',
+    'virtio_scsi',
+    'sd_mod',
+    'nvme',
+    'nvme-tcp',
+    'button',
+    'evdev',
+  ],
   ...['crc32c_generic', 'crct10dif_generic', 'crc64_rocksoft_generic', 'ext4', 'xfs'],
 ]
 

@@ -1,7 +1,9 @@
 /** The guests of libvirt: their disks, one change at a time for each domain. */
+import { RpcError } from '../../core/errors.ts'
 import { runProgram } from '../../core/program.ts'
 import { type RunProgram, Virsh } from '../../libvirt/virsh.ts'
 import { Turns } from '../../volume/turns.ts'
+import type { Monitor } from '../inspect/inspect.ts'
 import { type Attached, type AttachParts, type AttachRequest, attach } from './attach.ts'
 import { type Detached, type DetachRequest, detach } from './detach.ts'
 import { disksOf, readDomain } from './domains.ts'
@@ -55,6 +57,17 @@ export class LibvirtGuests {
     return Promise.all(
       domains.map(async ({ name, facts }) => ({ name, facts, disks: await this.disks(uri, name) })),
     )
+  }
+
+  /** What is to be known of a domain that runs, to look into its QEMU. Throws `RpcError` EINVAL when it does not. */
+  async running(
+    uri: string | undefined,
+    domain: string,
+  ): Promise<{ name: string; uuid: string | undefined; monitor: Monitor }> {
+    const virsh = new Virsh(uri, this.#run)
+    const { name, live } = await readDomain(virsh, domain)
+    if (live === undefined) throw new RpcError('EINVAL', `domain ${name} is not running`)
+    return { name, uuid: live.uuid, monitor: (command, args) => virsh.monitor(name, command, args) }
   }
 
   async disks(uri: string | undefined, domain: string): Promise<GuestDisk[]> {

@@ -29,7 +29,7 @@ export function freeTarget(bus: GuestBus, taken: readonly string[]): string {
 /** `guest`: its name and the targets that it has. Throws `RpcError`; what it has made is on `undo`. */
 export async function prepareDisk(
   request: DiskRequest,
-  guest: { readonly name: string; readonly targets: readonly string[]; readonly isRunning: boolean },
+  guest: { readonly name: string; readonly targets: readonly string[] },
   undo: Undo,
   parts: DiskParts,
 ): Promise<Omit<RecordedDisk, 'port'>> {
@@ -60,7 +60,8 @@ export async function prepareDisk(
   // A secret would stand among the arguments, where everybody on the machine reads it.
   const isSecret = storage.direct?.kind === 'rbd' && storage.direct.auth !== undefined
   const means = chooseMeans({
-    ...{ volume, bus, wished: request.means, hasSharedMemory: true, isLive: guest.isRunning },
+    // A disk that is plugged in reconnects here as one of the start does, so that it makes no difference when it comes.
+    ...{ volume, bus, wished: request.means, hasSharedMemory: true, isLive: false },
     isOpenHere: storage.bdev !== undefined,
     canServe: storage.bdev !== undefined || storage.open !== undefined,
     isManaged: storage.kind !== 'path',

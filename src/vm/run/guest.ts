@@ -104,7 +104,7 @@ export class Guest {
         const { name, disks } = this.#record
         const port = this.#freePort(request)
         const targets = disks.map(({ target }) => target)
-        const prepared = await prepareDisk(request, { name, targets, isRunning: true }, undo, this.#parts)
+        const prepared = await prepareDisk(request, { name, targets }, undo, this.#parts)
         const disk = { ...prepared, port }
         await this.#plug(disk, undo)
         await this.#keep([...disks, disk])

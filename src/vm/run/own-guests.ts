@@ -224,7 +224,7 @@ export class OwnGuests {
     const prepared: Omit<RecordedDisk, 'port'>[] = []
     for (const disk of request.disks) {
       const targets = prepared.map(({ target }) => target)
-      prepared.push(await prepareDisk(disk, { name, targets, isRunning: false }, undo, this.#parts))
+      prepared.push(await prepareDisk(disk, { name, targets }, undo, this.#parts))
     }
     // The last to be booted from: an empty disk is passed over, and one with a system is what was wanted.
     if (request.cdrom !== undefined) prepared.push(await prepareCdrom(request.cdrom, this.#parts))
