@@ -158,8 +158,6 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
     await guest.waitFor('grep -q "serves RPC" /run/daemon')
   })
   afterAll(async () => {
-    if (guest !== undefined)
-      process.stderr.write((await guest.run('cat /run/daemon', { check: false })).stdout)
     await guest?.stop()
     rmSync(directory, { recursive: true, force: true })
   })
