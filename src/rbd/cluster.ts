@@ -161,7 +161,16 @@ function configure(library: Librbd, what: string, handle: number, given: Cluster
       `${what} cannot take the option ${option}, or its value: see "ceph config help ${option}"`,
     )
   }
+  const messenger = library.radosGet(handle, 'ms_type')
+  if (messenger === undefined || MESSENGERS.includes(messenger)) return
+  throw new RpcError(
+    'EINVAL',
+    `${what} cannot use ms_type = ${messenger}: librados ends the whole process when it has no such messenger; leave it out`,
+  )
 }
+
+/** That every librados has. */
+const MESSENGERS: readonly string[] = ['async', 'async+posix']
 
 /** How long monitors have to answer. Ceph's own time is too long for a daemon that starts with one cluster of several down. */
 const MOUNT_TIMEOUT = 'client_mount_timeout'

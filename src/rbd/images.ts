@@ -8,7 +8,7 @@ import type { ReactorGroup } from '../reactor/group.ts'
 import { librbd } from '../sys/librbd.ts'
 import type { Cluster } from './cluster.ts'
 import { RbdClusters } from './clusters.ts'
-import { type ImageOptions, RbdImage } from './image.ts'
+import { type ImageOptions, pathOf, RbdImage } from './image.ts'
 import type { OpenedAnewMessage } from './messages.ts'
 import { StallWatch } from './stall-watch.ts'
 
@@ -106,6 +106,13 @@ export class RbdImages {
     const image = this.#images.get(info.name)
     if (image === undefined) throw new RpcError('ENODEV', `${name} is a ${info.driver} bdev, not rbd`)
     return image
+  }
+
+  /** The device that is open of a snapshot of an image. */
+  deviceOf({ cluster, options }: RbdImage, snapshot: string): string | undefined {
+    const path = pathOf({ ...options, snapshot })
+    const images = [...this.#images.values()]
+    return images.find(each => each.path === path && each.cluster.fsid === cluster.fsid)?.info.name
   }
 
   /**

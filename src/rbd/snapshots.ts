@@ -63,6 +63,7 @@ export class RbdSnapshots {
   /** Throws `RpcError`: ENODEV, ENOENT, EEXIST, EBUSY, EROFS, EIO. */
   async act(action: SnapshotAction, name: string, snapshot: string): Promise<void> {
     const opened = this.#images.opened(name)
+    if (action === 'delete') this.#refuseOpen(opened, snapshot)
     const library = librbd()
     const calls = {
       create: library.createSnapshot,
@@ -71,6 +72,16 @@ export class RbdSnapshots {
       unprotect: library.unprotectSnapshot,
     }
     check(opened, action, snapshot, await opened.use(image => calls[action](image, snapshot)))
+  }
+
+  /** Ceph would delete it all the same, and its readers go on with what the image holds now. */
+  #refuseOpen(opened: RbdImage, snapshot: string): void {
+    const device = this.#images.deviceOf(opened, snapshot)
+    if (device === undefined) return
+    throw new RpcError(
+      'EBUSY',
+      `the snapshot ${opened.path}@${snapshot} is open as ${device}: delete that device first (bdev_rbd_delete)`,
+    )
   }
 
   /** The oldest first. */

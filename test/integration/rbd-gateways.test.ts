@@ -144,6 +144,7 @@ await describeWith(CEPH_PROGRAMS, 'an image behind two gateways', () => {
       [],
       /there is no keyring with a key for client\.cinder: name it with the option keyring/,
     ],
+    ['a messenger that would end the daemon', ['ms_type=posix'], /cannot use ms_type = posix/],
     ['a key that is none', ['key=secret'], /or the key is none of Ceph/],
   ])('is not opened with a ceph.conf that says nothing of keys, and %s', async (_what, given, message) => {
     const daemon = await startDaemon()

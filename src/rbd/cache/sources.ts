@@ -1,5 +1,5 @@
 /** Where what is said about the cache of an image is found: librbd, a ceph.conf, options, the cluster. */
-import { closeSync, constants, fstatSync, openSync, readFileSync } from 'node:fs'
+import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
 import { RpcError } from '../../core/errors.ts'
@@ -121,13 +121,18 @@ function readText(path: string, isNamed: boolean): string | undefined {
 /** Far more than any has. */
 const CONF_SIZE_MAX = 1 << 20
 
-/** Undefined for what librados would read until memory is used up, or wait for: a device, a pipe, a huge file. */
+/** Undefined for what librados would read until memory is used up, or wait for: /dev/zero, a pipe, a huge file. */
 function readFile(path: string): string | undefined {
   const file = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK)
   try {
-    const stat = fstatSync(file)
-    const isConf = stat.isDirectory() || (stat.isFile() && stat.size <= CONF_SIZE_MAX)
-    return isConf ? readFileSync(file, 'utf8') : undefined
+    if (fstatSync(file).isFIFO()) return undefined
+    const bytes = Buffer.alloc(CONF_SIZE_MAX + 1)
+    let size = 0
+    // What is no file, such as /dev/null, does not tell its size.
+    for (let count = -1; count !== 0 && size < bytes.length; size += count) {
+      count = readSync(file, bytes, size, bytes.length - size, null)
+    }
+    return size > CONF_SIZE_MAX ? undefined : bytes.toString('utf8', 0, size)
   } finally {
     closeSync(file)
   }

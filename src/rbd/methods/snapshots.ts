@@ -50,7 +50,7 @@ export const bdevRbdSnapshotDelete = action(
   'bdev_rbd_snapshot_delete',
   'delete',
   'Deletes a snapshot of an image.',
-  { EBUSY: 'it is protected, or has clones' },
+  { EBUSY: 'it is protected, has clones, or is open as a device' },
 )
 
 export const bdevRbdSnapshotProtect = action(

@@ -75,6 +75,8 @@ describe('the search for a ceph.conf', () => {
       const read = (): unknown => readConf({ user: undefined, file, searches: false })
       expect(read).toThrow(`${file} is no ceph.conf: give a file, of at most 1048576 bytes`)
     }
+    const empty = { user: undefined, file: '/dev/null', searches: false }
+    expect(readConf(empty)).toMatchObject({ values: {}, problems: [] })
   })
 
   it("takes the user's own section first", () => {
