@@ -54,6 +54,15 @@ export async function pathBelow(directory: string, device: string): Promise<stri
   return own
 }
 
+/** Waits until udev has made the links of devices that have just come. */
+export async function settleDevices(): Promise<void> {
+  try {
+    await runProgram('udevadm', ['settle', '--timeout=10'])
+  } catch {
+    // Without udev there are no links to wait for, and those that are late the next look finds.
+  }
+}
+
 /** Those who have a volume open hear that it has another size. */
 export async function tellNewSize(
   call: (method: string, params?: unknown) => Promise<unknown>,

@@ -41,6 +41,18 @@ export async function scsiUnits(host: number | undefined, sys = SYS): Promise<Sc
   return units
 }
 
+/** Whether the kernel has looked at every disk of a host: they come one by one after a login. */
+export async function hasAllDisks(host: number, sys = SYS): Promise<boolean> {
+  const directory = join(sys, 'bus/scsi/devices')
+  const seen = (await scsiUnits(host, sys)).filter(({ sizeBytes }) => sizeBytes > 0)
+  let disks = 0
+  for (const name of await entries(directory)) {
+    const isDisk = name.startsWith(`${host}:`) && (await sysText(directory, name, 'type')) === '0'
+    if (isDisk) disks++
+  }
+  return disks === seen.length
+}
+
 export interface IscsiSession {
   readonly target: string
   /** The host number of its units. */

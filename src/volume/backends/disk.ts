@@ -13,6 +13,7 @@ import {
   deviceSize,
   pathBelow,
   refuseFormatted,
+  settleDevices,
   sortedByName,
   tellNewSize,
 } from '../block-devices.ts'
@@ -145,6 +146,7 @@ class Disk {
     await this.#sfdisk(`make volume ${volume}`, args, `start=${start}, size=${sectors}${name}\n`)
     const made = (await this.table()).partitions.find(partition => partition.start === start)
     await this.#tellKernel('--update', made?.number)
+    await settleDevices()
   }
 
   async resize({ volume, number, start }: Partition, sectors: number): Promise<void> {

@@ -2,14 +2,15 @@
  * `iscsi`: a target that the kernel's initiator is logged in to; its units are the volumes, which the target's owner makes.
  *
  * An initiator name of the document's own is an interface record of open-iscsi (`iscsiadm -m iface`), so that several pools
- * can log in as different initiators. Each pool has its own records, which its stop removes.
+ * can log in as different initiators. It stays when a pool stops: another pool of the same initiator may have it.
  */
 import { createHash } from 'node:crypto'
+import { setTimeout as delay } from 'node:timers/promises'
 import { RpcError } from '../../core/errors.ts'
 import { ProgramError } from '../../core/program.ts'
 import type { PoolDocument } from '../../libvirt/pool-xml.ts'
 import type { MethodCall } from '../../rpc/config.ts'
-import { blockVolume, fullOf, pathBelow } from '../block-devices.ts'
+import { blockVolume, fullOf, pathBelow, settleDevices } from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
 import type {
   OpenOptions,
@@ -19,7 +20,7 @@ import type {
   PoolServices,
   VolumeFacts,
 } from '../pool.ts'
-import { type IscsiSession, iscsiSessions, scsiUnits } from '../scsi-units.ts'
+import { hasAllDisks, type IscsiSession, iscsiSessions, scsiUnits } from '../scsi-units.ts'
 import { runTool, type ToolOptions } from '../tools.ts'
 import { DeviceVolumes } from './device-volumes.ts'
 
@@ -32,6 +33,9 @@ export const iscsiPool: PoolBackendType = {
 const PORT = 3260
 /** A server that does not answer is told after this time. */
 const LOGIN_TIMEOUT_MS = 130_000
+/** How long the kernel has to look at the disks of a target. */
+const DISK_LOOKS = 50
+const DISK_LOOK_MS = 100
 /** Of iscsiadm(8). */
 const SESSION_EXISTS = 15
 
@@ -104,6 +108,17 @@ class IscsiPool implements PoolBackend {
       const { cause } = error as Error
       if (!(cause instanceof ProgramError && cause.exitCode === SESSION_EXISTS)) throw error
     }
+    await this.#awaitDisks()
+  }
+
+  /** Disks that the kernel cannot read keep nobody waiting for long. */
+  async #awaitDisks(): Promise<void> {
+    const session = await this.#session()
+    for (let looks = 0; session !== undefined && looks < DISK_LOOKS; looks++) {
+      if (await hasAllDisks(session.host)) break
+      await delay(DISK_LOOK_MS)
+    }
+    await settleDevices()
   }
 
   async stop(): Promise<void> {

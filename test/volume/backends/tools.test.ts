@@ -5,6 +5,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { parsePool } from '../../../src/libvirt/pool-xml.ts'
 import { MultipathPool } from '../../../src/volume/backends/mpath.ts'
 import { ScsiPool } from '../../../src/volume/backends/scsi.ts'
+import { hasAllDisks } from '../../../src/volume/scsi-units.ts'
 import { Storage } from '../support.ts'
 
 let storage: Storage
@@ -275,7 +276,7 @@ describe('pools that the kernel tells of', () => {
     writeFileSync(sys(name), text)
   }
 
-  it('has the disks of one host adapter, by its place on the bus', async () => {
+  it('has the disks of one host adapter, by its place on the bus, once they are there', async () => {
     file('devices/pci0000:00/0000:00:1f.2/ata1/host2/scsi_host/host2/unique_id', '1\n')
     mkdirSync(sys('class/scsi_host'), { recursive: true })
     symlinkSync(
@@ -292,6 +293,14 @@ describe('pools that the kernel tells of', () => {
       file(`class/block/${disk}/size`, sectors)
     }
     file('bus/scsi/devices/2:0:1:0/type', '13\n')
+    file('bus/scsi/devices/3:0:0:0/type', '0\n')
+    file('bus/scsi/devices/3:0:0:1/type', '0\n')
+    expect(await hasAllDisks(3, sys())).toBe(false)
+    file('bus/scsi/devices/3:0:0:1/block/sde/dev', '')
+    file('class/block/sde/size', '0\n')
+    expect(await hasAllDisks(3, sys())).toBe(false)
+    file('class/block/sde/size', '8\n')
+    expect(await hasAllDisks(3, sys())).toBe(true)
     const xml = (id: number): string => `<pool type='scsi'><name>p</name><source><adapter type='scsi_host'>
       <parentaddr unique_id='${id}'><address domain='0x0000' bus='0x00' slot='0x1f' function='0x2'/></parentaddr>
       </adapter></source><target><path>/dev</path></target></pool>`
