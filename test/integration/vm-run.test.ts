@@ -142,8 +142,8 @@ await describeWith(PROGRAMS, 'guests without libvirt', () => {
     const roles = seen.threads.map(({ role }) => role)
     expect(roles.slice(0, 3)).toEqual(['main loop', 'vCPU 0', 'vCPU 1'])
     expect(seen.disks.map(({ disk, served_by }) => `${disk}: ${served_by}`).sort()).toEqual([
-      'disk-nvme0: main loop',
-      'disk-sda: main loop',
+      'nvme0: main loop',
+      'sda: main loop',
       'vda: qpair, bdev d0, over vhost-user',
     ])
     expect(seen.memory.resident).toBeGreaterThan(32 * MIB)

@@ -116,9 +116,9 @@ async function disksOf({ monitor, vhostDisks }: InspectedGuest): Promise<Inspect
 const devicePath = (qdev: string): string =>
   qdev === '' || qdev.startsWith('/') ? qdev : `/machine/peripheral/${qdev}`
 
-/** The device's id, without what is inside of it. */
+/** The device's id, without what is inside of it, nor what this daemon's own ids begin with. */
 const nameOf = (path: string): string =>
-  path.replace(/^\/machine\/peripheral(?:-anon)?\//, '').split('/')[0] ?? ''
+  path.replace(/^\/machine\/peripheral(?:-anon)?\/(?:disk-)?/, '').split('/')[0] ?? ''
 
 /** Of the device itself, of the virtio device inside of it, or of the controller that its bus belongs to. */
 async function iothreadOf(path: string, monitor: Monitor): Promise<string | undefined> {

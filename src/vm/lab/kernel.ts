@@ -46,13 +46,21 @@ function namesIn(directory: string): string[] {
   return existsSync(directory) ? readdirSync(directory) : []
 }
 
-/** The newest kernel package of Debian's in the cache, or else downloaded. Throws when apt has none, or there is no apt. */
-export async function debianKernel(cache: string, update: () => Promise<void>): Promise<Kernel> {
+/**
+ * The newest kernel package of Debian's in the cache, or else downloaded, after `willDownload` was called. Throws when apt has
+ * none, or there is no apt.
+ */
+export async function debianKernel(
+  cache: string,
+  update: () => Promise<void>,
+  willDownload: () => void = () => {},
+): Promise<Kernel> {
   mkdirSync(cache, { recursive: true })
   const [cached] = readdirSync(cache)
     .filter(name => name.startsWith('linux-image-'))
     .sort()
     .reverse()
+  if (cached === undefined) willDownload()
   const home = cached === undefined ? await downloadKernel(cache, update) : join(cache, cached)
   const version = readdirSync(join(home, 'lib/modules'))[0]!
   return { image: join(home, `boot/vmlinuz-${version}`), modules: join(home, 'lib/modules', version) }

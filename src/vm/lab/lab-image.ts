@@ -97,11 +97,15 @@ async function findKernel({ cache, say }: LabImageOptions): Promise<Kernel> {
       isReadable(kernel.image) && (new ModuleTree(kernel.modules).has('nvme') || isBuiltIn(kernel, 'nvme')),
   )
   if (own !== undefined) return own
-  say(`This machine has no kernel with NVMe modules that can be read: Debian's goes to ${cache}, once.`)
   try {
-    return await debianKernel(cache, async () => {
-      await promisify(execFile)('apt-get', ['-q', 'update'])
-    })
+    return await debianKernel(
+      cache,
+      async () => {
+        await promisify(execFile)('apt-get', ['-q', 'update'])
+      },
+      () =>
+        say(`this machine has no kernel with NVMe modules that can be read: Debian's goes to ${cache}, once`),
+    )
   } catch (cause) {
     throw new RpcError(
       'ENOENT',

@@ -18,6 +18,7 @@ import { kvmWorks } from '../../host/checks/kvm.ts'
 import { Host } from '../../host/host.ts'
 import { Console, ESCAPE, type Input, type Output } from '../console.ts'
 import type { Accel } from '../run/machine.ts'
+import { isKvmFailure } from '../run/qemu-failure.ts'
 import { GatewayPair, LAB_NQN } from './gateway-pair.ts'
 import { READY } from './guest-files.ts'
 import type { Kernel } from './kernel.ts'
@@ -70,7 +71,6 @@ export interface LabTerminal {
 
 /** A guest under KVM that has not said a word by then never will: some machines offer KVM that hangs. */
 const SILENCE_MS = 20_000
-/** What ends is what was asked for; these only hold up a machine that is stuck. */
 const DISKS_MAX = 16
 
 /** Resolves with the exit code. Throws `RpcError` for what cannot be. */
@@ -169,12 +169,24 @@ class Lab {
       this.#say(`gateways A and B serve them on 127.0.0.1, ports ${this.#gateways.ports.join(' and ')}`)
     }
     const chosen = accel === 'auto' ? await bestAccel() : accel
-    if (await this.#boot(chosen, images, accel === 'auto')) return await this.#play()
-    this.#say('KVM is offered here and hangs: once more, emulated')
-    this.#console!.close()
-    await this.#machine!.stop()
-    await this.#boot('tcg', images, false)
+    if (!(await this.#boots(chosen, images))) {
+      this.#say('KVM is offered here and does not work: once more, emulated')
+      this.#console?.close()
+      await this.#machine?.stop()
+      await this.#boot('tcg', images, false)
+    }
     return await this.#play()
+  }
+
+  /** False when KVM was this program's own choice, and a bad one. */
+  async #boots(accel: Accel, images: readonly string[]): Promise<boolean> {
+    const isInDoubt = this.#request.accel === 'auto'
+    try {
+      return await this.#boot(accel, images, isInDoubt)
+    } catch (error) {
+      if (isInDoubt && isKvmFailure(error)) return false
+      throw error
+    }
   }
 
   async stop(): Promise<void> {

@@ -102,7 +102,7 @@ const attach = method({
     flags: { uri: 'c', read_only: 'r' },
     text: ({ domain: name, target, means, source, notes, ...scope }) => {
       const when = scope.live ? (scope.config ? 'now and at its next start' : 'now') : 'at its next start'
-      return [`${name} has ${target} ${when}, ${WORDS[means]} ${source}`, ...notes].join('\n')
+      return [`${name} has ${target} ${when}, ${WORDS[means]} ${source}`, ...notes, ''].join('\n')
     },
   },
   run({ uri: connection, read_only: isReadOnly, ...rest }, { libvirtGuests, ownGuests }: DiskContext) {
@@ -147,7 +147,7 @@ const detach = method({
     positional: ['domain', 'disk'],
     flags: { uri: 'c' },
     text: ({ domain: name, target, released }) =>
-      [`${name} no longer has ${target}`, ...released.map(each => `closed: ${each}`)].join('\n'),
+      [`${name} no longer has ${target}`, ...released.map(each => `closed: ${each}`), ''].join('\n'),
   },
   run({ uri: connection, ...rest }, { libvirtGuests, ownGuests }: DiskContext) {
     const own = ownGuest(ownGuests, rest.domain, connection)

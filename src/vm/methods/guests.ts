@@ -99,6 +99,7 @@ const run = method({
         ...disks.map(({ target, volume, means }) => `  ${target}: ${volume} (${means})`),
         `Its serial console: qpair vm console ${name}`,
         ...notes,
+        '',
       ].join('\n'),
   },
   async run(params, { ownGuests }: DiskContext) {
@@ -202,7 +203,7 @@ const stop = method({
     positional: ['name'],
     flags: { force: 'f', timeout: 't' },
     text: ({ name, how, released }) =>
-      [`guest ${name} has ended: ${how}`, ...released.map(each => `closed: ${each}`)].join('\n'),
+      [`guest ${name} has ended: ${how}`, ...released.map(each => `closed: ${each}`), ''].join('\n'),
   },
   async run({ name, force, timeout }, { ownGuests }: DiskContext) {
     const { how, released } = await ownGuests.stop(name, { force, timeoutMs: timeout * 1000 })

@@ -129,6 +129,7 @@ function textOf({ name, pid, threads, disks, memory }: Result): string {
     ...(memory === undefined
       ? ['Its memory is not for this user to see.']
       : table([['MEMORY', 'SIZE'], ...sizes])),
+    '',
   ].join('\n')
 }
 

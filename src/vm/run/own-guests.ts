@@ -24,7 +24,7 @@ import {
 } from './guest-record.ts'
 import { type Accel, architecture, hasPorts, machineArguments, portName } from './machine.ts'
 import { closeDescriptor, closeNet, type GuestNet, macAddressOf, type OpenNet, openNet } from './network.ts'
-import { noQemu, startFailure } from './qemu-failure.ts'
+import { isKvmFailure, noQemu, startFailure } from './qemu-failure.ts'
 import { hasEnded, isRunning, kill, type QemuProcess, startQemu } from './qemu-process.ts'
 import { untilLetGo } from './release.ts'
 
@@ -141,6 +141,12 @@ export class OwnGuests {
     this.#starting.add(name)
     try {
       return await withUndo(undo => this.#start({ request, paths, undo }))
+    } catch (error) {
+      if (request.accel !== 'auto' || !isKvmFailure(error)) throw error
+      log.warning(error.message)
+      const emulated = { ...request, accel: 'tcg' } as const
+      const { guest } = await withUndo(undo => this.#start({ request: emulated, paths, undo }))
+      return { guest, notes: [`it is emulated, many times slower than with KVM: ${error.message}`] }
     } finally {
       this.#starting.delete(name)
     }

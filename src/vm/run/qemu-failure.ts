@@ -14,6 +14,12 @@ const KNOWN: readonly { readonly pattern: RegExp; readonly code: RpcCode; readon
     remedy: 'qpair host validate tells why there is no KVM here; --accel tcg does without, many times slower',
   },
   {
+    // A virtual machine that offers KVM and has not all of it.
+    pattern: /failed to set MSR|kvm_\w+: Assertion/,
+    code: 'ENODEV',
+    remedy: 'KVM of this machine cannot run this QEMU; --accel tcg does without, many times slower',
+  },
+  {
     pattern: /Failed to get .*lock/,
     code: 'EBUSY',
     remedy:
@@ -83,6 +89,10 @@ export function qemuFailure(what: string, reason: string, cause?: Error): RpcErr
 }
 
 const LINES_MAX = 4
+
+/** KVM was tried and does not work: emulation may. */
+export const isKvmFailure = (error: unknown): error is RpcError =>
+  error instanceof RpcError && error.code === 'ENODEV' && error.message.includes('--accel tcg')
 
 /** There is no such program on the machine. */
 export const noQemu = (program: string, cause: unknown): RpcError =>

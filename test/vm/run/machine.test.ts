@@ -92,6 +92,12 @@ it.each([
     /huge pages/,
   ],
   ["qemu-system-x86_64: -blockdev {}: Unknown driver 'rbd'\n", 'ENOTSUP', /qemu-block-extra/],
+  [
+    'error: failed to set MSR 0x10a to 0x69\n' +
+      "qemu-system-x86_64: ../../target/i386/kvm/kvm.c:3183: kvm_buf_set_msrs: Assertion `ret == 1' failed.\n",
+    'ENODEV',
+    /--accel tcg/,
+  ],
   ['', 'EIO', /without a word/],
   ['something new\n', 'EIO', /has not started: something new$/],
 ] as const)('says why QEMU has not started: %s', (said, code, reason) => {
