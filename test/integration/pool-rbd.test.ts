@@ -7,6 +7,7 @@ import { ImageStore } from '../../src/rbd/image-store.ts'
 import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
+import { startLibvirt } from './lab/libvirt.ts'
 import { qpair } from './lab/qpair.ts'
 
 const UUID = 'c4a8c0ab-6ac4-4ce2-9a1e-8f4a0b8c1d2e'
@@ -28,6 +29,11 @@ const poolXml = (host: string, port: string): string => `<pool type='rbd'>
   </source>
 </pool>`
 
+const PROGRAMS = [
+  ...CEPH_PROGRAMS,
+  ...(['ceph-mgr', 'libvirtd', 'virsh', 'libvirt_storage_backend_rbd.so'] as const),
+] as const
+
 interface Volume {
   readonly name: string
   readonly path: string
@@ -36,7 +42,7 @@ interface Volume {
   readonly backing?: { readonly path: string }
 }
 
-await describeWith([...CEPH_PROGRAMS, 'ceph-mgr'], 'a pool of Ceph', () => {
+await describeWith(PROGRAMS, 'a pool of Ceph', () => {
   let ceph: Ceph
   let daemon: Daemon
   let key: string
@@ -133,6 +139,27 @@ await describeWith([...CEPH_PROGRAMS, 'ceph-mgr'], 'a pool of Ceph', () => {
     expect(await rbd('info', 'KVMpool/other')).toMatchObject({ object_size: 2 ** 20 })
     await run('volume', 'delete', 'other')
     expect(await images()).toEqual(['web'])
+  })
+
+  it('is to libvirt, by the same documents, what it is here', async () => {
+    const libvirt = await startLibvirt()
+    try {
+      const given = (name: string): string =>
+        libvirt.file(name, readFileSync(join(daemon.directory, name), 'utf8'))
+      await libvirt.virsh('secret-define', given('secret.xml'))
+      await libvirt.virsh('secret-set-value', UUID, '--base64', key)
+      await libvirt.virsh('pool-define', given('pool.xml'))
+      await libvirt.virsh('pool-start', 'KVMpool')
+      const listed = (await libvirt.virsh('vol-list', 'KVMpool'))
+        .split('\n')
+        .flatMap(line => line.match(/KVMpool\/\S+/) ?? [])
+      expect(listed).toEqual((await volumes()).map(({ path }) => path))
+      expect(await libvirt.virsh('vol-info', 'web', '--pool', 'KVMpool', '--bytes')).toContain(
+        `${12 * 2 ** 30} bytes`,
+      )
+    } finally {
+      await libvirt.stop()
+    }
   })
 
   it('snapshots, reverts and clones', async () => {
