@@ -74,6 +74,9 @@ export class Connection {
   /** What the unit has and has not ended. */
   readonly #running: Command[] = []
   #runningCount = 0
+  /** How the command ended that was looked at last. */
+  #outcome = 0
+  #asc = 0
 
   constructor(parts: ConnectionParts, owner: ConnectionOwner) {
     const { library, login, reactor, ring } = parts
@@ -111,6 +114,10 @@ export class Connection {
   send(command: Command): boolean {
     const { library } = this.#parts
     const task = library.createTask(command.cdbSize, command.address, command.direction, command.length)
+    if (task === 0) {
+      this.#lose()
+      return false
+    }
     if (command.direction === TransferDirection.READ) {
       library.setDataIn(task, command.iovecs, command.iovecCount)
     } else if (command.direction === TransferDirection.WRITE) {
@@ -230,9 +237,6 @@ export class Connection {
     if (isLost && this.#isUsable) this.#lose()
     return this.#isUsable && !isLost
   }
-
-  #outcome = 0
-  #asc = 0
 
   /** Reads how a command has ended, whose task is in the scratch memory. */
   #end(command: Command, status: number): void {

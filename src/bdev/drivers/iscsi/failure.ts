@@ -64,6 +64,11 @@ export const timedOut = (address: IscsiAddress, seconds: number): Failure => ({
   message: `${portalOf(address)} does not answer within ${seconds} s: check host and port, and that the target runs`,
 })
 
+export const sentAround = (address: IscsiAddress, count: number): Failure => ({
+  code: 'EIO',
+  message: `${portalOf(address)} sends us to another portal, and that to the next, ${count} times: look at its redirections`,
+})
+
 /** For messages and for libiscsi, which wants a numeric `host` with IPv6 in brackets. */
 export function portalOf({ host, port }: Pick<IscsiAddress, 'host' | 'port'>): string {
   return `${host.includes(':') && !host.startsWith('[') ? `[${host}]` : host}:${port}`

@@ -19,7 +19,7 @@ import { Again } from '../../scsi-status.ts'
 import { type Command, CommandState } from './command.ts'
 import { CommandQueue } from './command-queue.ts'
 import { Connection, type ConnectionOwner, type ConnectionParts } from './connection.ts'
-import { explainFailure, type Failure, portalOf, timedOut } from './failure.ts'
+import { explainFailure, type Failure, portalOf, sentAround, timedOut } from './failure.ts'
 import { type Login, Topic } from './messages.ts'
 
 const BACK_OFF_MS_MIN = 100
@@ -31,6 +31,8 @@ const LOGOUT_LOOK_MS = 10
 /** A target that is busy is left alone for so long. */
 const BUSY_DELAY_MS = 10
 const DEADLINE_LOOK_MS = 500
+/** From portal to portal in a row. */
+const REDIRECTIONS_MAX = 4
 /** A command that comes back is sent so often; then it fails. */
 const TRIES_MAX = 100
 
@@ -52,6 +54,7 @@ export class Session implements ConnectionOwner, Flushable {
   #connection: Connection | null = null
   /** Where it connects to, when the target has sent us elsewhere. */
   #redirection = ''
+  #redirections = 0
   #backOffMs = BACK_OFF_MS_MIN
   /** The next attempt, the end of this one, or the end of a logout. */
   #attempt: Timer | null = null
@@ -149,7 +152,8 @@ export class Session implements ConnectionOwner, Flushable {
 
   connectionLost(why: string, redirection: string): void {
     const wasUp = this.#connection?.isUp === true
-    if (!wasUp && redirection !== '' && redirection !== this.#redirection && !this.#isClosed) {
+    if (!wasUp && redirection !== '' && !this.#isClosed && this.#redirections < REDIRECTIONS_MAX) {
+      this.#redirections++
       this.#redirection = redirection
       this.#disconnect()
       this.#attempt?.cancel()
@@ -158,7 +162,9 @@ export class Session implements ConnectionOwner, Flushable {
     }
     // The portal that it was sent to is asked again only where it has said so again.
     this.#redirection = ''
-    this.#lose(explainFailure(why, this.#login.address))
+    const { address } = this.#login
+    const isRound = !wasUp && redirection !== ''
+    this.#lose(isRound ? sentAround(address, REDIRECTIONS_MAX) : explainFailure(why, address))
   }
 
   connectionEnded(command: Command, status: number, asc: number): void {
@@ -209,6 +215,7 @@ export class Session implements ConnectionOwner, Flushable {
   #lose(failure: Failure): void {
     this.#attempt?.cancel()
     this.#disconnect()
+    this.#redirections = 0
     if (this.#isClosed) return
     this.#owner.sessionDown(failure)
     if (this.#isClosed) return

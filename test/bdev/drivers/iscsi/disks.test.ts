@@ -264,6 +264,16 @@ describe.skipIf(absent !== undefined)(`iSCSI disks${absent === undefined ? '' : 
     await reactors.run(other.close())
   })
 
+  it('does not follow targets that send it to each other', async () => {
+    const other = new Target(BLOCKS)
+    await other.listen()
+    target.login = { status: 0x0101, keys: `TargetAddress=${other.portal},1\0` }
+    other.login = { status: 0x0101, keys: `TargetAddress=${target.portal},1\0` }
+    await expect(create()).rejects.toThrow('sends us to another portal, and that to the next, 4 times')
+    expect(target.sessions.length + other.sessions.length).toBe(5)
+    await reactors.run(other.close())
+  })
+
   it('logs out when the disk is deleted', async () => {
     await statusOf(await open(), write(0, 1))
     await reactors.run(bdevs.remove('disk'))
