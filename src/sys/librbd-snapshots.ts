@@ -46,6 +46,10 @@ export interface Snapshots {
   /** `pool/image` of those that stand on the image's snapshots, or -errno. */
   listChildren(image: number): Promise<string[] | number>
   flatten(image: number, report: Report): Promise<number>
+  /** Switches features on or off. */
+  updateFeatures(image: number, bits: number, isOn: boolean): Promise<number>
+  /** Has the map of objects made anew. */
+  rebuildObjectMap(image: number): Promise<number>
   /** Bits of `RBD_FEATURE_*`, or -errno. */
   features(image: number): Promise<number>
   /** Bytes, or -errno. */
@@ -79,6 +83,7 @@ export function snapshotCalls(rbd: LibraryHandle): Snapshots {
   const timestamp = blocking(rbd.func('int rbd_snap_get_timestamp(uintptr_t, uint64_t, uintptr_t)'))
   const getKind = blocking(rbd.func('int rbd_snap_get_namespace_type(uintptr_t, uint64_t, uintptr_t)'))
   const getFeatures = blocking(rbd.func('int rbd_get_features(uintptr_t, uintptr_t)'))
+  const updateFeatures = blocking(rbd.func('int rbd_update_features(uintptr_t, uint64_t, uint8_t)'))
   const stat = blocking(rbd.func('int rbd_stat(uintptr_t, uintptr_t, size_t)'))
   const number = (call: ReturnType<typeof blocking>, image: number, at: number, ...rest: number[]) =>
     withPage(async out => {
@@ -106,6 +111,7 @@ export function snapshotCalls(rbd: LibraryHandle): Snapshots {
         return result < 0 ? result : i32At(out)
       }),
     features: image => number(getFeatures, image, 0),
+    updateFeatures: (image, bits, isOn) => updateFeatures(image, bits, isOn ? 1 : 0),
     objectSize: image => number(stat, image, OBJECT_SIZE_AT, STAT_SIZE),
     dataPoolId: rbd.func('int64_t rbd_get_data_pool_id(uintptr_t)'),
     ...longCalls(rbd),
@@ -115,18 +121,29 @@ export function snapshotCalls(rbd: LibraryHandle): Snapshots {
 }
 
 /** Those that tell how far they are, where that can be heard. */
-function longCalls(rbd: LibraryHandle): Pick<Snapshots, 'flatten' | 'rollBack'> {
+function longCalls(rbd: LibraryHandle): Pick<Snapshots, 'flatten' | 'rollBack' | 'rebuildObjectMap'> {
   const flatten = blocking(rbd.func('int rbd_flatten(uintptr_t)'))
   const flattenTelling = blocking(rbd.func('int rbd_flatten_with_progress(uintptr_t, uintptr_t, uintptr_t)'))
   const rollBack = blocking(rbd.func('int rbd_snap_rollback(uintptr_t, const char *)'))
   const rollBackTelling = blocking(
     rbd.func('int rbd_snap_rollback_with_progress(uintptr_t, const char *, uintptr_t, uintptr_t)'),
   )
+  const rebuild = blocking(rbd.func('int rbd_rebuild_object_map(uintptr_t, uintptr_t, uintptr_t)'))
   const callback = progressCallback()
   if (callback === 0) {
-    return { flatten: image => flatten(image), rollBack: (image, name) => rollBack(image, name) }
+    return {
+      flatten: image => flatten(image),
+      rollBack: (image, name) => rollBack(image, name),
+      // It calls back without asking: the map stays marked as invalid, which librbd then does without.
+      rebuildObjectMap: async () => 0,
+    }
   }
   return {
+    rebuildObjectMap: image =>
+      reportingProgress(
+        () => {},
+        cell => rebuild(image, callback, cell),
+      ),
     flatten: (image, report) => reportingProgress(report, cell => flattenTelling(image, callback, cell)),
     rollBack: (image, name, report) =>
       reportingProgress(report, cell => rollBackTelling(image, name, callback, cell)),

@@ -125,6 +125,42 @@ await describeWith(CEPH_PROGRAMS, 'snapshots and names of RBD images', () => {
     for (const name of ['l0', 'p0']) await daemon.rpc('bdev_rbd_delete', { name })
   })
 
+  it('lose nothing of their parent when a killed client has left the map of objects wrong', async () => {
+    await ceph.run('rbd', 'create', '--size', '8', 'volumes/whole')
+    await run('rbd', 'open', `rbd:volumes/whole:conf=${ceph.conf}`, '-b', 'w0')
+    await scribble('w0', 5)
+    await run('rbd', 'snapshot', 'create', 'w0', 'base')
+    await run('rbd', 'snapshot', 'protect', 'w0', 'base')
+    await run('rbd', 'clone', 'w0', 'base', 'torn')
+    // The map has the object, which was never written.
+    await ceph.run(
+      'rbd',
+      'bench',
+      '--io-type',
+      'write',
+      '--io-size',
+      '4K',
+      '--io-total',
+      '4K',
+      'volumes/torn',
+    )
+    const { id } = JSON.parse(await ceph.run('rbd', 'info', 'volumes/torn', '--format', 'json')) as {
+      id: string
+    }
+    await ceph.run('rados', '-p', 'volumes', 'rm', `rbd_data.${id}.0000000000000000`)
+    await run('rbd', 'open', `rbd:volumes/torn:conf=${ceph.conf}`, '-b', 't0')
+    await run('rbd', 'flatten', 't0')
+    expect(await content('torn')).toBe(await content('whole'))
+    const { features, flags } = JSON.parse(
+      await ceph.run('rbd', 'info', 'volumes/torn', '--format', 'json'),
+    ) as { features: string[]; flags: string[] }
+    expect({ features, flags }).toEqual({
+      features: expect.arrayContaining(['object-map', 'fast-diff']),
+      flags: [],
+    })
+    for (const name of ['t0', 'w0']) await daemon.rpc('bdev_rbd_delete', { name })
+  })
+
   it('roll back only what nobody has, and to the size of then', async () => {
     await run('rbd', 'snapshot', 'create', 'r0', 'small')
     await run('rbd', 'resize', 'r0', '16')
