@@ -36,7 +36,7 @@ for name in run tmp; do mount -t tmpfs none /host/root/$name; done
 ip address add 192.168.159.144/32 dev lo
 mkdir -p /host/root/run/lvm-system /host/root/run/lock
 cat > /host/root/run/lvm-system/lvm.conf <<END
-devices { obtain_device_list_from_udev = 0  use_devicesfile = 0 }
+devices { obtain_device_list_from_udev = 0  use_devicesfile = 0  global_filter = ["a|^/dev/vd[bc]$|", "r|.*|"] }
 activation { udev_sync = 0  udev_rules = 0  verify_udev_operations = 1  monitoring = 0 }
 END
 `
@@ -285,6 +285,11 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
       { path: `iscsi://127.0.0.1:3260/${TARGET}/1`, capacity: 40 * GIB },
       { path: `iscsi://127.0.0.1:3260/${TARGET}/2`, capacity: 60 * GIB },
     ])
+    const volume = 'direct/unit:0:0:1'
+    await rpc('volume_export', { volume, nbd: true, listen: ['127.0.0.1:0'] })
+    expect(await rpc('volume_info', { volume })).toMatchObject({ bdev: 'direct-unit_0_0_1' })
+    expect(JSON.stringify(await rpc('bdev_get_bdevs'))).not.toContain(PASSWORD)
+    await rpc('volume_unexport', { volume })
   })
 
   it('netfs: a directory of an NFS server, by the document as people have it', async () => {
