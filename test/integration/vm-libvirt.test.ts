@@ -28,6 +28,12 @@ interface Answer {
   readonly released?: readonly string[]
 }
 
+interface Seen {
+  readonly threads: readonly { readonly role: string }[]
+  readonly disks: readonly { readonly disk: string; readonly served_by: string }[]
+  readonly memory: { readonly resident: number }
+}
+
 interface Disk {
   readonly type: string
   readonly device: string
@@ -109,6 +115,31 @@ await describeWith([...GUEST_PROGRAMS, 'libvirtd', 'virsh', 'setpriv'], "a libvi
       'virtio now next -',
       'sata now next -',
     ])
+  })
+
+  it('are listed with their guest, and shown with the threads of its QEMU', async () => {
+    const guests = await target.daemon.rpc<object[]>('vm_list', { uri: libvirt.uri })
+    const facts = await libvirt.virsh('dominfo', 'lab')
+    expect(guests).toEqual([
+      {
+        ...{ name: 'lab', owner: 'libvirt', state: 'running' },
+        cpus: Number(/^CPU\(s\): +(\d+)/m.exec(facts)![1]),
+        memory: 1024 * Number(/^Max memory: +(\d+) KiB/m.exec(facts)![1]),
+        disks: [expect.stringMatching(/^vda \(\/.*\)$/), 'sda'],
+      },
+    ])
+    const seen = await target.daemon.rpc<Seen>('vm_inspect', {
+      domain: 'lab',
+      uri: libvirt.uri,
+      interval: 0.1,
+    })
+    const roles = seen.threads.map(({ role }) => role)
+    expect(roles.slice(0, 2)).toEqual(['main loop', 'vCPU 0'])
+    expect(roles).toContain('monitor')
+    expect(seen.disks).toContainEqual(
+      expect.objectContaining({ disk: 'virtio-disk0', served_by: 'main loop' }),
+    )
+    expect(seen.memory.resident).toBeGreaterThan(32 * MIB)
   })
 
   it('come straight from a file, now and at the next start, and go again', async () => {

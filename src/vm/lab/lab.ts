@@ -85,9 +85,13 @@ export async function vmLab(
   }
   const directory = await mkdtemp(join(tmpdir(), 'qpair-lab-'))
   const lab = new Lab(request, directory, terminal)
+  const played = lab.run()
   try {
-    return await Promise.race([lab.run(), interrupted()])
+    return await Promise.race([played, interrupted()])
   } finally {
+    await lab.stop()
+    // A lab that was interrupted while it started may have started one thing more.
+    await played.catch(() => undefined)
     await lab.stop()
     await rm(directory, { recursive: true, force: true })
   }
@@ -190,6 +194,7 @@ class Lab {
   }
 
   async stop(): Promise<void> {
+    this.#leave()
     this.#console?.close()
     await this.#machine?.stop()
     await this.#gateways?.stop()
@@ -231,7 +236,8 @@ class Lab {
     })
     this.#console = await this.#openConsole(this.#machine, () => hear())
     if (!isInDoubt || accel === 'tcg') return true
-    return Promise.race([heard, delay(SILENCE_MS, false, { ref: false })])
+    const left = this.#left.then(() => true)
+    return Promise.race([heard, left, delay(SILENCE_MS, false, { ref: false })])
   }
 
   /** What is typed before the shell is there would be lost in the serial port: the console listens from its greeting on. */

@@ -166,9 +166,12 @@ export class Guest {
       if (this.#isLeft) return []
       if (!isRunning(qemu)) return this.#cleanUp()
       try {
-        this.#qmp = await Qmp.connect(this.paths.qmp, { timeoutMs: 5000 })
+        const qmp = await Qmp.connect(this.paths.qmp, { timeoutMs: 5000 })
+        if (this.#isLeft) qmp.close()
+        this.#qmp = qmp
       } catch (error) {
-        if (!(error instanceof QmpClosed)) throw error
+        // Whatever it is, the guest may have ended meanwhile, or answer the next time.
+        log.debug(`guest ${name}: ${(error as Error).message}`)
         await delay(RECONNECT_MS)
       }
     }
@@ -189,7 +192,9 @@ export class Guest {
     await closeNet(this.#record, this.#parts.access.run).catch((error: Error) =>
       log.error(`guest ${name}: ${error.message}`),
     )
-    await rm(this.paths.directory, { recursive: true, force: true })
+    await rm(this.paths.directory, { recursive: true, force: true }).catch((error: Error) =>
+      log.error(`guest ${name}: ${error.message}`),
+    )
     log.notice(`guest ${name} has ended`)
     return released
   }

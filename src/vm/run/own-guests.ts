@@ -106,17 +106,26 @@ export class OwnGuests {
     const { directory } = this.#parts
     if (directory === undefined) return
     for (const name of recordedGuests(directory)) {
-      const paths = pathsOf(directory, name)
-      const record = readRecord(paths)
-      if (record === undefined) {
-        rmSync(paths.directory, { recursive: true, force: true })
-        continue
+      try {
+        this.#adopt(name, pathsOf(directory, name))
+      } catch (error) {
+        log.error(
+          `guest ${name} in ${directory} is not understood and left as it is: ${(error as Error).message}`,
+        )
       }
-      const { pid } = record.process
-      if (isRunning(record.process)) log.notice(`guest ${name} runs on as process ${pid}`)
-      else log.warning(`guest ${name} (process ${pid}) has ended while the daemon was away`)
-      this.#add(record, paths)
     }
+  }
+
+  #adopt(name: string, paths: GuestPaths): void {
+    const record = readRecord(paths)
+    if (record === undefined) {
+      rmSync(paths.directory, { recursive: true, force: true })
+      return
+    }
+    const { pid } = record.process
+    if (isRunning(record.process)) log.notice(`guest ${name} runs on as process ${pid}`)
+    else log.warning(`guest ${name} (process ${pid}) has ended while the daemon was away`)
+    this.#add(record, paths)
   }
 
   /** Lets all of them run on without the daemon. */
