@@ -184,6 +184,25 @@ await describeWith(PROGRAMS, 'guests without libvirt', () => {
     await daemon.rpc('vm_detach', { domain: 'first', disk: 'vdb' })
   })
 
+  it('are known again, and lose a half plugged disk, when the daemon was killed before all was written down', async () => {
+    const [{ pid } = { pid: 0 }] = await list()
+    await daemon.kill('SIGKILL')
+    const path = join(daemon.state, 'guests/first/guest.json')
+    const record = JSON.parse(readFileSync(path, 'utf8'))
+    const half = { ...record.disks[1], target: 'nvme9', volume: 'half' }
+    writeFileSync(
+      path,
+      JSON.stringify({ ...record, process: { pid: 0, startTicks: 0 }, disks: [...record.disks, half] }),
+    )
+    await daemon.start()
+    await expect.poll(async () => (await list())[0]?.state, { timeout: 60_000 }).toBe('running')
+    expect((await list())[0]).toMatchObject({ name: 'first', pid })
+    expect(await daemon.rpc('vm_detach', { domain: 'first', disk: 'half' })).toMatchObject({
+      target: 'nvme9',
+    })
+    expect((await list())[0]!.disks).toHaveLength(3)
+  })
+
   it('have one writer, and one name each', async () => {
     await expect(run('second', ['d0'])).rejects.toThrow(/d0 is used by vhost controller first-vda already/)
     await expect(run('second', [join(daemon.directory, 'd1.raw')])).rejects.toThrow(

@@ -1,6 +1,7 @@
 /** The threads of a QEMU process by what they do, and what each of them has of a processor, from /proc. */
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { findProcess } from '../run/qemu-process.ts'
 
 /** USER_HZ: Linux shows times to programs in hundredths of a second, whatever the kernel counts in. */
 const TICKS_PER_SECOND = 100
@@ -113,15 +114,5 @@ export function readMemory(pid: number, proc = '/proc'): MemoryReading | undefin
 }
 
 /** The QEMU process of a domain, by the UUID among its arguments; undefined when there is none, or it cannot be seen. */
-export function processOfUuid(uuid: string, proc = '/proc'): number | undefined {
-  for (const name of readdirSync(proc)) {
-    if (!/^\d+$/.test(name)) continue
-    try {
-      const words = readFileSync(join(proc, name, 'cmdline'), 'utf8').split('\0')
-      if (words[words.indexOf('-uuid') + 1] === uuid && words.includes('-uuid')) return Number(name)
-    } catch (error) {
-      if (!isGone(error)) throw error
-    }
-  }
-  return undefined
-}
+export const processOfUuid = (uuid: string, proc = '/proc'): number | undefined =>
+  findProcess(words => words.includes('-uuid') && words[words.indexOf('-uuid') + 1] === uuid, proc)

@@ -15,7 +15,7 @@ import { hasPorts, portName } from './machine.ts'
 import { closeNet } from './network.ts'
 import { qemuFailure } from './qemu-failure.ts'
 import { hasEnded, isRunning, kill } from './qemu-process.ts'
-import { releaseDisk } from './release.ts'
+import { releaseDisk, untilLetGo } from './release.ts'
 
 const log = logger('vm')
 
@@ -30,6 +30,9 @@ export interface GuestParts extends DiskParts {
 }
 
 export type StopHow = 'powered down' | 'quit' | 'killed'
+
+const isNotFound = (error: unknown): boolean =>
+  error instanceof RpcError && error.cause instanceof QmpError && error.cause.class === 'DeviceNotFound'
 
 export class Guest {
   /** Resolves with what was released when QEMU has ended, for whatever reason. */
@@ -106,8 +109,11 @@ export class Guest {
         const targets = disks.map(({ target }) => target)
         const prepared = await prepareDisk(request, { name, targets }, undo, this.#parts)
         const disk = { ...prepared, port }
-        await this.#plug(disk, undo)
+        undo.add(`disk ${disk.target}`, () => untilLetGo(name, [disk.target], this.#parts))
+        // First, so that it can be detached if the daemon is killed before all is done.
         await this.#keep([...disks, disk])
+        undo.add(`the record of ${disk.target}`, () => this.#keep(disks))
+        await this.#plug(disk, undo)
         log.notice(`guest ${name} has ${disk.volume} as ${disk.target} (${disk.means})`)
         return disk
       }),
@@ -219,7 +225,15 @@ export class Guest {
 
   async #unplug({ target, source }: RecordedDisk): Promise<void> {
     const id = diskId(target)
-    await this.#removeDevice(id, target)
+    try {
+      await this.#removeDevice(id, target)
+    } catch (error) {
+      if (!isNotFound(error)) throw error
+      // Its plugging in was cut short: what there is of it goes.
+      const removed = this.execute('blockdev-del', { 'node-name': id })
+      await removed.catch(() => this.execute('chardev-remove', { id })).catch(() => undefined)
+      return
+    }
     if (source.kind === 'vhost') await this.execute('chardev-remove', { id })
     else await this.execute('blockdev-del', { 'node-name': id })
   }

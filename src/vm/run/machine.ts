@@ -62,6 +62,9 @@ const MEMORY = 'memory'
 
 export const portName = (index: number): string => `port${index}`
 
+/** How the argument of the monitor's socket begins: it is in no other QEMU's. */
+export const qmpOption = (path: string): string => `socket,${optionText({ id: 'qmp', path })}`
+
 export function machineArguments(options: MachineOptions): string[] {
   const { name, cpus, memoryBytes, machine, accel, version } = options
   const megabytes = `${Math.ceil(memoryBytes / 2 ** 20)}M`
@@ -78,7 +81,7 @@ export function machineArguments(options: MachineOptions): string[] {
     ],
     ...bootArguments(options),
     ...displayArguments(options),
-    ...['-chardev', `socket,${optionText({ id: 'qmp', path: options.qmpPath, server: 'on', wait: 'off' })}`],
+    ...['-chardev', `${qmpOption(options.qmpPath)},server=on,wait=off`],
     ...['-mon', 'chardev=qmp,mode=control'],
     ...[
       '-chardev',

@@ -22,10 +22,18 @@ import {
   recordedGuests,
   writeRecord,
 } from './guest-record.ts'
-import { type Accel, architecture, hasPorts, machineArguments, portName } from './machine.ts'
+import { type Accel, architecture, hasPorts, machineArguments, portName, qmpOption } from './machine.ts'
 import { closeDescriptor, closeNet, type GuestNet, macAddressOf, type OpenNet, openNet } from './network.ts'
 import { isKvmFailure, noQemu, startFailure } from './qemu-failure.ts'
-import { hasEnded, isRunning, kill, type QemuProcess, startQemu } from './qemu-process.ts'
+import {
+  findProcess,
+  hasEnded,
+  isRunning,
+  kill,
+  processOf,
+  type QemuProcess,
+  startQemu,
+} from './qemu-process.ts'
 import { untilLetGo } from './release.ts'
 
 const log = logger('vm')
@@ -122,10 +130,11 @@ export class OwnGuests {
       rmSync(paths.directory, { recursive: true, force: true })
       return
     }
-    const { pid } = record.process
-    if (isRunning(record.process)) log.notice(`guest ${name} runs on as process ${pid}`)
+    const process = record.process.pid === 0 ? unrecorded(paths) : record.process
+    const { pid } = process
+    if (isRunning(process)) log.notice(`guest ${name} runs on as process ${pid}`)
     else log.warning(`guest ${name} (process ${pid}) has ended while the daemon was away`)
-    this.#add(record, paths)
+    this.#add({ ...record, process }, paths)
   }
 
   /** Lets all of them run on without the daemon. */
@@ -278,6 +287,10 @@ export class OwnGuests {
     }
   }
 }
+
+/** The daemon was killed between the start of a QEMU and the record of its number. */
+const unrecorded = ({ qmp }: GuestPaths): QemuProcess =>
+  processOf(findProcess(words => words.some(word => word.startsWith(`${qmpOption(qmp)},`))) ?? 0)
 
 async function launch({
   program,

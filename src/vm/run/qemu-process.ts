@@ -4,7 +4,8 @@
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { closeSync, openSync, readFileSync } from 'node:fs'
+import { closeSync, openSync, readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 
 export interface QemuStart {
@@ -32,7 +33,7 @@ export async function startQemu({ program, args, logPath, descriptors }: QemuSta
     })
     await once(child, 'spawn')
     child.unref()
-    return { pid: child.pid!, startTicks: startTicksOf(child.pid!) ?? 0 }
+    return processOf(child.pid!)
   } finally {
     closeSync(log)
   }
@@ -57,6 +58,27 @@ export async function hasEnded(qemu: QemuProcess, timeoutMs: number): Promise<bo
 export function kill(qemu: QemuProcess): void {
   if (isRunning(qemu)) process.kill(qemu.pid, 'SIGKILL')
 }
+
+/** The first process whose arguments pass the test; undefined when there is none, or it cannot be seen. */
+export function findProcess(
+  matches: (words: readonly string[]) => boolean,
+  proc = '/proc',
+): number | undefined {
+  return readdirSync(proc)
+    .filter(name => /^\d+$/.test(name))
+    .map(Number)
+    .find(pid => {
+      try {
+        return matches(readFileSync(join(proc, String(pid), 'cmdline'), 'utf8').split('\0'))
+      } catch {
+        // It has ended while it was looked at.
+        return false
+      }
+    })
+}
+
+/** One that is known by its number alone. */
+export const processOf = (pid: number): QemuProcess => ({ pid, startTicks: startTicksOf(pid) ?? 0 })
 
 /** Member 22 of proc_pid_stat(5), counted behind the name, which may contain anything; undefined when it has ended. */
 function startTicksOf(pid: number): number | undefined {
