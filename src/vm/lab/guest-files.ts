@@ -1,7 +1,7 @@
 /** What the lab's guest runs: its first program, and two commands for a look at multipath. All of it is busybox's shell. */
 
-/** The last line of the greeting: what is typed from here on reaches a shell. */
-export const READY = 'Ctrl-]'
+/** How the shell's prompt begins. What is typed before it stands there may be lost while the shell sets up its terminal. */
+export const READY = 'root@lab:'
 
 /**
  * Process 1. The environment comes from the kernel's command line: LAB_HINT says how the terminal is left, LAB_ROWS and
@@ -57,7 +57,7 @@ show fdisk -l
 [ -n "$LAB_PORTS" ] && show paths
 printf '\\nThis is a shell in the lab, Linux %s. poweroff ends the lab; Ctrl-] %s.\\n' "$(uname -r)" "$(echo "$LAB_HINT" | tr _ ' ')"
 cd /root
-export ENV=/etc/shrc
+export ENV=/etc/shrc PS1='${READY}\\w# '
 setsid sh -c "exec sh -i </dev/$LAB_CONSOLE >/dev/$LAB_CONSOLE 2>&1"
 poweroff -f
 `
