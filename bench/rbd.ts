@@ -191,7 +191,8 @@ async function librbdDirectly(conf: string, { isRead, size, depth }: Work, secon
   const closed = once(child, 'close')
   await delay(RAMP_SECONDS * 1000)
   const [beginMs, before] = [performance.now(), cpuSeconds(child.pid!)]
-  await delay(seconds * 1000)
+  // fio begins as soon as it is connected, so it is done before `seconds` are over here.
+  await delay(seconds * 800)
   const share = ((cpuSeconds(child.pid!) - before) * 1000) / (performance.now() - beginMs)
   await closed
   const { jobs } = JSON.parse(text.slice(text.indexOf('{'), text.lastIndexOf('}') + 1))
