@@ -241,7 +241,6 @@ await describeWith(PROGRAMS, 'guests without libvirt', () => {
     expect(daemon.output).toContain(`guest third (process ${pid}) has ended while the daemon was away`)
     const { pid: again } = await run('third', ['d0'])
     process.kill(again, 'SIGKILL')
-    await expect.poll(served, { timeout: 60_000 }).toEqual([])
-    expect(await list()).toEqual([])
+    await expect.poll(async () => [await list(), await served()], { timeout: 60_000 }).toEqual([[], []])
   })
 })
