@@ -47,12 +47,8 @@ export class VolumeExports {
   }
 
   async export(found: Found, options: ExportOptions): Promise<Exported> {
-    const { pool, volume } = found
     return this.#turns.next(async () => {
-      this.#volumes.refuseBusy(pool, volume.name, options.readOnly ? 'read' : 'change')
-      const use = await this.#volumes.useOf(found)
-      if (!options.shared) refuseSecondWriter(found, use, options.readOnly || volume.format === 'iso')
-      const { bdev, isNew } = await this.#open(found, use, options)
+      const { bdev, isNew } = await this.#openAlone(found, options)
       try {
         return { bdev, kind: options.kind, next: await this.#publish(bdev, found, options) }
       } catch (error) {
@@ -84,6 +80,22 @@ export class VolumeExports {
       }
       return left
     })
+  }
+
+  /** From the look at who uses the volume until it is open nobody else begins anything with it. */
+  async #openAlone(found: Found, options: ExportOptions): Promise<{ bdev: string; isNew: boolean }> {
+    const { pool, volume } = found
+    const doing = `${volume.name} is being exported`
+    const free = options.readOnly
+      ? this.#volumes.take(pool, [], [`${pool.name}/${volume.name}`], doing)
+      : this.#volumes.take(pool, [volume.name], [], doing)
+    try {
+      const use = await this.#volumes.useOf(found)
+      if (!options.shared) refuseSecondWriter(found, use, options.readOnly || volume.format === 'iso')
+      return await this.#open(found, use, options)
+    } finally {
+      free()
+    }
   }
 
   async #release(bdev: string): Promise<string[]> {

@@ -1,5 +1,5 @@
 /** Volumes that are files of one directory. */
-import { chmod, chown, readdir, rename, rm, stat, statfs } from 'node:fs/promises'
+import { chmod, chown, lstat, readdir, rename, rm, stat, statfs } from 'node:fs/promises'
 import { dirname, isAbsolute, join, resolve } from 'node:path'
 import { createImage, imageInfo } from '../bdev/drivers/qcow2/image.ts'
 import { RpcError } from '../core/errors.ts'
@@ -132,9 +132,7 @@ export class FileVolumes implements VolumeOperations {
     await chmod(partial, mode ?? DEFAULT_MODE)
     const path = join(this.directory, name)
     // Names are free when work begins, but it may take hours.
-    if ((await stat(path).catch(() => undefined)) !== undefined) {
-      throw new RpcError('EEXIST', `${path} has been made by somebody else meanwhile: choose another name`)
-    }
+    await refuseExisting(path)
     await moveSafely(partial, path)
     await rm(join(this.directory, partialStateName(name)), { force: true })
   }
@@ -157,7 +155,9 @@ export class FileVolumes implements VolumeOperations {
   }
 
   async rename(volume: VolumeFacts, name: string): Promise<void> {
-    await rename(volume.path, join(this.directory, name))
+    const path = join(this.directory, name)
+    await refuseExisting(path)
+    await rename(volume.path, path)
     await this.snapshots.renameAll(volume, name)
   }
 
@@ -181,6 +181,12 @@ export class FileVolumes implements VolumeOperations {
 function backingPath(image: string, name: string): string {
   if (isAbsolute(name) || /^[a-z]+:/.test(name)) return name
   return resolve(dirname(image), name)
+}
+
+/** Whatever has come there since the last look, or is no volume: a directory, a pipe, a link to nothing. */
+async function refuseExisting(path: string): Promise<void> {
+  if ((await lstat(path).catch(() => undefined)) === undefined) return
+  throw new RpcError('EEXIST', `${path} exists and was not made from here: choose another name`)
 }
 
 function refuseOfRaw(name: string, { backing, features = {}, preallocation }: ImageRequest): void {

@@ -53,6 +53,8 @@ export interface VolumeJob {
   readonly holds?: readonly string[]
   readonly total?: number | undefined
   readonly resume?: MethodCall
+  /** Refuses by throwing, when nobody else can begin anything with these volumes any more. */
+  readonly check?: () => Promise<void>
 }
 
 export class Volumes {
@@ -63,9 +65,9 @@ export class Volumes {
   readonly transfers: Transfers
   readonly imports: LibvirtImport
   readonly #call: Call
-  /** Volumes that long work has to itself, and names that it will give, with what is done: `POOL/NAME`. */
+  /** Volumes that somebody has to himself, and names that he will give, with what is done: `POOL/NAME`. */
   readonly #taken = new Map<string, string>()
-  /** Volumes that long work reads, with what is done: any number may, and nobody changes them meanwhile. */
+  /** Volumes that are read, with what is done: any number may, and nobody changes them meanwhile. */
   readonly #held = new Map<string, readonly string[]>()
 
   constructor({ pools, bdevs, jobs, call, replay, reactors }: VolumesOptions) {
@@ -140,7 +142,8 @@ export class Volumes {
     if (request.preallocation === 'off') {
       await this.pools.change(pool, async () => {
         this.refuseTaken(pool, request.name)
-        await operation(request, QUIET)
+        const free = this.take(pool, [request.name], [], `volume_create of ${request.name}`)
+        await operation(request, QUIET).finally(free)
       })
       return {}
     }
@@ -154,7 +157,8 @@ export class Volumes {
   async delete(found: Found, options: { readonly withSnapshots: boolean }): Promise<void> {
     const { pool, volume } = found
     const operation = this.operation(pool, 'delete')
-    await this.#change(found, 'deleted', async use => {
+    await this.#change(found, 'deleted', [], async use => {
+      refuseInUse(volume, 'deleted', use)
       refuseWithDependents(volume, 'deleted', use)
       const snapshots = options.withSnapshots ? [] : await pool.backend.volumes.snapshots?.list(volume)
       if (snapshots !== undefined && snapshots.length > 0) {
@@ -177,10 +181,8 @@ export class Volumes {
   ): Promise<void> {
     const { pool, volume } = found
     const operation = this.operation(pool, 'resize')
-    await this.pools.change(pool, async () => {
-      this.refuseBusy(pool, volume.name, 'change')
+    await this.#change(found, 'resized', [], async use => {
       const { capacityBytes: before = 0 } = await this.describe(found)
-      const use = await this.useOf(found)
       refuseWithDependents(volume, 'resized', use)
       if (capacityBytes < before) {
         if (!options.shrink) {
@@ -199,9 +201,9 @@ export class Volumes {
 
   async rename(found: Found, name: string): Promise<void> {
     const operation = this.operation(found.pool, 'rename')
-    await this.#change(found, 'renamed', async use => {
+    await this.#change(found, 'renamed', [name], async use => {
+      refuseInUse(found.volume, 'renamed', use)
       refuseWithDependents(found.volume, 'renamed', use)
-      this.refuseTaken(found.pool, name)
       await operation(found.volume, name)
     })
   }
@@ -211,8 +213,6 @@ export class Volumes {
     const { pool, volume } = found
     const operation = this.operation(pool, 'clone')
     this.refuseTaken(pool, name)
-    this.refuseBusy(pool, volume.name, 'read')
-    refuseInUse(volume, 'cloned', await this.useOf(found))
     return this.job(
       pool,
       {
@@ -221,6 +221,7 @@ export class Volumes {
         takes: [name],
         holds: [`${pool.name}/${volume.name}`],
         total: volume.capacityBytes,
+        check: async () => refuseInUse(volume, 'cloned', await this.useOf(found)),
       },
       progress => operation(volume, name, progress),
     )
@@ -229,14 +230,14 @@ export class Volumes {
   async wipe(found: Found, algorithm: WipeAlgorithm, resume: MethodCall): Promise<{ job_id: number }> {
     const { pool, volume } = found
     const operation = this.operation(pool, 'wipe')
-    this.refuseBusy(pool, volume.name, 'change')
-    const use = await this.useOf(found)
-    refuseInUse(volume, 'wiped', use)
-    refuseWithDependents(volume, 'wiped', use)
-    return this.job(
-      pool,
-      { kind: 'volume_wipe', name: volume.name, takes: [volume.name], total: volume.capacityBytes, resume },
-      progress => operation(volume, algorithm, progress),
+    const check = async (): Promise<void> => {
+      const use = await this.useOf(found)
+      refuseInUse(volume, 'wiped', use)
+      refuseWithDependents(volume, 'wiped', use)
+    }
+    const { name, capacityBytes: total } = volume
+    return this.job(pool, { kind: 'volume_wipe', name, takes: [name], total, resume, check }, progress =>
+      operation(volume, algorithm, progress),
     )
   }
 
@@ -244,10 +245,8 @@ export class Volumes {
     const { pool, volume } = found
     const operations = this.#snapshots(pool)
     checkFileName(snapshot, 'a snapshot')
-    await this.pools.change(pool, async () => {
-      this.refuseBusy(pool, volume.name, 'change')
-      const use = await this.useOf(found)
-      const done = { create: 'snapshotted', revert: 'reverted', delete: 'relieved of a snapshot' }[action]
+    const done = { create: 'snapshotted', revert: 'reverted', delete: 'relieved of a snapshot' }[action]
+    await this.#change(found, done, [], async use => {
       if (!operations.whileOpen(volume).includes(action)) refuseInUse(volume, done, use)
       else if (use.programs.length > 0) refuseInUse(volume, done, { ...use, bdev: undefined })
       if (action === 'revert') refuseWithDependents(volume, done, use)
@@ -292,23 +291,18 @@ export class Volumes {
   }
 
   /** Long work on a pool's volumes, which has `takes` of them, or names to be, to itself. Throws `RpcError` EBUSY. */
-  job(pool: Pool, options: VolumeJob, work: (progress: Progress) => Promise<void>): { job_id: number } {
-    const { kind, name, takes, holds = [], total, resume } = options
+  async job(
+    pool: Pool,
+    options: VolumeJob,
+    work: (progress: Progress) => Promise<void>,
+  ): Promise<{ job_id: number }> {
+    const { kind, name, takes, holds = [], total, resume, check } = options
     const doing = `${kind} of ${name}`
-    const keys = takes.map(each => `${pool.name}/${each}`)
-    // Whoever came here has looked, but may have waited for something since.
-    for (const key of [...keys, ...holds]) this.#refuseBusy(key)
+    const giveBack = this.take(pool, takes, holds, doing)
     const letGo = this.pools.hold(pool, doing)
-    for (const key of keys) this.#taken.set(key, doing)
-    for (const key of holds) this.#held.set(key, [...(this.#held.get(key) ?? []), doing])
     const free = (): void => {
       letGo()
-      for (const key of keys) this.#taken.delete(key)
-      for (const key of holds) {
-        const others = this.#held.get(key)!.toSpliced(this.#held.get(key)!.indexOf(doing), 1)
-        if (others.length === 0) this.#held.delete(key)
-        else this.#held.set(key, others)
-      }
+      giveBack()
     }
     const job = {
       kind,
@@ -319,6 +313,7 @@ export class Volumes {
       ...(resume === undefined ? {} : { resume }),
     } satisfies JobOptions
     try {
+      await check?.()
       return this.jobs.start(job, async (report, signal) => {
         try {
           await work({ report, signal })
@@ -333,19 +328,49 @@ export class Volumes {
     }
   }
 
+  /**
+   * Has volumes of a pool, or names to be, to oneself (`takes`), or keeps others from changing them (`holds`, as POOL/NAME):
+   * who looks whether somebody uses a volume has it from before the look to the end of what he does. What is returned gives
+   * them back. Throws `RpcError` EBUSY.
+   */
+  take(pool: Pool, takes: readonly string[], holds: readonly string[], doing: string): () => void {
+    for (const name of takes) this.refuseBusy(pool, name, 'change')
+    for (const key of holds) this.#refuseBusy(key)
+    const keys = takes.map(name => `${pool.name}/${name}`)
+    for (const key of keys) this.#taken.set(key, doing)
+    for (const key of holds) this.#held.set(key, [...(this.#held.get(key) ?? []), doing])
+    return () => {
+      for (const key of keys) this.#taken.delete(key)
+      for (const key of holds) {
+        const others = this.#held.get(key)!.toSpliced(this.#held.get(key)!.indexOf(doing), 1)
+        if (others.length === 0) this.#held.delete(key)
+        else this.#held.set(key, others)
+      }
+    }
+  }
+
   #snapshots({ name, document, backend }: Pool): SnapshotOperations {
     if (backend.volumes.snapshots !== undefined) return backend.volumes.snapshots
     throw notSupported(name, document.type, 'snapshots', backend.volumes)
   }
 
-  /** A short change that nobody may use the volume during. */
-  async #change(found: Found, done: string, work: (use: VolumeUse) => Promise<void>): Promise<void> {
-    const { pool, volume } = found
+  /** A short change of a volume, and of names that it will have, at which nobody else can begin anything. */
+  async #change(
+    { pool, volume }: Found,
+    done: string,
+    names: readonly string[],
+    work: (use: VolumeUse) => Promise<void>,
+  ): Promise<void> {
     await this.pools.change(pool, async () => {
-      this.refuseBusy(pool, volume.name, 'change')
-      const use = await this.useOf(found)
-      refuseInUse(volume, done, use)
-      await work(use)
+      // Whoever had the turn before may have deleted or renamed it.
+      if (volumeIn(pool, volume.name) === undefined) throw missing(volume.name, pool)
+      for (const name of names) this.refuseTaken(pool, name)
+      const free = this.take(pool, [volume.name, ...names], [], `${volume.name} is being ${done}`)
+      try {
+        await work(await this.useOfMedium(volume))
+      } finally {
+        free()
+      }
     })
   }
 }

@@ -1,5 +1,14 @@
 import { execFileSync } from 'node:child_process'
-import { existsSync, readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { Storage } from './support.ts'
 
@@ -170,6 +179,50 @@ describe('changing volumes', () => {
     expect(await names()).toEqual(['b'])
     await storage.call('volume_delete', { volume: 'b' })
     expect(readdirSync(storage.path('vms'))).toEqual([])
+  })
+
+  it('never gives one the name of what has come there since, or is no volume', async () => {
+    writeFileSync(storage.path('vms/theirs'), 'precious')
+    mkdirSync(storage.path('vms/directory'))
+    symlinkSync('/nowhere', storage.path('vms/link'))
+    for (const name of ['theirs', 'directory', 'link']) {
+      const code = 'EEXIST'
+      await expect(storage.call('volume_rename', { volume: 'a', name })).rejects.toMatchObject({ code })
+    }
+    await expect(create('link')).rejects.toMatchObject({ code: 'EEXIST' })
+    expect(readFileSync(storage.path('vms/theirs'), 'utf8')).toBe('precious')
+    expect(await names()).toEqual(['a', 'theirs'])
+  })
+
+  it.each([
+    ['delete', {}],
+    ['rename', { name: 'b' }],
+  ])('leaves one alone that is just being exported: %s', async (change, params) => {
+    const unix = storage.path('nbd.sock')
+    const exported = storage.call('volume_export', { volume: 'a', nbd: true, unix })
+    const changed = storage.call(`volume_${change}`, { volume: 'a', ...params })
+    const [, result] = await Promise.allSettled([exported, changed])
+    expect(result).toMatchObject({ reason: { message: expect.stringContaining('a is being exported') } })
+    expect(await names()).toEqual(['a'])
+  })
+
+  it('exports none that is just being wiped', async () => {
+    const wiped = storage.job('volume_wipe', { volume: 'a' })
+    await expect(storage.call('volume_export', { volume: 'a', nbd: true })).rejects.toThrow(
+      'volume_wipe of a',
+    )
+    expect(await wiped).toMatchObject({ state: 'completed' })
+  })
+
+  it('changes none that has another name by now', async () => {
+    const renamed = storage.call('volume_rename', { volume: 'a', name: 'b' })
+    const deleted = storage.call('volume_delete', { volume: 'a' })
+    await renamed
+    await expect(deleted).rejects.toMatchObject({
+      code: 'ENOENT',
+      message: expect.stringContaining('no volume a'),
+    })
+    expect(await names()).toEqual(['b'])
   })
 
   it('grows one that is open, and the bdev has the new size', async () => {
