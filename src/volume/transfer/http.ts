@@ -124,8 +124,13 @@ class Attempt {
       if (range === null || Number(range[1]) !== this.state.doneBytes) {
         throw new RpcError('EPROTO', `${this.#url}: the server sends another part than it was asked for`)
       }
+      // Not every server knows If-Range, and would put the end of another file behind the beginning of this one.
+      if (validator !== '' && validator !== this.state.validator)
+        throw this.#another('another file is there now')
       return Number(range[2])
     }
+    // There is nothing behind what is here already: all of it has come, or it is another file.
+    if (status === 416 && this.state.doneBytes > 0) throw this.#another('it has no more than came before')
     if (status !== 200) {
       const code =
         status === 404 || status === 410 ? 'ENOENT' : status === 401 || status === 403 ? 'EACCES' : 'EIO'
@@ -138,6 +143,12 @@ class Attempt {
     this.state = { doneBytes: 0, validator }
     const length = headers.get('content-length')
     return length === null || headers.has('content-encoding') ? undefined : Number(length)
+  }
+
+  /** What is here counts for nothing; the next attempt asks for all. */
+  #another(reason: string): Error {
+    this.state = { doneBytes: 0, validator: '' }
+    return new Error(reason)
   }
 
   #watch(): NodeJS.Timeout {

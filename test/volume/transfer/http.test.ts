@@ -4,6 +4,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { download, type HttpState } from '../../../src/volume/transfer/http.ts'
 
 const CONTENT = Buffer.from(Array.from({ length: 200_000 }, (_, i) => i % 251))
+const REST = `bytes 150000-${CONTENT.length - 1}/${CONTENT.length}`
 const NEW = { doneBytes: 0, validator: '' }
 
 let server: Server
@@ -118,6 +119,21 @@ describe('download', () => {
     await get(target)
     expect(asked[1]).toMatchObject({ 'if-range': 'Sat, 21 Nov 2026 11:00:00 GMT' })
     expect(target.content.equals(CONTENT)).toBe(true)
+  })
+
+  it.each([
+    [
+      'sends the end of another file',
+      { status: 206, headers: { etag: '"b"', 'content-range': REST }, body: CONTENT.subarray(150_000) },
+    ],
+    ['has no more than came before', { status: 416 }],
+  ])('starts over when a server that does not know If-Range %s', async (_, answer) => {
+    answers = [() => answer, ranged('"b"')]
+    const target = new Target()
+    target.content = Buffer.alloc(150_000, 0xff)
+    await get(target, { doneBytes: 150_000, validator: '"a"' })
+    expect(target.content.equals(CONTENT)).toBe(true)
+    expect(asked[1]).not.toHaveProperty('range')
   })
 
   it('refuses another part than the one it asked for', async () => {
