@@ -69,7 +69,15 @@ async function writeZeroes(file: FileHandle, at: number, size: number, { signal 
   const zeroes = Buffer.alloc(Math.min(COPY_STEP, size))
   for (let done = 0; done < size; done += zeroes.length) {
     signal.throwIfAborted()
-    await file.write(zeroes, 0, Math.min(zeroes.length, size - done), at + done)
+    await writeAll(file, zeroes, Math.min(zeroes.length, size - done), at + done)
+  }
+}
+
+/** A file system that fills up writes a part first, and says so only when it is asked for the rest. */
+async function writeAll(file: FileHandle, bytes: Uint8Array, length: number, at: number): Promise<void> {
+  for (let done = 0; done < length; ) {
+    const { bytesWritten } = await file.write(bytes, done, length - done, at + done)
+    done += bytesWritten
   }
 }
 
@@ -173,12 +181,13 @@ async function copyData(
 ): Promise<void> {
   const buffer = Buffer.allocUnsafe(COPY_STEP)
   for (const [start, end] of dataRanges(source.fd, 0, sizeBytes)) {
-    for (let at = start; at < end; at += COPY_STEP) {
+    for (let at = start; at < end; ) {
       signal.throwIfAborted()
       const { bytesRead } = await source.read(buffer, 0, Math.min(COPY_STEP, end - at), at)
       if (bytesRead === 0) return
-      await target.write(buffer, 0, bytesRead, at)
-      report(at + bytesRead, sizeBytes)
+      await writeAll(target, buffer, bytesRead, at)
+      at += bytesRead
+      report(at, sizeBytes)
     }
   }
 }

@@ -1,8 +1,8 @@
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
-import { open } from 'node:fs/promises'
+import { type FileHandle, open } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import {
   copyFileSparsely,
   createRaw,
@@ -80,6 +80,21 @@ describe('copyFileSparsely', () => {
     await copyFileSparsely(path, copy, QUIET)
     expect(readFileSync(copy).equals(readFileSync(path))).toBe(true)
     expect(taken(copy)).toBeLessThan(4 * MIB)
+  })
+
+  it('writes what a write has left over, as one does that fills the file system', async () => {
+    writeFileSync(path, Buffer.alloc(MIB, 0x11))
+    const file = await open(path)
+    const handles = Object.getPrototypeOf(file) as FileHandle
+    await file.close()
+    const write = handles.write as (...given: unknown[]) => Promise<never>
+    vi.spyOn(handles, 'write').mockImplementation(function (this: FileHandle, ...given: unknown[]) {
+      const [bytes, from, length, at] = given
+      return write.call(this, bytes, from, Math.ceil(Number(length) / 2), at)
+    })
+    const copy = join(directory, 'copy')
+    await copyFileSparsely(path, copy, QUIET).finally(() => vi.restoreAllMocks())
+    expect(readFileSync(copy).equals(readFileSync(path))).toBe(true)
   })
 
   it('does not overwrite', async () => {
