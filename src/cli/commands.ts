@@ -28,6 +28,7 @@ export const NOUNS: Readonly<Record<string, string>> = {
   nbd: 'export over NBD',
   pool: 'storage that has volumes: directories, file systems, volume groups, Ceph pools',
   volume: 'disks in pools: making, copying, snapshots, export',
+  secret: 'what pools prove with who they are: keys of Ceph, passwords of iSCSI',
   vm: 'guests, of libvirt and without: running them, their disks, what they are made of',
   net: 'networks that guests can have',
   job: 'what takes long, and how far it is',

@@ -83,7 +83,10 @@ export interface PoolBackend {
   stop(): Promise<void>
   /** Everything in the pool, without opening a volume that nobody asks about. */
   refresh(): Promise<PoolContents>
-  /** Only how full it is, for the watermarks, where that is cheaper than `refresh`. */
+  /**
+   * Only how full it is, for the watermarks. Absent where nothing can run out: the volumes have all of their room already, as
+   * units of a target and partitions have.
+   */
   usage?(): Promise<PoolUsage>
   /** Removes the storage: libvirt's pool-delete. The pool is stopped. Absent: the type has no such operation. */
   delete?(): Promise<void>

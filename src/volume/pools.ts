@@ -378,6 +378,8 @@ export class StoragePools implements Configurable {
 
   /** Tells of a level that is reached, and of one that is left again. */
   #judge(pool: State, usage: PoolUsage): void {
+    // Such a pool is full from the beginning, and nothing fails for it.
+    if (pool.backend.usage === undefined) return
     const level = levelOf(usage, pool.levels)
     if (level === pool.level) return
     sayLevel(log, pool.name, usage, { before: pool.level, now: level, highest: pool.levels.at(-1) })

@@ -2,7 +2,7 @@
  * Who uses a volume, told from what is there and not from a book of ours: the bdevs that have it open, whoever has those, and
  * other programs, which QEMU's images are locked by.
  */
-import { readFile, realpath, stat } from 'node:fs/promises'
+import { readdir, readFile, readlink, realpath, stat } from 'node:fs/promises'
 import type { BdevInfo } from '../bdev/bdev.ts'
 import { deviceNumbers, readText } from '../bdev/drivers/file-identity.ts'
 import type { BdevRegistry } from '../bdev/registry.ts'
@@ -76,9 +76,22 @@ async function lockersOf(path: string, isLockedHere: boolean): Promise<string[]>
   for (const pid of pids) {
     // Locks of open files are nobody's; two programs that write do not have them together.
     if (pid === process.pid || (pid < 0 && isLockedHere)) continue
-    found.push(pid > 0 ? await describeProcess(pid) : 'another program (a QEMU guest, qemu-img, qemu-nbd)')
+    if (pid > 0) found.push(await describeProcess(pid))
+    else found.push(...(await openersOf(path)))
   }
   return found
+}
+
+/** Other processes that have a file open. Those of other users are seen by root only. */
+async function openersOf(path: string): Promise<string[]> {
+  const found: string[] = []
+  for (const pid of await readdir('/proc')) {
+    if (!/^\d+$/.test(pid) || Number(pid) === process.pid) continue
+    const descriptors = await readdir(`/proc/${pid}/fd`).catch(() => [])
+    const paths = descriptors.map(each => readlink(`/proc/${pid}/fd/${each}`).catch(() => ''))
+    if ((await Promise.all(paths)).includes(path)) found.push(await describeProcess(Number(pid)))
+  }
+  return found.length > 0 ? found : ['another program (a QEMU guest, qemu-img, qemu-nbd)']
 }
 
 /** `8:17` as /proc/locks writes it: `08:11`. */
@@ -101,7 +114,7 @@ export function refuseInUse(volume: VolumeFacts, done: string, use: VolumeUse): 
     ...programs.map(program => `${program} has it open`),
   ]
   if (who.length === 0) return
-  const remedy = bdev === undefined ? 'end that first' : `qpair volume unexport ${volume.name} gives it back`
+  const remedy = bdev === undefined ? 'End that first' : `qpair volume unexport ${volume.name} gives it back`
   throw new RpcError('EBUSY', `volume ${volume.name} cannot be ${done}: ${who.join('; ')}. ${remedy}`)
 }
 

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { methods } from '../../src/app/methods.ts'
-import { allCommands } from '../../src/cli/commands.ts'
+import { allCommands, NOUNS, nounsOf } from '../../src/cli/commands.ts'
 import { commandHelp } from '../../src/cli/help.ts'
 import { commandLine } from '../../src/cli/options.ts'
 import { renderCliReference, renderRpcReference } from '../../src/cli/reference.ts'
@@ -25,6 +25,10 @@ describe('the command line of the whole table', () => {
     expect(names.filter((name, i) => names.indexOf(name) !== i)).toEqual([])
     const nouns = new Set(names.filter(name => name.includes(' ')).map(name => name.split(' ')[0]))
     expect(names.filter(name => nouns.has(name))).toEqual([])
+  })
+
+  it('says of each noun what it is about', () => {
+    expect(nounsOf(table).filter(noun => NOUNS[noun] === undefined)).toEqual([])
   })
 
   it.each(table.map(method => [method.name, method] as const))(

@@ -100,7 +100,7 @@ await describeWith(PROGRAMS, 'volumes', () => {
       ['wipe', 'a'],
       ['export', 'a', '--nbd'],
     ]) {
-      await expect(q('volume', ...words), words[0]!).rejects.toThrow(/another program \(a QEMU guest/)
+      await expect(q('volume', ...words), words[0]!).rejects.toThrow(/qemu-nbd \(pid \d+\)/)
     }
     await qemu.end('SIGTERM')
     await q('volume', 'delete', 'a')

@@ -248,6 +248,20 @@ describe('watermarks', () => {
     expect(full.notified).toEqual([])
   })
 
+  it('are not for pools whose volumes have all of their room already', async () => {
+    const gaugeType = gauge({ capacityBytes: 1000, allocationBytes: 1000, availableBytes: 0 })
+    const create: PoolBackendType['create'] = (...args) => {
+      const { usage: _, ...backend } = gaugeType.create(...args)
+      return backend
+    }
+    const units = new Storage({ types: [{ ...gaugeType, create }] })
+    await units.call('pool_create', { xml: directoryXml('units', '/nowhere') })
+    expect(units.notified).toEqual([])
+    expect(units.logged.filter(line => line.includes('% full'))).toEqual([])
+    expect(await units.call('pool_list')).toMatchObject([{ used_percent: 100, watermark: 0 }])
+    await units.close()
+  })
+
   it('of a type without an operation refuses it by name, with the reason', async () => {
     await expect(
       full.call('volume_create', { pool: 'thin', name: 'a', capacity: '1M' }),

@@ -19,8 +19,8 @@ import { releaseDisk, untilLetGo } from './release.ts'
 
 const log = logger('vm')
 
-/** How long a guest may take to let go of a disk. */
-const RELEASE_MS = 60_000
+/** How long a guest may take to let go of a disk; the command line waits a minute for an answer. */
+const RELEASE_MS = 40_000
 /** How long QEMU may take to end when it is told to. */
 const QUIT_MS = 10_000
 const RECONNECT_MS = 500

@@ -1,5 +1,5 @@
 /** How a guest of ours reaches others: the words of the command line, and QEMU's two halves of a network card. */
-import { closeSync, openSync, readFileSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
 import { RpcError } from '../../core/errors.ts'
 import { ProgramError } from '../../core/program.ts'
 import { MACVTAP_MODES, type MacvtapMode } from '../../host/networks/guest-network.ts'
@@ -94,6 +94,12 @@ async function makeMacvtap(
 ): Promise<{ descriptor: number; interface: string }> {
   const made = interfaceName(name)
   const kind = ['type', 'macvtap', 'mode', mode]
+  if (!existsSync(`/sys/class/net/${device}`)) {
+    throw new RpcError(
+      'ENOENT',
+      `macvtap: there is no interface ${device}; qpair net list shows those that there are`,
+    )
+  }
   await ip(run, ['link', 'add', 'link', device, 'name', made, 'address', macAddress, ...kind])
   try {
     await ip(run, ['link', 'set', made, 'up'])

@@ -77,7 +77,7 @@ export function startFailure(name: string, said: string): RpcError {
     .split('\n')
     .map(line => line.replace(/^[\w./-]*qemu-system-\w+: /, '').trim())
     .filter(line => line !== '' && !line.includes('warning:'))
-  const reason = lines.slice(-LINES_MAX).join('; ') || 'it ended without a word'
+  const reason = lines.slice(-LINES_MAX).join('; ').replace(/\.$/, '') || 'it ended without a word'
   return qemuFailure(`guest ${name} has not started`, reason)
 }
 

@@ -70,7 +70,7 @@ const volumeUnexport = method({
   result: z.array(z.string()).describe('What served it'),
   errors: { ...NO_VOLUME, EBUSY: 'something has it that is not an export' },
   concurrent: true,
-  cli: { positional: ['volume'] },
+  cli: { positional: ['volume'], columns: [{ title: 'closed', value: name => name }] },
   run: ({ volume, pool }, { volumes }: VolumeContext) => volumes.exports.unexport(volumes.find(volume, pool)),
 })
 

@@ -98,6 +98,7 @@ it.each([
     'ENODEV',
     /--accel tcg/,
   ],
+  ["Unknown driver 'rbd'.\n", 'ENOTSUP', /'rbd'\. QEMU has/],
   ['', 'EIO', /without a word/],
   ['something new\n', 'EIO', /has not started: something new$/],
 ] as const)('says why QEMU has not started: %s', (said, code, reason) => {

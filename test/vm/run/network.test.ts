@@ -43,14 +43,23 @@ it('makes an interface for macvtap, and takes it away when it cannot be used', a
     lines.push([program, ...args].join(' '))
     return ''
   }
-  const opening = openNet({ type: 'macvtap', device: 'eth0', mode: 'vepa' }, 'web', '52:54:00:00:00:01', run)
-  await expect(opening).rejects.toThrow(/macvtap on eth0: .*ifindex/)
+  const opening = openNet({ type: 'macvtap', device: 'lo', mode: 'vepa' }, 'web', '52:54:00:00:00:01', run)
+  await expect(opening).rejects.toThrow(/macvtap on lo: .*ifindex/)
   const name = /name (qp-web-\w+) /.exec(lines[0]!)![1]
   expect(lines).toEqual([
-    `ip link add link eth0 name ${name} address 52:54:00:00:00:01 type macvtap mode vepa`,
+    `ip link add link lo name ${name} address 52:54:00:00:00:01 type macvtap mode vepa`,
     `ip link set ${name} up`,
     `ip link delete ${name}`,
   ])
+})
+
+it('names an interface for macvtap that is not there', async () => {
+  const run = (): Promise<string> => Promise.reject(new Error('must not be asked'))
+  const opening = openNet({ type: 'macvtap', device: 'nope', mode: 'vepa' }, 'web', '52:54:00:00:00:01', run)
+  await expect(opening).rejects.toMatchObject({
+    code: 'ENOENT',
+    message: 'macvtap: there is no interface nope; qpair net list shows those that there are',
+  })
 })
 
 it('names the rights that an interface needs', async () => {
