@@ -17,6 +17,7 @@ const PROGRAMS = [
   'mount',
   'umount',
   'blkid',
+  'losetup',
   'mkfs.btrfs',
   'mkfs.xfs',
   'mkfs.ext4',
@@ -56,7 +57,7 @@ await describeWith(PROGRAMS, 'pools', () => {
     })
 
     /** The words of `pool-define-as` for a file system on the medium. */
-    const define = (format: string): Promise<string> =>
+    const define = (format: string, medium = path('medium')): Promise<string> =>
       qpair(
         daemon,
         'pool',
@@ -65,7 +66,7 @@ await describeWith(PROGRAMS, 'pools', () => {
         'fs',
         '-',
         '-',
-        path('medium'),
+        medium,
         '-',
         path('target'),
         '--source-format',
@@ -117,6 +118,21 @@ await describeWith(PROGRAMS, 'pools', () => {
       await daemon.restart()
       expect(await pools()).toMatchObject([{ name: 'fast', state: 'running' }])
       expect(await mounts()).toContain(path('target'))
+    })
+
+    it('knows a loop device that it was given as what is mounted', async () => {
+      const device = (await space.run('losetup', '--find', '--show', path('medium'))).trim()
+      try {
+        await define('xfs', device)
+        await qpair(daemon, 'pool', 'build', 'fast', '--no-overwrite')
+        await qpair(daemon, 'pool', 'start', 'fast')
+        await daemon.restart('SIGKILL')
+        expect(await pools()).toMatchObject([{ name: 'fast', state: 'running' }])
+        await qpair(daemon, 'pool', 'destroy', 'fast')
+        expect(await mounts()).not.toContain(path('target'))
+      } finally {
+        await space.run('losetup', '--detach', device)
+      }
     })
 
     it('starts without a pool whose medium has gone, keeps it, and says why', async () => {

@@ -147,11 +147,14 @@ export class MountedPool extends DirectoryPool {
   /** The kernel says another name of what we gave: a loop device for a file, a real path for a link. */
   async #isOurs(mount: Mount): Promise<boolean> {
     const { source } = this.#mount
-    const seen = await fileBehind(mount.source)
-    if (seen === source || seen.replace(/\/$/, '') === source.replace(/\/$/, '')) return true
+    if (mount.source.replace(/\/$/, '') === source.replace(/\/$/, '')) return true
     if (!source.startsWith('/') || source.startsWith('//')) return false
-    const [one, other] = await Promise.all([source, seen].map(path => realpath(path).catch(() => path)))
-    return one === other
+    const ours = await realpath(source).catch(() => source)
+    // What was given may be the loop device itself.
+    for (const seen of [mount.source, await fileBehind(mount.source)]) {
+      if ((await realpath(seen).catch(() => seen)) === ours) return true
+    }
+    return false
   }
 
   async #format(device: string): Promise<void> {
