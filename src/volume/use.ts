@@ -103,7 +103,16 @@ const locksItsFile = ({ driver }: BdevInfo): boolean => driver === 'qcow2'
 
 async function describeProcess(pid: number): Promise<string> {
   const name = await readFile(`/proc/${pid}/comm`, 'utf8').catch(() => 'process')
-  return `${name.trim()} (pid ${pid})`
+  const guest = guestOf(await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => ''))
+  return `${guest === undefined ? '' : `guest ${guest}, `}${name.trim()} (pid ${pid})`
+}
+
+/** The guest of a QEMU, by its command line: `-name guest=web,debug-threads=on` or `-name web`. */
+export function guestOf(cmdline: string): string | undefined {
+  const [program = '', ...args] = cmdline.split('\0')
+  const at = args.indexOf('-name')
+  if (at < 0 || !/(^|\/)(qemu-(system-\w+|kvm)|kvm)$/.test(program)) return undefined
+  return /^(?:guest=)?([^,]+)/.exec(args[at + 1] ?? '')?.[1]
 }
 
 /** Throws `RpcError` EBUSY when somebody uses the volume, naming who and what to do. */
