@@ -33,6 +33,9 @@ mkdir /host/top/upper /host/top/work /host/root
 mount -t overlay -o lowerdir=/host/lower,upperdir=/host/top/upper,workdir=/host/top/work none /host/root
 for name in dev proc sys; do mount --rbind /$name /host/root/$name; done
 for name in run tmp; do mount -t tmpfs none /host/root/$name; done
+# Wherever it is, also below /tmp.
+mkdir -p /host/root${REPOSITORY}
+mount --bind /host/lower${REPOSITORY} /host/root${REPOSITORY}
 ip address add 192.168.159.144/32 dev lo
 mkdir -p /host/root/run/lvm-system /host/root/run/lock
 cat > /host/root/run/lvm-system/lvm.conf <<END
