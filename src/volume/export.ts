@@ -190,9 +190,11 @@ function refuseSecondWriter({ volume }: Found, use: VolumeUse, readOnly: boolean
   // Readers do not mind each other.
   if (readOnly && programs.length === 0 && use.bdevs.every(bdev => bdev.readOnly)) return
   if (others.length > 0) {
+    const remedy =
+      programs.length > 0 ? 'end that first' : `qpair volume unexport ${volume.name} takes it back`
     throw new RpcError(
       'EBUSY',
-      `volume ${volume.name} is used by ${others.join(', ')} already: qpair volume unexport ${volume.name} takes it back; ` +
+      `volume ${volume.name} is used by ${others.join(', ')} already: ${remedy}; ` +
         '--shared serves it to both, which only clients survive that know of each other',
     )
   }

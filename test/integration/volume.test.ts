@@ -102,6 +102,7 @@ await describeWith(PROGRAMS, 'volumes', () => {
     ]) {
       await expect(q('volume', ...words), words[0]!).rejects.toThrow(/qemu-nbd \(pid \d+\)/)
     }
+    await expect(q('volume', 'export', 'a', '--nbd')).rejects.toThrow('already: end that first')
     await qemu.end('SIGTERM')
     await q('volume', 'delete', 'a')
   })
