@@ -29,8 +29,8 @@ const ENTER = `
 mkdir -p /host/lower /host/top
 mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=262144 machine /host/lower
 mount -t tmpfs -o size=75% none /host/top
-mkdir /host/top/upper /host/top/work /host/root
-mount -t overlay -o lowerdir=/host/lower,upperdir=/host/top/upper,workdir=/host/top/work none /host/root
+mkdir /host/top/upper /host/top/scratch /host/root
+mount -t overlay -o lowerdir=/host/lower,upperdir=/host/top/upper,workdir=/host/top/scratch none /host/root
 for name in dev proc sys; do mount --rbind /$name /host/root/$name; done
 for name in run tmp; do mount -t tmpfs none /host/root/$name; done
 # Wherever it is, also below /tmp.

@@ -32,10 +32,8 @@ interface Row {
   readonly watermark: number
 }
 
-const mounted = CAN_MOUNT ? describe : describe.skip
-
 await describeWith(PROGRAMS, 'pools', () => {
-  mounted('on a file system (needs root)', () => {
+  describe.skipIf(!CAN_MOUNT)('on a file system (needs root, to mount it)', () => {
     let space: MountNamespace
     let daemon: Daemon
     const path = (name: string): string => join(daemon.directory, name)

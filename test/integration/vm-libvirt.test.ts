@@ -281,7 +281,7 @@ await describeWith([...GUEST_PROGRAMS, 'libvirtd', 'virsh', 'setpriv'], "a libvi
   })
 
   it.skipIf(!existsSync(PROFILE_HELPER))(
-    'are in the profiles of libvirt only where they are files of its own',
+    'are in the profiles of libvirt only where they are files of its own (skipped without virt-aa-helper)',
     async () => {
       const own = image('own.raw')
       const foreign = image('foreign.raw')

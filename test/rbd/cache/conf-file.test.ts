@@ -124,7 +124,7 @@ const PIECES = [
   'x = \\',
 ]
 
-describe.skipIf(library === undefined)('beside the librados on this machine', () => {
+describe.skipIf(library === undefined)('beside the librados on this machine (skipped without one)', () => {
   /** By librados: undefined when it refuses the file. */
   async function byLibrados(text: string): Promise<(string | undefined)[] | undefined> {
     const path = join(directory, 'ceph.conf')
