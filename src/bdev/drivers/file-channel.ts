@@ -9,11 +9,10 @@
  * Transfers may end short; what is missing is asked for again until nothing more comes.
  */
 import { constants } from 'node:os'
-import { assert } from '../../core/assert.ts'
 import { errnoName } from '../../core/errors.ts'
 import { logger } from '../../core/log.ts'
 import type { Reactor } from '../../reactor/reactor.ts'
-import { IOVEC_SIZE, Opcode } from '../../spec/io-uring.ts'
+import { Opcode } from '../../spec/io-uring.ts'
 import { Status } from '../../spec/nvme-status.ts'
 import { lseek, preadv, pwritev } from '../../sys/libc.ts'
 import { BufferPool } from '../../sys/memory.ts'
@@ -22,6 +21,7 @@ import type { BdevInfo, DriverChannel } from '../bdev.ts'
 import { statusFromErrno } from '../errno-status.ts'
 import { ExtentState, type Extents } from '../extents.ts'
 import { type BdevIo, IoType } from '../io.ts'
+import { IovecList } from './iovec-list.ts'
 
 const log = logger('bdev')
 const { EAGAIN, EINTR, ENXIO, EOPNOTSUPP } = constants.errno
@@ -34,9 +34,6 @@ const PUNCH_HOLE = 0x02 | FALLOC_KEEP_SIZE
 const ZERO_RANGE = 0x10 | FALLOC_KEEP_SIZE
 const FSYNC_DATASYNC = 1
 const RWF_DSYNC = 2
-const IOV_MAX = 1024
-const IOVECS_MIN = 16
-const TWO_32 = 2 ** 32
 /** One line about failing I/O in this time, so that a full disk does not fill the log's disk too. */
 const LOG_PAUSE_US = 10e6
 
@@ -157,8 +154,7 @@ class Transfer implements RingHandler {
   #offset = 0
   #size = 0
   #done = 0
-  #iovecs = 0
-  #iovecCapacity = 0
+  readonly #iovecs: IovecList
   /** A buffer of ours between the kernel and misaligned data, and its size; 0 when there is none. */
   #bounce = 0
   #bounceSize = 0
@@ -172,6 +168,7 @@ class Transfer implements RingHandler {
 
   constructor(channel: FileChannel) {
     this.#channel = channel
+    this.#iovecs = new IovecList(channel.reactor.arena)
     this.token = channel.ring.register(this)
   }
 
@@ -235,7 +232,7 @@ class Transfer implements RingHandler {
       )
       return
     }
-    const count = this.#fillIovecs(io)
+    const count = this.#iovecs.fill(io.segments, this.#done, this.#size - this.#done)
     if (count === 0) this.#end(Status.COMMAND_INTERRUPTED)
     else if (file.isMemory) this.#atOnce(io, isRead, count)
     else this.#vectored(io, isRead, count)
@@ -245,12 +242,12 @@ class Transfer implements RingHandler {
     const flags = io.fua && !isRead ? RWF_DSYNC : 0
     const opcode = isRead ? Opcode.READV : Opcode.WRITEV
     const { ring, file } = this.#channel
-    ring.prepare(opcode, file.fd, this.#offset + this.#done, this.#iovecs, count, flags, this.token)
+    ring.prepare(opcode, file.fd, this.#offset + this.#done, this.#iovecs.address, count, flags, this.token)
   }
 
   #atOnce(io: BdevIo, isRead: boolean, count: number): void {
     const call = isRead ? preadv : pwritev
-    this.#transferred(io, call(this.#channel.file.fd, this.#iovecs, count, this.#offset + this.#done))
+    this.#transferred(io, call(this.#channel.file.fd, this.#iovecs.address, count, this.#offset + this.#done))
   }
 
   /** One piece through a buffer of ours. */
@@ -344,42 +341,6 @@ class Transfer implements RingHandler {
     if (this.#isOffloaded) this.#channel.reactor.offloaded--
     this.#channel.recycle(this)
     io.complete(status)
-  }
-
-  /** Writes the iovecs of what is still to be transferred, at most `IOV_MAX`. Returns how many; 0 when memory is short. */
-  #fillIovecs(io: BdevIo): number {
-    const { segments } = io
-    const { arena } = this.#channel.reactor
-    const wanted = Math.min(segments.count, IOV_MAX)
-    if (wanted > this.#iovecCapacity) {
-      let capacity = IOVECS_MIN
-      while (capacity < wanted) capacity *= 2
-      const iovecs = arena.allocate(capacity * IOVEC_SIZE)
-      if (iovecs === 0) return 0
-      this.#iovecs = iovecs
-      this.#iovecCapacity = capacity
-    }
-    const words = arena.i32
-    let at = arena.offsetOf(this.#iovecs) / 4
-    let count = 0
-    let skip = this.#done
-    for (let i = 0; i < segments.count && count < wanted; i++) {
-      const length = segments.lengths[i]!
-      if (skip >= length) {
-        skip -= length
-        continue
-      }
-      const address = segments.addresses[i]! + skip
-      words[at] = address | 0
-      words[at + 1] = (address / TWO_32) | 0
-      words[at + 2] = (length - skip) | 0
-      words[at + 3] = 0
-      at += 4
-      count++
-      skip = 0
-    }
-    assert(count > 0, 'there is something left to transfer')
-    return count
   }
 }
 

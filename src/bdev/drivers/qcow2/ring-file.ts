@@ -5,11 +5,12 @@
 import { constants } from 'node:os'
 import { assert } from '../../../core/assert.ts'
 import type { Deliverable, Reactor } from '../../../reactor/reactor.ts'
-import { IOVEC_SIZE, Opcode } from '../../../spec/io-uring.ts'
+import { Opcode } from '../../../spec/io-uring.ts'
 import { preadv, pwritev } from '../../../sys/libc.ts'
 import { memset } from '../../../sys/memory.ts'
 import type { RingHandler, Uring } from '../../../sys/uring.ts'
 import { Segments } from '../../io.ts'
+import { IovecList } from '../iovec-list.ts'
 import type { ImageFile } from './image-file.ts'
 import type { FileWaiter } from './task.ts'
 
@@ -19,9 +20,6 @@ const PUNCH_HOLE = 0x02 | FALLOC_KEEP_SIZE
 const ZERO_RANGE = 0x10
 const FSYNC_DATASYNC = 1
 const RWF_DSYNC = 2
-const IOV_MAX = 1024
-const IOVECS_MIN = 16
-const TWO_32 = 2 ** 32
 /** Zeroes up to this size are cheaper written than asked for: the ring hands every FALLOCATE to a kernel thread. */
 const ZERO_WRITE_MAX = 65536
 
@@ -132,12 +130,12 @@ class Operation implements RingHandler, Deliverable {
   readonly #single = new Segments(1)
   #segments: Segments
   #skip = 0
-  #iovecs = 0
-  #iovecCapacity = 0
+  readonly #iovecs: IovecList
   #isOffloaded = false
 
   constructor(file: RingFile) {
     this.#file = file
+    this.#iovecs = new IovecList(file.reactor.arena)
     this.#segments = this.#single
     this.token = file.ring.register(this)
   }
@@ -229,14 +227,23 @@ class Operation implements RingHandler, Deliverable {
       ring.prepare(opcode, fd, at, segments.addresses[0]! + first, left, flags, this.token)
       return
     }
-    const count = this.#fillIovecs(first, left)
+    const count = this.#iovecs.fill(segments, first, left)
     if (count === 0) this.#end(-ENOMEM)
     else if (isMemory) this.#atOnce(isRead, at, count)
-    else ring.prepare(isRead ? Opcode.READV : Opcode.WRITEV, fd, at, this.#iovecs, count, flags, this.token)
+    else
+      ring.prepare(
+        isRead ? Opcode.READV : Opcode.WRITEV,
+        fd,
+        at,
+        this.#iovecs.address,
+        count,
+        flags,
+        this.token,
+      )
   }
 
   #atOnce(isRead: boolean, at: number, count: number): void {
-    const result = (isRead ? preadv : pwritev)(this.#file.fd, this.#iovecs, count, at)
+    const result = (isRead ? preadv : pwritev)(this.#file.fd, this.#iovecs.address, count, at)
     if (result < 0) this.#end(result)
     else this.#transferred(result)
   }
@@ -280,44 +287,5 @@ class Operation implements RingHandler, Deliverable {
     if (this.#isOffloaded) this.#file.reactor.offloaded--
     this.#file.recycle(this)
     waiter.fileDone(this.#result)
-  }
-
-  /** Writes the iovecs of `left` bytes that begin `first` bytes into the list, at most `IOV_MAX`. 0: memory is short. */
-  #fillIovecs(first: number, left: number): number {
-    const { arena } = this.#file.reactor
-    const { count: segmentCount, addresses, lengths } = this.#segments
-    const wanted = Math.min(segmentCount, IOV_MAX)
-    if (wanted > this.#iovecCapacity) {
-      let capacity = IOVECS_MIN
-      while (capacity < wanted) capacity *= 2
-      const iovecs = arena.allocate(capacity * IOVEC_SIZE)
-      if (iovecs === 0) return 0
-      this.#iovecs = iovecs
-      this.#iovecCapacity = capacity
-    }
-    const words = arena.i32
-    let at = arena.offsetOf(this.#iovecs) / 4
-    let count = 0
-    let skip = first
-    let rest = left
-    for (let i = 0; i < segmentCount && count < wanted && rest > 0; i++) {
-      const length = lengths[i]!
-      if (skip >= length) {
-        skip -= length
-        continue
-      }
-      const address = addresses[i]! + skip
-      const part = Math.min(length - skip, rest)
-      words[at] = address | 0
-      words[at + 1] = (address / TWO_32) | 0
-      words[at + 2] = part | 0
-      words[at + 3] = 0
-      at += 4
-      count++
-      rest -= part
-      skip = 0
-    }
-    assert(count > 0, 'there is something left to transfer')
-    return count
   }
 }
