@@ -36,12 +36,11 @@ export interface DeviceEvent {
 /** One front end that is connected, as its controller sees it. */
 export interface ControllerSession {
   /**
-   * The model describes something else now: the reactors hear of it, and the guest if its configuration space differs.
-   * Resolves when what is described no longer has nothing outstanding.
+   * The model describes something else now. The reactors hear of it first, so that a guest finds it as it is told; then the
+   * guest, by `event` and if its configuration space differs. Resolves when nothing is outstanding on what is described no longer.
    */
-  deviceChanged(): Promise<void>
+  deviceChanged(event?: DeviceEvent): Promise<void>
   tune(tuning: Tuning): Promise<void>
-  sendEvent(event: DeviceEvent): Promise<void>
   stats(): Promise<SessionStats>
   /** Ends what is outstanding, then the connection. */
   close(): Promise<void>
@@ -167,13 +166,9 @@ export class VhostController {
     await this.#everySession(session => session.tune(this.#tuning))
   }
 
-  /** Resolves when nothing is outstanding on what the device no longer has. */
-  async deviceChanged(): Promise<void> {
-    await this.#everySession(session => session.deviceChanged())
-  }
-
-  async sendEvent(event: DeviceEvent): Promise<void> {
-    await this.#everySession(session => session.sendEvent(event))
+  /** `event`: what its guests are told. Resolves when nothing is outstanding on what the device no longer has. */
+  async deviceChanged(event?: DeviceEvent): Promise<void> {
+    await this.#everySession(session => session.deviceChanged(event))
   }
 
   sessions(): Promise<SessionView[]> {

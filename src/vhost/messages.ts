@@ -23,8 +23,10 @@ export const Topic = {
   UPDATE: 'vhost.update',
   /** `StopQueue`, answered with its base (a number, see `StartQueue.base`) when nothing of it is outstanding or in use. */
   STOP: 'vhost.stop',
-  /** `SetDevice`, answered when what the new description lacks (a bdev, a SCSI target) has nothing outstanding. */
+  /** `SetDevice`, answered when it holds for every later request. */
   DEVICE: 'vhost.device',
+  /** The session's number; answered when what its descriptions lack by now (a bdev, a SCSI target) has nothing outstanding. */
+  SETTLED: 'vhost.settled',
   /** `SetTuning`, answered when it holds. */
   TUNING: 'vhost.tuning',
   /** `SendEvent`: something for the device's event queue, if that is at home on this reactor. */

@@ -27,6 +27,8 @@ export class ReactorSession implements QueueSession {
   readonly device: VirtioDevice
   readonly one: number
   tuning: Tuning
+  /** Resolves when what the device had, and has no longer, has nothing outstanding. */
+  settled: Promise<unknown> = Promise.resolve()
   readonly #controller: string
   readonly #log: Logger
   readonly #queues = new Map<number, Queue>()
@@ -84,8 +86,9 @@ export class ReactorSession implements QueueSession {
     this.memory.log = part === null ? null : new DirtyLog(part)
   }
 
-  setDevice(description: DeviceDescription): Promise<void> {
-    return this.device.update(description)
+  /** Holds for every later request. */
+  setDevice(description: DeviceDescription): void {
+    this.settled = Promise.all([this.settled, this.device.update(description)])
   }
 
   sendEvent(event: SendEvent): void {

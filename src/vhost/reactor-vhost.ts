@@ -46,6 +46,7 @@ export class ReactorVhost {
     control.on<SetDevice>(Topic.DEVICE, ({ session, device }) =>
       this.#sessions.get(session)?.setDevice(device),
     )
+    control.on<number>(Topic.SETTLED, session => this.#sessions.get(session)?.settled)
     control.on<SetTuning>(Topic.TUNING, ({ session, tuning }) => {
       const found = this.#sessions.get(session)
       if (found !== undefined) found.tuning = tuning

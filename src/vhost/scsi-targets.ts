@@ -4,7 +4,7 @@ import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import { ResetReason, ScsiEventType } from '../spec/virtio-scsi.ts'
 import { type ScsiBacking, type ScsiTarget, TARGETS_MAX } from './backing.ts'
-import type { DeviceEvent, VhostController } from './controller.ts'
+import type { VhostController } from './controller.ts'
 
 const log = logger('vhost')
 
@@ -38,7 +38,7 @@ export class ScsiTargets {
       bdev.readOnly ? 'read' : 'write',
     )
     targets.set(chosen, { number: chosen, id: this.#freeId(), name: `Target ${chosen}`, bdev, claim })
-    await tell(controller, {
+    await controller.deviceChanged({
       event: ScsiEventType.TRANSPORT_RESET,
       lun: lunOf(chosen),
       reason: ResetReason.RESCAN,
@@ -88,9 +88,7 @@ export async function removeTarget(
   targets.delete(target.number)
   const lun = lunOf(target.number)
   try {
-    // The guest hears of it before what the reactors still have to end, which may take long.
-    await controller.sendEvent({ event: ScsiEventType.TRANSPORT_RESET, lun, reason: ResetReason.REMOVED })
-    await controller.deviceChanged()
+    await controller.deviceChanged({ event: ScsiEventType.TRANSPORT_RESET, lun, reason: ResetReason.REMOVED })
   } finally {
     target.claim.release()
   }
@@ -99,7 +97,7 @@ export async function removeTarget(
 
 /** The bdev of a target has another size. */
 export const tellOfSize = (controller: VhostController, { number }: ScsiTarget): Promise<void> =>
-  tell(controller, {
+  controller.deviceChanged({
     event: ScsiEventType.PARAM_CHANGE,
     lun: lunOf(number),
     reason: CAPACITY_CHANGED,
@@ -130,12 +128,6 @@ function choose(
     )
   }
   return chosen
-}
-
-/** The reactors know first, so that a guest that looks at once finds it. */
-async function tell(controller: VhostController, event: DeviceEvent): Promise<void> {
-  await controller.deviceChanged()
-  await controller.sendEvent(event)
 }
 
 /**

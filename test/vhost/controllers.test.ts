@@ -195,7 +195,7 @@ describe('a bdev that is removed', () => {
     const session = service.connect('bus0')
     await remove('m0')
 
-    expect(session.heard).toEqual([REMOVED, 'device changed'])
+    expect(session.heard).toEqual([REMOVED])
     expect(await service.call('vhost_get_controllers')).toMatchObject([{ backend_specific: { scsi: [] } }])
   })
 
@@ -217,7 +217,7 @@ describe('a bdev that grows', () => {
 
     expect(disk.heard).toEqual(['device changed'])
     await service.reactors.until(() => bus.heard.length > 0)
-    expect(bus.heard).toEqual(['device changed', CAPACITY_CHANGED])
+    expect(bus.heard).toEqual([CAPACITY_CHANGED])
   })
 })
 
@@ -235,7 +235,7 @@ describe('a SCSI controller', () => {
     const session = service.connect('bus0')
     await addTarget()
     await removeTarget()
-    expect(session.heard).toEqual(['device changed', RESCAN, REMOVED, 'device changed'])
+    expect(session.heard).toEqual([RESCAN, REMOVED])
   })
 
   it('answers to the removal of a target when its I/O has ended, and not before', async () => {
@@ -248,8 +248,8 @@ describe('a SCSI controller', () => {
     })
     const order: string[] = []
     const removed = removeTarget().then(() => order.push('answered'))
-    // The guest hears of it first, so that it can let go.
-    await service.reactors.until(() => session.heard.length === 2)
+    // The guest hears of it before, so that it can let go.
+    await service.reactors.until(() => session.heard.length === 1)
     order.push('drained')
     drain()
     await removed

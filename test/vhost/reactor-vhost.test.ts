@@ -306,11 +306,12 @@ describe('what is set while queues run', () => {
     unmap(log.address, log.sizeBytes)
   })
 
-  it('a device without its bdev: nothing of it is outstanding when that is answered', async () => {
+  it('a device without its bdev: nothing of it is outstanding when it has settled', async () => {
     await open('slow')
     const first = offer(IN, 0)
     reactors.settle()
     await call(Topic.DEVICE, { session: SESSION, device: disk(null) })
+    await call(Topic.SETTLED, SESSION)
     const second = offer(IN, 0)
     reactors.settle()
     expect(driver.collect().map(({ id }) => id)).toEqual([first.head, second.head])

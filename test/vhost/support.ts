@@ -40,17 +40,13 @@ export class FakeSession implements ControllerSession {
     this.options = options
   }
 
-  async deviceChanged(): Promise<void> {
-    this.heard.push('device changed')
+  async deviceChanged(event?: DeviceEvent): Promise<void> {
+    this.heard.push(event ?? 'device changed')
     await this.drained
   }
 
   async tune(tuning: Tuning): Promise<void> {
     this.heard.push(tuning)
-  }
-
-  async sendEvent(event: DeviceEvent): Promise<void> {
-    this.heard.push(event)
   }
 
   async stats(): Promise<SessionStats> {

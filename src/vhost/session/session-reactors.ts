@@ -61,9 +61,15 @@ export class SessionReactors {
     return port
   }
 
+  /** Resolves when no reactor starts anything on what the new description lacks. */
   async setDevice(device: DeviceDescription): Promise<void> {
     this.#device = device
-    await this.#change(Topic.DEVICE, { session: this.#options.session, device } satisfies SetDevice)
+    await this.#everywhere(Topic.DEVICE, { session: this.#options.session, device } satisfies SetDevice)
+  }
+
+  /** Resolves when nothing is outstanding on what the device no longer has. */
+  async settled(): Promise<void> {
+    await this.#change(Topic.SETTLED, this.#options.session)
   }
 
   async setTuning(tuning: Tuning): Promise<void> {

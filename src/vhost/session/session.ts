@@ -140,16 +140,14 @@ export class Session implements ControllerSession, RingContext {
     return this.#memory.inflightOf(index, size, this.isPacked)
   }
 
-  deviceChanged(): Promise<void> {
-    return this.#describe()
+  async deviceChanged(event?: DeviceEvent): Promise<void> {
+    await this.#describe()
+    if (event !== undefined) await this.#reactors.sendEvent(event)
+    await this.#reactors.settled()
   }
 
   tune(tuning: Tuning): Promise<void> {
     return this.#reactors.setTuning(tuning)
-  }
-
-  sendEvent(event: DeviceEvent): Promise<void> {
-    return this.#reactors.sendEvent(event)
   }
 
   /** At once, also while a queue is being drained. */

@@ -231,6 +231,32 @@ describe('the end', () => {
     await lab.sessions[0]!.tune({ quietUs: 0, delayBaseUs: 0, iopsThreshold: 0 })
   })
 
+  it('tells the guest what is gone when no reactor has it any more, and before what was outstanding there has ended', async () => {
+    await negotiate()
+    await shareMemory()
+    for (const index of [0, 1]) await startRing(index)
+    let applied = (): void => {}
+    let settled = (): void => {}
+    reactor(1).onCall = topic => {
+      if (topic === Topic.DEVICE) return new Promise<void>(resolve => (applied = resolve))
+      if (topic === Topic.SETTLED) return new Promise<void>(resolve => (settled = resolve))
+      return undefined
+    }
+    const order: string[] = []
+    const changed = lab.sessions[0]!.deviceChanged({ event: 1, lun: [1, 3, 0, 0, 0, 0, 0, 0], reason: 2 })
+    void changed.then(() => order.push('answered'))
+
+    await lab.reactors.until(() => reactor(1).topics().at(-1) === 'device')
+    expect(reactor(0).topics()).not.toContain('event')
+    applied()
+    await lab.reactors.until(() => reactor(1).topics().at(-1) === 'settled')
+    expect(reactor(0).topics().slice(-3)).toEqual(['device', 'event', 'settled'])
+    order.push('settled')
+    settled()
+    await lab.reactors.run(changed)
+    expect(order).toEqual(['settled', 'answered'])
+  })
+
   describe('while a message waits for I/O that may never end', () => {
     let drained: () => void
 
@@ -278,7 +304,7 @@ describe('the end', () => {
     it('is not needed for the operator to take the bdev away, or to tune', async () => {
       await lab.reactors.run(lab.sessions[0]!.deviceChanged())
       await lab.reactors.run(lab.sessions[0]!.tune({ quietUs: 0, delayBaseUs: 0, iopsThreshold: 0 }))
-      expect(reactor().topics().slice(-3)).toEqual(['stop', 'device', 'tuning'])
+      expect(reactor().topics().slice(-4)).toEqual(['stop', 'device', 'settled', 'tuning'])
       drained()
       expect(await frontEnd.receive()).toMatchObject({ request: GET_VRING_BASE })
     })
