@@ -216,8 +216,17 @@ export class Allocator {
   #blockOffset(block: number): number {
     if (block * 8 >= this.#tableBytes) return 0
     const offset = offsetOf(this.#table.getUint32(block * 8), this.#table.getUint32(block * 8 + 4))
-    if (offset % this.geometry.clusterSize === 0) return offset
-    throw new SysError('read', EIO, `of a refcount block at ${offset}, not at the beginning of a cluster`)
+    if (offset % this.geometry.clusterSize !== 0) {
+      throw new SysError('read', EIO, `of a refcount block at ${offset}, not at the beginning of a cluster`)
+    }
+    if (offset > 0 && offset >= this.#file.endBytes) {
+      throw new SysError(
+        'read',
+        EIO,
+        `of a refcount block at ${offset}, behind the file's end at ${this.#file.endBytes}`,
+      )
+    }
+    return offset
   }
 
   *#slice(task: Task, key: number): Steps<Slice> {

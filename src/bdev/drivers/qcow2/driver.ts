@@ -20,6 +20,7 @@ import { Agreement, type BackingFile, BLOCK_SIZE, type Qcow2Device, State, Wante
 import type { Header } from './header.ts'
 import { refuseCorrupt } from './image.ts'
 import { ImageHandle, readHeader } from './image-handle.ts'
+import { refuseCutOff } from './missing.ts'
 import { loadBitmaps, storeBitmaps } from './open-bitmaps.ts'
 
 const log = logger('bdev')
@@ -78,8 +79,12 @@ async function openDevice(name: string, given: Params): Promise<BdevInfo> {
   let links: ChainLink[] = []
   let device: Qcow2Device | undefined
   try {
+    await checkEnd(name, image, read_only)
     if (!read_only) await prepare(name, image)
     links = await openChain({ fd: image.fd, path: image.path, sizeBytes: image.fileSize }, image.header)
+    for (const { file, header } of links) {
+      if (header !== null) await checkEnd(name, new ImageHandle(file, header), read_only)
+    }
     const { header } = image
     if (header.sizeBytes < BLOCK_SIZE) {
       throw new RpcError(
@@ -105,6 +110,16 @@ async function openDevice(name: string, given: Params): Promise<BdevInfo> {
     image.close()
     if (device !== undefined) new Agreement(device).close()
     throw error
+  }
+}
+
+/** What is left of a file that was cut off can be read; a disk over it is not written to. */
+async function checkEnd(name: string, image: ImageHandle, isReadOnly: boolean): Promise<void> {
+  try {
+    await refuseCutOff(image)
+  } catch (error) {
+    if (!isReadOnly || !(error instanceof RpcError)) throw error
+    log.warning(`${name}: ${error.message}`)
   }
 }
 
@@ -217,6 +232,7 @@ export async function changeOpenImage<T>(
   const agreement = new Agreement(device)
   await agreement.want(Wanted.PAUSE, State.PAUSED)
   try {
+    await refuseCutOff(await imageOf(device))
     await storeBitmaps(await imageOf(device), device)
     return await work(await imageOf(device))
   } finally {

@@ -9,8 +9,8 @@
  *   writer   clusters that have to be allocated first            committer  brings changed tables to the file, in order
  *   zeroer   zeroes and unmap by entries                         reclaimer  clusters that nothing refers to any more
  */
-import { SysError } from '../../../core/errors.ts'
-import { IoType } from '../../io.ts'
+import { errnoName, SysError } from '../../../core/errors.ts'
+import { IO_TYPE_NAMES, IoType } from '../../io.ts'
 import { Allocator } from './allocator.ts'
 import type { BitmapRecorder } from './bitmap-recorder.ts'
 import { Committer } from './commit.ts'
@@ -164,6 +164,7 @@ export class Engine implements RequestEngine {
       this.#parts.scheduler.start(task => this.#guarded(task, request, this.#flush(task)))
       return
     }
+    if (request.result < 0) this.#complain(request)
     if (request.type !== IoType.FLUSH) this.#reclaimer.leave(request.epoch)
     this.#active--
     if (this.#active === 0) this.#idle.wakeAll()
@@ -247,6 +248,12 @@ export class Engine implements RequestEngine {
       this.#parts.complain(error.message)
     }
     request.fileDone(result)
+  }
+
+  /** What is more exact was said before, where it was known. */
+  #complain({ type, offset, length, result }: Request): void {
+    const what = IO_TYPE_NAMES[type]
+    this.#parts.complain(`${what} of ${length} bytes at ${offset} failed: ${errnoName(-result)}`)
   }
 
   #reap(runs: readonly FreeRun[]): void {

@@ -3,7 +3,6 @@ import { readSync } from 'node:fs'
 import { ProtocolError, SysError } from '../../../core/errors.ts'
 import { logger } from '../../../core/log.ts'
 import type { Reactor } from '../../../reactor/reactor.ts'
-import { lseek } from '../../../sys/libc.ts'
 import type { Uring } from '../../../sys/uring.ts'
 import { statusFromErrno } from '../../errno-status.ts'
 import type { Extents } from '../../extents.ts'
@@ -11,7 +10,15 @@ import { ExtentState } from '../../extents.ts'
 import { type BdevIo, IoType, Segments } from '../../io.ts'
 import { Bell } from './bell.ts'
 import { BitmapRecorder } from './bitmap-recorder.ts'
-import { Agreement, BitmapTable, BLOCK_SIZE, type Qcow2Device, State, Wanted } from './device.ts'
+import {
+  Agreement,
+  type BackingFile,
+  BitmapTable,
+  BLOCK_SIZE,
+  type Qcow2Device,
+  State,
+  Wanted,
+} from './device.ts'
 import { Engine } from './engine.ts'
 import { HEADER_BYTES_MAX, type Header, parseHeader } from './header.ts'
 import { Inbox } from './inbox.ts'
@@ -23,7 +30,6 @@ import { Scheduler, type Steps, type Task } from './task.ts'
 
 const log = logger('bdev')
 const EIO = 5
-const SEEK_END = 2
 /** One line about failing I/O in this time, so that a full disk does not fill the log's disk too. */
 const LOG_PAUSE_US = 10e6
 
@@ -62,6 +68,8 @@ export class Host implements RequestOwner {
   #firstHeld: Request | null = null
   #lastHeld: Request | null = null
   #lastLogUs = Number.NEGATIVE_INFINITY
+  /** A file of it was made shorter by somebody else. What it has lost cannot be told any more once it is opened anew. */
+  #isCutOff = false
 
   constructor(device: Qcow2Device, name: string, reactor: Reactor, ring: Uring) {
     this.#device = device
@@ -172,6 +180,7 @@ export class Host implements RequestOwner {
 
   *#load(task: Task): Steps {
     try {
+      if (this.#isCutOff) throw new SysError('read', EIO, 'of a file that somebody made shorter')
       this.#engine = this.#build()
       yield* this.#engine.open(task)
       this.#agreement.setState(State.RUNNING)
@@ -212,9 +221,10 @@ export class Host implements RequestOwner {
 
   #build(): Engine {
     const device = this.#device
-    const file = this.#open(device.fd, device.isMemory)
-    const below = device.backing.map(({ fd, format, isMemory }): Layer => {
-      const underneath = this.#open(fd, isMemory)
+    const file = this.#open(device)
+    const below = device.backing.map((backing): Layer => {
+      const { format } = backing
+      const underneath = this.#open(backing)
       if (format === 'raw') return new RawLayer(underneath)
       return new Qcow2Layer(underneath, readHeader(underneath), device.l2CacheBytes)
     })
@@ -229,8 +239,11 @@ export class Host implements RequestOwner {
     })
   }
 
-  #open(fd: number, isMemory: boolean): RingFile {
-    const file = new RingFile(fd, lseek(fd, 0, SEEK_END), isMemory, this.#reactor, this.#ring)
+  #open({ fd, path, isMemory }: BackingFile | Qcow2Device): RingFile {
+    const file = new RingFile(fd, isMemory, this.#reactor, this.#ring, message => {
+      this.#isCutOff = true
+      log.error(`${this.#name}: ${path} is damaged: ${message}`)
+    })
     this.#files.push(file)
     return file
   }

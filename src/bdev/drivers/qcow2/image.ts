@@ -22,6 +22,7 @@ import { peekChain } from './chain.ts'
 import { check, repairDirty } from './check.ts'
 import { create } from './create.ts'
 import { ImageHandle } from './image-handle.ts'
+import { refuseCutOff } from './missing.ts'
 import { resize } from './resize.ts'
 import { dropSnapshot, readSnapshots, revertTo, takeSnapshot } from './snapshots.ts'
 
@@ -203,6 +204,7 @@ async function withImage<T>(path: string, work: (image: ImageHandle) => Promise<
   const image = await ImageHandle.open(path, false)
   try {
     refuseCorrupt(image)
+    await refuseCutOff(image)
     await repairDirty(image)
     return await work(image)
   } catch (error) {

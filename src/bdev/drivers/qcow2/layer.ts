@@ -21,7 +21,7 @@ export const Kind = {
   ZERO: 1,
   DATA: 2,
   COMPRESSED: 3,
-  /** The entry points where nothing can be. */
+  /** The entry points where nothing can be: see `corruption`. */
   CORRUPT: 4,
 } as const
 export type Kind = (typeof Kind)[keyof typeof Kind]
@@ -117,9 +117,17 @@ export class Qcow2Layer implements Layer {
     const { clusterSize } = this.geometry
     const entry = Math.floor(inSlice / clusterSize)
     const within = inSlice - entry * clusterSize
-    return this.geometry.isExtended
+    const kind = this.geometry.isExtended
       ? this.#lookupUnits(slice, entry, within, max)
       : this.#lookupClusters(slice, entry, within, max)
+    return kind === Kind.DATA && this.hostOffset + this.length > this.file.endBytes ? this.#atEnd() : kind
+  }
+
+  /** After a lookup that found a corrupt entry: what is wrong with it. */
+  get corruption(): string {
+    const { hostOffset, file } = this
+    if (hostOffset < file.endBytes) return 'of a cluster whose entry is corrupt'
+    return `of data at ${hostOffset}, behind the file's end at ${file.endBytes}`
   }
 
   /** Gets the slice into memory. `relieve` makes room when everything there is dirty. */
@@ -155,6 +163,13 @@ export class Qcow2Layer implements Layer {
     const offset = offsetOf(this.l1.getUint32(l1Index * 8), this.l1.getUint32(l1Index * 8 + 4))
     if (offset % this.geometry.clusterSize !== 0) {
       throw new SysError('read', EIO, `of an L2 table at ${offset}, not at the beginning of a cluster`)
+    }
+    if (offset > 0 && offset >= this.file.endBytes) {
+      throw new SysError(
+        'read',
+        EIO,
+        `of an L2 table at ${offset}, behind the file's end at ${this.file.endBytes}`,
+      )
     }
     return offset
   }
@@ -227,10 +242,10 @@ export class Qcow2Layer implements Layer {
     }
     const unit = Math.floor(within / unitSize)
     const kind = unitKind(view, at, unit)
+    this.hostOffset = host + within
     if (kind === Kind.CORRUPT || (kind === Kind.DATA && (host === 0 || host % clusterSize !== 0))) {
       return this.#corrupt(clusterSize - within, max)
     }
-    this.hostOffset = host + within
     this.isExclusive = (high & ENTRY_COPIED) !== 0
     let units = unitRun(view, at, unit, kind)
     let length = (unit + units) * unitSize - within
@@ -247,6 +262,15 @@ export class Qcow2Layer implements Layer {
     }
     this.length = Math.min(length, max)
     return kind
+  }
+
+  /** The file may end within its last cluster: the rest of that is zero, and data behind it is not there. */
+  #atEnd(): Kind {
+    const { clusterSize } = this.geometry
+    const end = Math.ceil(this.file.endBytes / clusterSize) * clusterSize
+    if (this.hostOffset >= end) return Kind.CORRUPT
+    this.length = Math.min(this.length, end - this.hostOffset)
+    return Kind.DATA
   }
 
   #continues(high: number, low: number, host: number): boolean {

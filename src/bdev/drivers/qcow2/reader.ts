@@ -148,7 +148,7 @@ export class Reader {
   *#prepare(task: Task, kind: Kind): Steps {
     const layer = this.layer as Qcow2Layer
     if (kind === Kind.MISS) yield* layer.load(task, layer.missKey, this.#relieve)
-    else throw new SysError('read', EIO, 'of a cluster whose entry is corrupt')
+    else throw new SysError('read', EIO, layer.corruption)
   }
 
   /** The cluster that `resolve` has found compressed. */

@@ -1,12 +1,16 @@
 /**
  * An open file through a reactor's ring. Transfers may end short; what is missing is asked for again. On tmpfs data goes by
  * system calls at once: the ring would hand each one to a kernel thread, and memory never makes us wait.
+ *
+ * Nobody but us changes the file's size, so an end before the one that is known here is somebody's mistake. It shows in a
+ * read that comes up short, and is looked for where it would be covered up: before the file is extended, which would make a
+ * hole of what is gone, and before a sync. From then on nothing is written: what is left can still be read.
  */
 import { constants } from 'node:os'
 import { assert } from '../../../core/assert.ts'
 import type { Deliverable, Reactor } from '../../../reactor/reactor.ts'
 import { Opcode } from '../../../spec/io-uring.ts'
-import { preadv, pwritev } from '../../../sys/libc.ts'
+import { lseek, preadv, pwritev } from '../../../sys/libc.ts'
 import { memset } from '../../../sys/memory.ts'
 import type { RingHandler, Uring } from '../../../sys/uring.ts'
 import { Segments } from '../../io.ts'
@@ -14,7 +18,8 @@ import { IovecList } from '../iovec-list.ts'
 import type { ImageFile } from './image-file.ts'
 import type { FileWaiter } from './task.ts'
 
-const { EAGAIN, EINTR, ENOMEM, EOPNOTSUPP } = constants.errno
+const { EAGAIN, EINTR, EIO, ENOMEM, EOPNOTSUPP } = constants.errno
+const SEEK_END = 2
 const FALLOC_KEEP_SIZE = 0x01
 const PUNCH_HOLE = 0x02 | FALLOC_KEEP_SIZE
 const ZERO_RANGE = 0x10
@@ -29,9 +34,12 @@ type Kind = (typeof Kind)[keyof typeof Kind]
 export class RingFile implements ImageFile {
   readonly fd: number
   readonly sizeBytes: number
+  endBytes: number
   readonly isMemory: boolean
   readonly reactor: Reactor
   readonly ring: Uring
+  /** Somebody else has made it shorter. */
+  isCutOff = false
   /** Whether the file system has the calls. */
   canPunch = true
   canZero = true
@@ -39,13 +47,23 @@ export class RingFile implements ImageFile {
   readonly #all: Operation[] = []
   /** `ZERO_WRITE_MAX` zeroed bytes that nobody writes to. */
   #zeroes = 0
+  readonly #whenCutOff: (message: string) => void
 
-  constructor(fd: number, sizeBytes: number, isMemory: boolean, reactor: Reactor, ring: Uring) {
+  /** `whenCutOff` is called once, with what is to be said of the file. */
+  constructor(
+    fd: number,
+    isMemory: boolean,
+    reactor: Reactor,
+    ring: Uring,
+    whenCutOff: (message: string) => void,
+  ) {
     this.fd = fd
-    this.sizeBytes = sizeBytes
+    this.sizeBytes = lseek(fd, 0, SEEK_END)
+    this.endBytes = this.sizeBytes
     this.isMemory = isMemory
     this.reactor = reactor
     this.ring = ring
+    this.#whenCutOff = whenCutOff
   }
 
   read(offset: number, address: number, length: number, waiter: FileWaiter): void {
@@ -89,6 +107,21 @@ export class RingFile implements ImageFile {
   close(): void {
     assert(this.#free.length === this.#all.length, 'nothing is outstanding on a file that is closed')
     for (const { token } of this.#all) this.ring.unregister(token)
+  }
+
+  /** Looks whether it is still as long as it was. */
+  checkEnd(): void {
+    if (!this.isCutOff && lseek(this.fd, 0, SEEK_END) < this.endBytes) this.cutOff()
+  }
+
+  cutOff(): void {
+    if (this.isCutOff) return
+    this.isCutOff = true
+    const size = lseek(this.fd, 0, SEEK_END)
+    this.#whenCutOff(
+      `it has ${size} bytes and had ${this.endBytes}: somebody made it shorter; what is left can be read, nothing is written ` +
+        'any more: copy what is left and restore the rest',
+    )
   }
 
   /** 0 when memory is short. */
@@ -166,7 +199,9 @@ class Operation implements RingHandler, Deliverable {
   go(): void {
     const { ring, fd, isMemory } = this.#file
     const kind = this.#kind
-    if (kind <= Kind.WRITE) this.#transfer()
+    if (kind === Kind.READ) this.#transfer()
+    else if (!this.#mayChange()) this.#end(-EIO)
+    else if (kind === Kind.WRITE) this.#transfer()
     else if (kind === Kind.ZERO) this.#zero()
     else if (kind === Kind.SYNC) {
       if (isMemory) this.#end(0)
@@ -186,13 +221,20 @@ class Operation implements RingHandler, Deliverable {
       this.#zero()
     } else if (result < 0) this.#end(result)
     else if (this.#kind <= Kind.WRITE) this.#transferred(result)
-    else if (this.#kind === Kind.ZERO && !this.#isZeroedAtOnce) this.#transferred(result)
+    else if (this.#kind === Kind.ZERO) this.#transferred(this.#isZeroedAtOnce ? this.#length : result)
     else this.#end(0)
   }
 
   /** In the reactor's round, for what ended inside the call. */
   deliver(): void {
     this.#tell()
+  }
+
+  /** False when the file is not what it was. Looks at it where that costs little beside what is to be done. */
+  #mayChange(): boolean {
+    const file = this.#file
+    if (this.#kind === Kind.SYNC || this.#offset + this.#length > file.endBytes) file.checkEnd()
+    return !file.isCutOff
   }
 
   get #isZeroedAtOnce(): boolean {
@@ -249,15 +291,30 @@ class Operation implements RingHandler, Deliverable {
   }
 
   #transferred(result: number): void {
+    const file = this.#file
     this.#done += result
-    if (result === 0 && this.#kind === Kind.READ) {
-      this.#zeroRest()
+    if (result === 0 && this.#kind === Kind.READ) this.#endShort()
+    else if (this.#done < this.#length) this.go()
+    else {
+      const end = this.#offset + this.#length
+      if (end > file.endBytes && this.#kind !== Kind.READ) file.endBytes = end
       this.#end(0)
-    } else if (this.#done === this.#length) this.#end(0)
-    else this.go()
+    }
   }
 
-  /** The file ends here: what is missing reads as zeroes. */
+  /** The file ends here. */
+  #endShort(): void {
+    const file = this.#file
+    if (this.#offset + this.#done < file.endBytes) {
+      file.cutOff()
+      this.#end(-EIO)
+      return
+    }
+    this.#zeroRest()
+    this.#end(0)
+  }
+
+  /** What is missing reads as zeroes. */
   #zeroRest(): void {
     let skip = this.#skip + this.#done
     let left = this.#length - this.#done

@@ -94,7 +94,7 @@ export class Writer {
     const key = Math.floor(from / layer.sliceSpan)
     const slice = yield* tables.writable(task, key)
     const kind = layer.lookup(from, to - from)
-    if (kind === Kind.CORRUPT) throw new SysError('write', EIO, 'of a cluster whose entry is corrupt')
+    if (kind === Kind.CORRUPT) throw new SysError('write', EIO, layer.corruption)
     if (kind === Kind.DATA && layer.isExclusive) {
       const { length } = layer
       if (!this.#parts.mayHoldData(layer.hostOffset, length)) {

@@ -44,6 +44,10 @@ export class FakeFile implements ImageFile {
     this.#prng = prng
   }
 
+  get endBytes(): number {
+    return this.#bytes.length
+  }
+
   get isIdle(): boolean {
     return this.#pending.length === 0
   }
