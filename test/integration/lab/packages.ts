@@ -12,23 +12,28 @@ import { findProgram as findExecutable } from '../../../src/vm/lab/programs.ts'
 
 const run = promisify(execFile)
 
-/** Every program and module the tests may ask for, with its Debian 12 package. */
+/** Every program, module and firmware the tests may ask for, with its Debian 12 package. */
 const PACKAGE_OF = {
+  '60-edk2-x86_64.json': 'ovmf',
   'block-rbd.so': 'qemu-block-extra',
   blkdiscard: 'util-linux',
   blkid: 'util-linux',
   blockdev: 'util-linux',
+  bridge: 'iproute2',
   busybox: 'busybox-static',
   ceph: 'ceph-common',
   'ceph-authtool': 'ceph-common',
   'ceph-mgr': 'ceph-mgr',
   'ceph-mon': 'ceph-mon',
   'ceph-osd': 'ceph-osd',
+  cmp: 'diffutils',
   dash: 'dash',
   e2fsck: 'e2fsprogs',
   fdisk: 'fdisk',
   exportfs: 'nfs-kernel-server',
   fio: 'fio',
+  gluster: 'glusterfs-server',
+  glusterd: 'glusterfs-server',
   ip: 'iproute2',
   iscsiadm: 'open-iscsi',
   losetup: 'mount',
@@ -44,6 +49,7 @@ const PACKAGE_OF = {
   lspci: 'pciutils',
   monmaptool: 'ceph-base',
   mount: 'mount',
+  'mount.glusterfs': 'glusterfs-client',
   nbdcopy: 'libnbd-bin',
   nbdinfo: 'libnbd-bin',
   nbdkit: 'nbdkit',
@@ -96,6 +102,8 @@ export const GUEST_PROGRAMS = [
   'setpriv',
   'xz',
   'busybox',
+  // busybox has one that compares byte by byte, which takes seconds under emulation.
+  'cmp',
   'dash',
   'nvme',
   'fio',
@@ -137,11 +145,15 @@ const MODULE_DIRECTORIES = [
   '/usr/lib64/libvirt/storage-backend',
 ]
 
-/** Where a program is, or a module of QEMU's or libvirt's (`.so`), or undefined when it is not installed. */
+/** Where distributions describe firmware for QEMU. */
+const FIRMWARE_DIRECTORY = '/usr/share/qemu/firmware'
+
+/** Where a program is, a module of QEMU's or libvirt's (`.so`), a firmware's description (`.json`), or undefined when it is not installed. */
 export function findProgram(program: string): string | undefined {
   if (program.endsWith('.so')) {
     return MODULE_DIRECTORIES.map(directory => join(directory, program)).find(existsSync)
   }
+  if (program.endsWith('.json')) return [join(FIRMWARE_DIRECTORY, program)].find(existsSync)
   return findExecutable(program)
 }
 
