@@ -15,6 +15,7 @@ export interface ListedGuest {
   readonly accel?: string
   readonly disks: string[]
   readonly console?: string
+  readonly vnc?: string
 }
 
 /** Without a libvirt that was asked for by name, its silence only means that it has no guests. */
@@ -24,7 +25,7 @@ export async function listGuests(
   libvirt: Pick<LibvirtGuests, 'list'>,
 ): Promise<ListedGuest[]> {
   const ours = own.list().map(async (guest): Promise<ListedGuest> => {
-    const { name, cpus, memoryBytes, accel, process, disks } = guest.record
+    const { name, cpus, memoryBytes, accel, process, disks, vnc } = guest.record
     return {
       ...{
         name,
@@ -36,6 +37,7 @@ export async function listGuests(
         accel,
       },
       ...{ disks: disks.map(({ target, volume }) => `${target} (${volume})`), console: guest.paths.console },
+      ...(vnc !== undefined && { vnc }),
     }
   })
   return [...(await Promise.all(ours)), ...(await ofLibvirt(uri, libvirt))]

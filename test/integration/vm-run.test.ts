@@ -8,18 +8,23 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   truncateSync,
   writeFileSync,
 } from 'node:fs'
+import { createConnection } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { type LabImage, labImage } from '../../src/vm/lab/lab-image.ts'
+import { macAddressOf } from '../../src/vm/run/network.ts'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
+import { CAN_MAKE_NETWORKS, GuestNetwork } from './lab/guest-network.ts'
 import { labKernel } from './lab/image.ts'
 import { qpair } from './lab/qpair.ts'
+import { greetScreen } from './lab/rfb.ts'
 import { SerialShell } from './lab/serial-shell.ts'
 
 const MIB = 1 << 20
@@ -35,6 +40,13 @@ interface Listed {
   readonly console: string
 }
 
+interface Run {
+  readonly pid: number
+  readonly console: string
+  readonly nvram?: string
+  readonly vnc?: { readonly address: string; readonly password?: string }
+}
+
 interface Inspection {
   readonly pid: number
   readonly threads: readonly { readonly role: string; readonly cpu: number }[]
@@ -42,10 +54,14 @@ interface Inspection {
   readonly memory: { readonly resident: number }
 }
 
-const PROGRAMS = ['qemu-system-x86_64', 'busybox', 'nvme', 'lspci', 'fdisk', 'xz'] as const
+const PROGRAMS = [
+  ...(['qemu-system-x86_64', 'busybox', 'nvme', 'lspci', 'fdisk', 'xz', 'ip', 'bridge'] as const),
+  '60-edk2-x86_64.json',
+] as const
 
 await describeWith(PROGRAMS, 'guests without libvirt', () => {
   let daemon: Daemon
+  let network: GuestNetwork | undefined
   let sockets: string
   let image: LabImage
   let shell: SerialShell
@@ -60,11 +76,7 @@ await describeWith(PROGRAMS, 'guests without libvirt', () => {
     await daemon.rpc('bdev_uring_create', { name, filename: file(`${name}.raw`), block_size: 512 })
     return name
   }
-  const run = (
-    name: string,
-    disks: readonly string[],
-    more: object = {},
-  ): Promise<{ pid: number; console: string }> =>
+  const run = (name: string, disks: readonly string[], more: object = {}): Promise<Run> =>
     daemon.rpc('vm_run', {
       ...{ name, disks, memory: '256M', cpus: 2, accel: 'tcg', ...image, initrd: image.initrd },
       append:
@@ -81,18 +93,19 @@ await describeWith(PROGRAMS, 'guests without libvirt', () => {
 
   beforeAll(async () => {
     sockets = mkdtempSync(join(tmpdir(), 'qpair-vm-'))
-    daemon = await startDaemon({ args: ['-S', sockets] })
+    if (CAN_MAKE_NETWORKS) network = await GuestNetwork.create()
+    daemon = await startDaemon({ args: ['-S', sockets], within: network?.within ?? [] })
     const directory = join(daemon.directory, 'image')
     mkdirSync(directory)
     image = await labImage({
       ...{ kernel: await labKernel(), isEmulated: true, directory, cache: directory },
       say: () => {},
     })
-    const { console } = await run('first', [
-      await bdev('d0'),
-      `${file('d1.raw')},bus=nvme`,
-      `${file('d2.raw')},bus=scsi`,
-    ])
+    const { console } = await run(
+      'first',
+      [await bdev('d0'), `${file('d1.raw')},bus=nvme`, `${file('d2.raw')},bus=scsi`],
+      { network: network === undefined ? 'user' : 'bridge=br0', vnc: 'unix' },
+    )
     shell = await SerialShell.open(console)
   })
   afterAll(async () => {
@@ -100,6 +113,7 @@ await describeWith(PROGRAMS, 'guests without libvirt', () => {
     for (const { name } of await list()) await daemon.rpc('vm_stop', { name, force: true })
     await daemon.stop()
     rmSync(sockets, { recursive: true })
+    await network?.remove()
   })
 
   it('run with their disks on each bus, and are listed', async () => {
@@ -118,6 +132,17 @@ await describeWith(PROGRAMS, 'guests without libvirt', () => {
       { type: 'file', target: 'nvme0', bus: 'nvme' },
       { type: 'file', target: 'sda', bus: 'scsi' },
     ])
+  })
+
+  it.skipIf(!CAN_MAKE_NETWORKS)('are reached over a bridge (needs root)', async () => {
+    await shell.run('ip addr add 10.77.0.10/24 dev eth0; ip link set eth0 up')
+    await network!.ping('10.77.0.10')
+  })
+
+  it("have a screen on a socket, which the daemon's user sees", async () => {
+    const vnc = join(daemon.state, 'guests/first/vnc')
+    expect((await list())[0]).toMatchObject({ vnc })
+    expect(await greetScreen(createConnection(vnc))).toEqual({ securityTypes: [1], desktop: 'QEMU (first)' })
   })
 
   it('get disks and lose them while they run, with what served those', async () => {
@@ -216,7 +241,7 @@ await describeWith(PROGRAMS, 'guests without libvirt', () => {
       /unsupported machine type.*-machine help/,
     )
     await expect(run('second', ['d3'], { network: 'bridge=nonesuch0' })).rejects.toThrow(
-      /bridge helper failed.*--network user needs neither/,
+      'bridge: there is no interface nonesuch0',
     )
     await expect(run('second', ['d3', '/nonexistent.raw'])).rejects.toThrow(/nonexistent/)
     expect(await served()).toEqual(['first-vda'])
@@ -231,6 +256,43 @@ await describeWith(PROGRAMS, 'guests without libvirt', () => {
     expect(await served()).toEqual([])
     expect(existsSync(join(daemon.state, 'guests/first'))).toBe(false)
   })
+
+  it.skipIf(!CAN_MAKE_NETWORKS)(
+    'have UEFI, whose variables stay, a screen with a password, macvtap and taps (needs root)',
+    async () => {
+      const interfaces = await network!.interfaces()
+      const nvram = join(daemon.state, 'nvram/uefi.fd')
+      const uefi = {
+        kernel: undefined,
+        initrd: undefined,
+        append: undefined,
+        firmware: 'uefi',
+        memory: '128M',
+      }
+      const runs = (net: string): Promise<Run> => run('uefi', [], { ...uefi, network: net, vnc: 'auto' })
+      // It has nothing to boot, and asks the network for something.
+      const isHeardFrom = (port: string): Promise<void> =>
+        expect.poll(() => network!.portOf(macAddressOf('uefi')), { timeout: 120_000 }).toBe(port)
+
+      const { vnc, ...guest } = await runs('macvtap=near')
+      expect(guest.nvram).toBe(nvram)
+      const port = Number(/^127\.0\.0\.1:(59\d\d)$/.exec(vnc!.address)![1])
+      expect(await greetScreen(network!.connect(port), vnc!.password)).toEqual({
+        ...{ securityTypes: [2], desktop: 'QEMU (uefi)' },
+      })
+      expect((await greetScreen(network!.connect(port), 'wrong')).desktop).toBeUndefined()
+      await isHeardFrom('far')
+      await daemon.rpc('vm_stop', { name: 'uefi', force: true })
+      expect(await network!.interfaces()).toEqual(interfaces)
+
+      const written = statSync(nvram).ino
+      await runs('tap=tap0')
+      await isHeardFrom('tap0')
+      await daemon.rpc('vm_stop', { name: 'uefi', force: true })
+      expect(statSync(nvram).ino).toBe(written)
+      expect(await network!.interfaces()).toEqual(interfaces)
+    },
+  )
 
   it('that ended while the daemon was away are found out at its start', async () => {
     const { pid } = await run('third', ['d0'])

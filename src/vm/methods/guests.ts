@@ -7,6 +7,7 @@ import { method } from '../../rpc/method.ts'
 import { listGuests } from '../list.ts'
 import { parseDisks } from '../run/guest-disk.ts'
 import { parseNet } from '../run/network.ts'
+import { isRemote, type OpenScreen, parseScreen } from '../run/screen.ts'
 import type { DiskContext } from './disks.ts'
 
 const path = z.string().regex(/^\//, 'an absolute path')
@@ -38,7 +39,11 @@ const run = method({
     kernel: path.optional().describe('A kernel to start, instead of what the firmware finds'),
     initrd: path.optional().describe('Its first file system'),
     append: z.string().optional().describe("The kernel's command line, such as console=ttyS0"),
-    firmware: path.optional().describe("A firmware, such as OVMF's for UEFI, instead of QEMU's own"),
+    firmware: z
+      .string()
+      .regex(/^(\/.*|uefi|uefi-secure)$/, 'uefi, uefi-secure or an absolute path')
+      .optional()
+      .describe("uefi, uefi-secure (Secure Boot), or the absolute path of one, instead of QEMU's own"),
     network: z
       .string()
       .default('user')
@@ -59,11 +64,18 @@ const run = method({
       .default(false)
       .describe('Memory of huge pages, which the host must have reserved'),
     vnc: z
-      .int()
-      .min(0)
-      .max(99)
+      .string()
+      .min(1)
       .optional()
-      .describe('A screen over VNC: display N of 127.0.0.1, port 5900 + N'),
+      .describe(
+        "A screen over VNC: unix (a socket of the daemon's user), or, with a password, N (display N of 127.0.0.1, port 5900 + N), " +
+          'auto (the first that is free), ADDRESS:N, ADDRESS:auto',
+      ),
+    vnc_password_file: path
+      .optional()
+      .describe(
+        'A file with the password of the screen, at most 8 characters; one by chance, told once, when absent',
+      ),
   }),
   result: z.object({
     name: z.string(),
@@ -71,6 +83,13 @@ const run = method({
     accel: z.enum(['kvm', 'tcg']),
     console: z.string().describe("Unix socket of the guest's serial port"),
     disks: z.array(z.object({ target: z.string(), volume: z.string(), means: z.string() })),
+    vnc: z
+      .object({
+        address: z.string().describe('A Unix socket, or ADDRESS:PORT'),
+        password: z.string().optional().describe('Not of a Unix socket, and not when a file has it'),
+      })
+      .optional(),
+    nvram: z.string().optional().describe('The variables of its UEFI firmware, which stay when it ends'),
     notes: z.array(z.string()).describe('What is to be known'),
   }),
   errors: {
@@ -93,11 +112,13 @@ const run = method({
   cli: {
     positional: ['name'],
     flags: { cpus: 'c', memory: 'm', disks: ['d', 'disk'], network: ['n', 'net'] },
-    text: ({ name, pid, accel, disks, notes }) =>
+    text: ({ name, pid, accel, disks, vnc, nvram, notes }) =>
       [
         `guest ${name} runs as process ${pid} (${accel})`,
         ...disks.map(({ target, volume, means }) => `  ${target}: ${volume} (${means})`),
         `Its serial console: qpair vm console ${name}`,
+        ...(vnc === undefined ? [] : [`Its screen: VNC at ${vnc.address}${passwordText(vnc.password)}`]),
+        ...(nvram === undefined ? [] : [`Its UEFI variables, which stay when it ends: ${nvram}`]),
         ...notes,
         '',
       ].join('\n'),
@@ -113,20 +134,46 @@ const run = method({
     if (params.kernel === undefined && (params.initrd ?? params.append) !== undefined) {
       throw new RpcError('EINVAL', `guest ${params.name}: --initrd and --append belong to a --kernel`)
     }
-    const { guest, notes } = await ownGuests.start({
+    const screen = params.vnc === undefined ? undefined : parseScreen(params.vnc)
+    if (params.vnc_password_file !== undefined && screen?.type !== 'tcp') {
+      throw new RpcError(
+        'EINVAL',
+        `guest ${params.name}: --vnc-password-file belongs to --vnc N, auto or ADDRESS:N`,
+      )
+    }
+    const { guest, firmware, notes, ...started } = await ownGuests.start({
       ...{ name: params.name, cpus: params.cpus, memoryBytes, hugePages: params.huge_pages },
-      ...{ machine: params.machine, accel: params.accel, cdrom: params.cdrom, vnc: params.vnc },
+      ...{ machine: params.machine, accel: params.accel, cdrom: params.cdrom },
+      ...{ screen, passwordFile: params.vnc_password_file },
       ...{ kernel: params.kernel, initrd: params.initrd, append: params.append, firmware: params.firmware },
       ...{ net: parseNet(params.network), network: params.network },
       disks: parseDisks(params.disks).map(disk => ({ ...disk, pool: undefined, target: undefined })),
     })
     const { process, accel, disks } = guest.record
     return {
-      ...{ name: params.name, pid: process.pid, accel, console: guest.paths.console, notes },
+      ...{ name: params.name, pid: process.pid, accel, console: guest.paths.console },
+      ...(firmware?.kind === 'flash' && { nvram: firmware.variables.path }),
+      ...(started.screen !== undefined && { vnc: told(started.screen, params.vnc_password_file) }),
+      notes: [...notes, ...(screen !== undefined && isRemote(screen) ? [VNC_IN_THE_CLEAR] : [])],
       disks: disks.map(({ target, volume, means }) => ({ target, volume, means })),
     }
   },
 })
+
+/** A password that has a file is in that file. */
+const told = (
+  { address, password }: OpenScreen,
+  file: string | undefined,
+): { address: string; password?: string } => ({
+  address,
+  ...(password !== undefined && file === undefined && { password }),
+})
+
+const passwordText = (password: string | undefined): string =>
+  password === undefined ? '' : `, password ${password} (told once)`
+
+const VNC_IN_THE_CLEAR =
+  'VNC travels in the clear, its password nearly so: on a network that others are on, --vnc unix and ssh -L PORT:SOCKET'
 
 const row = z.object({
   name: z.string(),
@@ -138,6 +185,7 @@ const row = z.object({
   accel: z.string().optional(),
   disks: z.array(z.string()),
   console: z.string().optional().describe("Unix socket of the guest's serial port"),
+  vnc: z.string().optional().describe('Where its screen is: a Unix socket, or ADDRESS:PORT'),
 })
 type Row = z.output<typeof row>
 

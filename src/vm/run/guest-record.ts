@@ -5,6 +5,8 @@
  *                 qmp           QEMU's monitor
  *                 console       the guest's serial port
  *                 log           what QEMU has complained of
+ *                 vnc           its screen, if it has one on a socket
+ *     nvram/NAME.fd             the variables of its UEFI firmware, which stay when it ends: what is to be booted, above all
  */
 import { readdirSync, readFileSync } from 'node:fs'
 import { mkdir, rename, writeFile } from 'node:fs/promises'
@@ -38,6 +40,8 @@ export interface GuestRecord {
   readonly machine: string
   readonly accel: Accel
   readonly network: string
+  /** Where its screen is: a path, or ADDRESS:PORT. */
+  readonly vnc: string | undefined
   /** An interface that goes with the guest. */
   readonly interface: string | undefined
   readonly ports: number
@@ -55,6 +59,8 @@ export interface GuestPaths {
   readonly qmp: string
   readonly console: string
   readonly log: string
+  readonly vnc: string
+  readonly variables: string
 }
 
 /** Throws `RpcError` EINVAL when the names of sockets become too long. */
@@ -74,6 +80,8 @@ export function pathsOf(guests: string, name: string): GuestPaths {
     record: join(directory, 'guest.json'),
     qmp: join(directory, 'qmp'),
     log: join(directory, 'log'),
+    vnc: join(directory, 'vnc'),
+    variables: join(guests, '..', 'nvram', `${name}.fd`),
   }
 }
 

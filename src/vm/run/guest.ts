@@ -3,6 +3,7 @@ import { rm } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
 import { RpcError, thereAre } from '../../core/errors.ts'
 import { logger } from '../../core/log.ts'
+import type { Host } from '../../host/host.ts'
 import { Turns } from '../../volume/turns.ts'
 import type { AccessParts } from '../libvirt/access.ts'
 import { servedFrom } from '../libvirt/serving.ts'
@@ -27,6 +28,7 @@ const RECONNECT_MS = 500
 
 export interface GuestParts extends DiskParts {
   readonly access: AccessParts
+  readonly host: Host
 }
 
 export type StopHow = 'powered down' | 'quit' | 'killed'
@@ -195,7 +197,8 @@ export class Guest {
         )
       }
     }
-    await closeNet(this.#record, this.#parts.access.run).catch((error: Error) =>
+    const { access, host } = this.#parts
+    await closeNet(this.#record, { run: access.run, host }).catch((error: Error) =>
       log.error(`guest ${name}: ${error.message}`),
     )
     await rm(this.paths.directory, { recursive: true, force: true }).catch((error: Error) =>

@@ -1,6 +1,7 @@
 /** The command line of QEMU for a guest of ours. */
 import { RpcError } from '../../core/errors.ts'
 import { optionText } from '../../libvirt/disk-xml.ts'
+import type { Firmware, FlashFile } from './firmware.ts'
 import { type DiskObjects, diskArguments, SCSI_CONTROLLER, type Version } from './guest-disk.ts'
 
 export type Accel = 'kvm' | 'tcg'
@@ -19,13 +20,13 @@ export interface MachineOptions {
   readonly kernel: string | undefined
   readonly initrd: string | undefined
   readonly append: string | undefined
-  /** Instead of QEMU's own, such as OVMF's. */
-  readonly firmware: string | undefined
+  /** Instead of QEMU's own. */
+  readonly firmware: Firmware | undefined
   readonly disks: readonly DiskObjects[]
   /** Of the network: see `openNet`. */
   readonly network: readonly string[]
-  /** Display :N on this machine's loopback; undefined for none. */
-  readonly vnc: number | undefined
+  /** The value of -vnc; undefined for no screen. */
+  readonly vnc: string | undefined
   /** Ports for disks, those that are there at the start among them. */
   readonly ports: number
   /** Sockets where QEMU listens. */
@@ -71,7 +72,7 @@ export function machineArguments(options: MachineOptions): string[] {
   return [
     ...['-name', optionText({ guest: name, 'debug-threads': 'on' })],
     ...['-no-user-config', '-nodefaults'],
-    ...['-machine', `${machine},memory-backend=${MEMORY}`],
+    ...['-machine', `${machine},memory-backend=${MEMORY}${flashMachine(options.firmware)}`],
     ...['-accel', accel === 'tcg' ? 'tcg,thread=multi' : 'kvm', '-cpu', accel === 'tcg' ? 'max' : 'host'],
     ...['-smp', String(cpus), '-m', megabytes],
     // Shared, because vhost-user controllers map it.
@@ -80,6 +81,7 @@ export function machineArguments(options: MachineOptions): string[] {
       `memory-backend-memfd,id=${MEMORY},size=${megabytes},share=on${options.hugePages ? ',hugetlb=on' : ''}`,
     ],
     ...bootArguments(options),
+    ...firmwareArguments(options.firmware),
     ...displayArguments(options),
     ...['-chardev', `${qmpOption(options.qmpPath)},server=on,wait=off`],
     ...['-mon', 'chardev=qmp,mode=control'],
@@ -98,18 +100,46 @@ export function machineArguments(options: MachineOptions): string[] {
   ]
 }
 
-function bootArguments({ kernel, initrd, append, firmware }: MachineOptions): string[] {
+function bootArguments({ kernel, initrd, append }: MachineOptions): string[] {
   return [
-    ...(firmware === undefined ? [] : ['-bios', firmware]),
     ...(kernel === undefined ? [] : ['-kernel', kernel]),
     ...(initrd === undefined ? [] : ['-initrd', initrd]),
     ...(append === undefined ? [] : ['-append', append]),
   ]
 }
 
+const CODE = 'firmware-code'
+const VARIABLES = 'firmware-variables'
+
+function flashMachine(firmware: Firmware | undefined): string {
+  if (firmware?.kind !== 'flash') return ''
+  return `,pflash0=${CODE},pflash1=${VARIABLES}${firmware.needsSmm ? ',smm=on' : ''}`
+}
+
+function firmwareArguments(firmware: Firmware | undefined): string[] {
+  if (firmware === undefined) return []
+  if (firmware.kind === 'bios') return ['-bios', firmware.path]
+  const { code, variables, needsSmm } = firmware
+  const node = (name: string, { path, format }: FlashFile, isReadOnly: boolean): string[] => [
+    '-blockdev',
+    JSON.stringify({
+      ...{ 'node-name': name, driver: format, 'read-only': isReadOnly },
+      file: { driver: 'file', filename: path },
+    }),
+  ]
+  return [
+    ...node(CODE, code, true),
+    ...node(VARIABLES, variables, false),
+    // Sleep would leave that mode open to the system.
+    ...(needsSmm
+      ? ['-global', 'driver=cfi.pflash01,property=secure,value=on', '-global', 'ICH9-LPC.disable_s3=1']
+      : []),
+  ]
+}
+
 function displayArguments({ vnc }: MachineOptions): string[] {
   if (vnc === undefined) return ['-display', 'none']
-  return ['-vnc', `127.0.0.1:${vnc}`, '-device', 'VGA', '-device', 'qemu-xhci', '-device', 'usb-tablet']
+  return ['-vnc', vnc, '-device', 'VGA', '-device', 'qemu-xhci', '-device', 'usb-tablet']
 }
 
 function portArguments(count: number): string[] {

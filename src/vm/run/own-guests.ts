@@ -11,6 +11,7 @@ import type { RunProgram } from '../../libvirt/virsh.ts'
 import { Qmp, QmpClosed } from '../qmp.ts'
 import { type Undo, withUndo } from '../undo.ts'
 import { type DiskParts, type DiskRequest, prepareCdrom, prepareDisk } from './disk-source.ts'
+import { type Firmware, findFirmware, makeVariables } from './firmware.ts'
 import { Guest, type StopHow } from './guest.ts'
 import { diskObjects, type Version } from './guest-disk.ts'
 import {
@@ -22,6 +23,7 @@ import {
   recordedGuests,
   writeRecord,
 } from './guest-record.ts'
+import type { NetParts } from './interfaces.ts'
 import { type Accel, architecture, hasPorts, machineArguments, portName, qmpOption } from './machine.ts'
 import { closeDescriptor, closeNet, type GuestNet, macAddressOf, type OpenNet, openNet } from './network.ts'
 import { isKvmFailure, noQemu, startFailure } from './qemu-failure.ts'
@@ -35,6 +37,7 @@ import {
   startQemu,
 } from './qemu-process.ts'
 import { untilLetGo } from './release.ts'
+import { type OpenScreen, openScreen, passwordFor, type Screen, screenOption } from './screen.ts'
 
 const log = logger('vm')
 
@@ -60,7 +63,8 @@ export interface RunRequest {
   readonly net: GuestNet
   /** As the operator wrote it. */
   readonly network: string
-  readonly vnc: number | undefined
+  readonly screen: Screen | undefined
+  readonly passwordFile: string | undefined
 }
 
 export interface OwnGuestsParts extends DiskParts {
@@ -68,6 +72,15 @@ export interface OwnGuestsParts extends DiskParts {
   readonly directory: string | undefined
   readonly run?: RunProgram
   readonly host?: Host
+}
+
+/** A guest that has been started. */
+export interface Started {
+  readonly guest: Guest
+  readonly screen: OpenScreen | undefined
+  readonly firmware: Firmware | undefined
+  /** What is to be known of it. */
+  readonly notes: readonly string[]
 }
 
 /** A start: what must be undone if it fails, and what it knows so far. */
@@ -142,8 +155,8 @@ export class OwnGuests {
     for (const guest of this.list()) guest.leave()
   }
 
-  /** Starts a guest; answers also what there is to be known of it. When it fails nothing of it remains. */
-  async start(request: RunRequest): Promise<{ guest: Guest; notes: string[] }> {
+  /** Starts a guest. When it fails nothing of it remains. */
+  async start(request: RunRequest): Promise<Started> {
     const { name } = request
     const { directory } = this.#parts
     if (directory === undefined) {
@@ -163,8 +176,9 @@ export class OwnGuests {
       if (request.accel !== 'auto' || !isKvmFailure(error)) throw error
       log.warning(error.message)
       const emulated = { ...request, accel: 'tcg' } as const
-      const { guest } = await withUndo(undo => this.#start({ request: emulated, paths, undo }))
-      return { guest, notes: [`it is emulated, many times slower than with KVM: ${error.message}`] }
+      const started = await withUndo(undo => this.#start({ request: emulated, paths, undo }))
+      const note = `it is emulated, many times slower than with KVM: ${error.message}`
+      return { ...started, notes: [note, ...started.notes] }
     } finally {
       this.#starting.delete(name)
     }
@@ -179,14 +193,16 @@ export class OwnGuests {
     return { how, released: await guest.ended }
   }
 
-  async #start(start: Start): Promise<{ guest: Guest; notes: string[] }> {
+  async #start(start: Start): Promise<Started> {
     const { request, paths, undo } = start
-    const { name } = request
+    const { name, screen } = request
     const { program, machine: ownMachine } = architecture()
     const machine = request.machine ?? ownMachine
     const version = await this.#version(program)
     const { accel, note } = await this.#accel(request.accel)
+    const password = screen && (await passwordFor(screen, request.passwordFile))
     const disks = await this.#disks(start, machine)
+    const firmware = await this.#firmware(start, machine)
     undo.add(`directory ${paths.directory}`, async () =>
       rmSync(paths.directory, { recursive: true, force: true }),
     )
@@ -194,14 +210,15 @@ export class OwnGuests {
       ...{ name, version, accel, machine, disks, program, ports: PORTS, network: request.network },
       ...{ cpus: request.cpus, memoryBytes: request.memoryBytes },
     }
-    const net = await openNet(request.net, name, macAddressOf(name), this.#run)
+    const net = await openNet(request.net, { name, macAddress: macAddressOf(name) }, this.#netParts)
     if (net.interface !== undefined) {
-      undo.add(`interface ${net.interface}`, () => closeNet(net, this.#run))
+      undo.add(`interface ${net.interface}`, () => closeNet(net, this.#netParts))
     }
     const args = machineArguments({
       ...request,
       ...rest,
-      network: net.arguments,
+      ...{ firmware, network: net.arguments, needsHelper: net.needsHelper },
+      ...{ qmpPath: paths.qmp, consolePath: paths.console, vnc: screen && screenOption(screen, paths.vnc) },
       // A kernel is the first and only thing to start; QEMU gives that place to it.
       disks: disks.map((disk, index) =>
         diskObjects(disk, {
@@ -209,34 +226,50 @@ export class OwnGuests {
           ...(request.kernel === undefined && { bootIndex: index }),
         }),
       ),
-      ...{ qmpPath: paths.qmp, consolePath: paths.console, needsHelper: request.net.type === 'bridge' },
     })
     // The directory must be there before QEMU makes its sockets; a record without a process is one that never started.
-    const recordOf = (process: QemuProcess): GuestRecord => ({
+    const recordOf = (process: QemuProcess, vnc?: string): GuestRecord => ({
       ...rest,
-      ...{ process, interface: net.interface, arguments: args },
+      ...{ process, interface: net.interface, vnc, arguments: args },
     })
     await writeRecord(paths, recordOf({ pid: 0, startTicks: 0 }))
     const qemu = await launch({ program, args, net, paths })
-    undo.add(`process ${qemu.pid}`, async () => {
-      kill(qemu)
-      await hasEnded(qemu, START_MS)
-      await untilLetGo(
-        name,
-        disks.map(({ target }) => target),
-        this.#parts,
-      )
-    })
-    const record = recordOf(qemu)
-    await writeRecord(paths, record)
+    undo.add(`process ${qemu.pid}`, () => this.#end(qemu, name, disks))
+    await writeRecord(paths, recordOf(qemu))
     const qmp = await greeted(name, qemu, paths)
+    const opened = screen && (await openScreen(qmp, password))
+    const record = recordOf(qemu, opened?.address)
+    await writeRecord(paths, record)
     const guest = this.#add(record, paths, qmp)
     log.notice(`guest ${name} runs as process ${qemu.pid} (${accel})`)
-    return { guest, notes: note === undefined ? [] : [note] }
+    return { guest, firmware, screen: opened, notes: [...(note === undefined ? [] : [note]), ...net.notes] }
+  }
+
+  get #netParts(): NetParts {
+    return { run: this.#run, host: this.#host }
+  }
+
+  async #end(qemu: QemuProcess, name: string, disks: readonly RecordedDisk[]): Promise<void> {
+    kill(qemu)
+    await hasEnded(qemu, START_MS)
+    const targets = disks.map(({ target }) => target)
+    await untilLetGo(name, targets, this.#parts)
+  }
+
+  /** With the guest's own variables. */
+  async #firmware({ request, paths, undo }: Start, machine: string): Promise<Firmware | undefined> {
+    if (request.firmware === undefined) return undefined
+    const { variables } = paths
+    const firmware = findFirmware(request.firmware, { machine, variables, host: this.#host })
+    if (firmware.kind === 'flash' && (await makeVariables(firmware.variables))) {
+      undo.add(`firmware variables ${variables}`, async () => rmSync(variables, { force: true }))
+    }
+    return firmware
   }
 
   #add(record: GuestRecord, paths: GuestPaths, qmp?: Qmp): Guest {
-    const guest = new Guest(record, paths, { ...this.#parts, access: { run: this.#run, root: '/' } }, qmp)
+    const parts = { ...this.#parts, access: { run: this.#run, root: '/' }, host: this.#host }
+    const guest = new Guest(record, paths, parts, qmp)
     this.#guests.set(record.name, guest)
     void guest.ended.then(() => this.#guests.delete(record.name))
     return guest

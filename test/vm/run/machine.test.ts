@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest'
+import type { Firmware } from '../../../src/vm/run/firmware.ts'
 import { architecture, hasPorts, type MachineOptions, machineArguments } from '../../../src/vm/run/machine.ts'
 import { startFailure } from '../../../src/vm/run/qemu-failure.ts'
 
@@ -54,11 +55,36 @@ describe("a guest's command line", () => {
   })
 
   it('emulates with a thread a processor', () => {
-    const emulated = machineArguments({ ...OPTIONS, accel: 'tcg', hugePages: true, vnc: 3 })
+    const emulated = machineArguments({ ...OPTIONS, accel: 'tcg', hugePages: true, vnc: '127.0.0.1:3' })
     expect(valuesOf(emulated, '-accel')).toEqual(['tcg,thread=multi'])
     expect(valuesOf(emulated, '-cpu')).toEqual(['max'])
     expect(valuesOf(emulated, '-object')[0]).toContain(',hugetlb=on')
     expect(valuesOf(emulated, '-vnc')).toEqual(['127.0.0.1:3'])
+  })
+
+  it('has a firmware in two parts of flash memory, of which the guest may write one', () => {
+    const firmware: Firmware = {
+      ...{ kind: 'flash', needsSmm: true, code: { path: '/f/code.fd', format: 'qcow2' } },
+      variables: { path: '/s/nvram/web.fd', format: 'raw', template: '/f/vars.fd' },
+    }
+    const flashed = machineArguments({ ...OPTIONS, firmware })
+    expect(valuesOf(flashed, '-machine')).toEqual([
+      'q35,memory-backend=memory,pflash0=firmware-code,pflash1=firmware-variables,smm=on',
+    ])
+    expect(valuesOf(flashed, '-blockdev').map(text => JSON.parse(text))).toEqual([
+      {
+        ...{ 'node-name': 'firmware-code', driver: 'qcow2', 'read-only': true },
+        file: { driver: 'file', filename: '/f/code.fd' },
+      },
+      {
+        ...{ 'node-name': 'firmware-variables', driver: 'raw', 'read-only': false },
+        file: { driver: 'file', filename: '/s/nvram/web.fd' },
+      },
+    ])
+    const open = machineArguments({ ...OPTIONS, firmware: { ...firmware, needsSmm: false } })
+    expect(valuesOf(open, '-global')).toEqual([])
+    const plain = machineArguments({ ...OPTIONS, firmware: { kind: 'bios', path: '/f/seabios.bin' } })
+    expect(valuesOf(plain, '-bios')).toEqual(['/f/seabios.bin'])
   })
 
   it('is for the kind of this machine', () => {

@@ -8,7 +8,13 @@ import { OwnGuests, type OwnGuestsParts, type RunRequest } from '../../../src/vm
 const REQUEST: RunRequest = {
   ...{ name: 'web', cpus: 1, memoryBytes: 1 << 28, hugePages: false, machine: undefined, accel: 'tcg' },
   ...{ disks: [], cdrom: undefined, kernel: undefined, initrd: undefined, append: undefined },
-  ...{ firmware: undefined, net: { type: 'none' }, network: 'none', vnc: undefined },
+  ...{
+    firmware: undefined,
+    net: { type: 'none' },
+    network: 'none',
+    screen: undefined,
+    passwordFile: undefined,
+  },
 }
 
 let directory: string
