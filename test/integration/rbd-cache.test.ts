@@ -2,13 +2,13 @@
  * The RBD cache of a real librbd beside what `rbd_cache_explain` says of it: every row under each rule, read back through
  * the client's admin socket; and what is left on the cluster of what was acknowledged when a daemon is killed.
  */
-import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
 import { CACHE_OPTIONS, parseValue } from '../../src/rbd/cache/options.ts'
 import { librbd } from '../../src/sys/librbd.ts'
-import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
+import { askClient, CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
 import { Child } from './lab/child.ts'
 import { describeWith } from './lab/describe-with.ts'
 import { FlushlessGuest, pageOf } from './lab/flushless-guest.ts'
@@ -60,8 +60,10 @@ const LAZY = { rbd_cache: 'true', rbd_cache_policy: 'writeback', rbd_cache_max_d
 
 await describeWith([...CEPH_PROGRAMS, 'qemu-io', 'block-rbd.so', 'stdbuf'], 'the RBD cache', () => {
   let ceph: Ceph
+  /** The one in use, the latest. */
   let target: VhostTarget
   let count = 0
+  const targets: VhostTarget[] = []
   const children: Child[] = []
 
   const connection = (): Record<string, string> => ({
@@ -88,12 +90,15 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io', 'block-rbd.so', 'stdbuf'], 'the
 
   /** What the client with that admin socket has in force. */
   async function inForce(socket: string, child?: Child): Promise<Record<string, string | undefined>> {
-    while (!existsSync(socket)) {
-      if (child?.exit !== undefined) throw new Error(child.output)
-      await delay(10)
-    }
-    const all = JSON.parse(await ceph.run('ceph', '--admin-daemon', socket, 'config', 'show'))
-    return Object.fromEntries(CACHE_OPTIONS.map(option => [option, parseValue(option, all[option])]))
+    const all = await vi.waitUntil(
+      () => {
+        if (child?.exit !== undefined) throw new Error(child.output)
+        // Until it listens.
+        return askClient(socket, 'config show').catch(() => undefined)
+      },
+      { timeout: 60_000, interval: 10 },
+    )
+    return Object.fromEntries(CACHE_OPTIONS.map(option => [option, parseValue(option, all[option]!)]))
   }
 
   const valuesOf = ({ options }: RuleAnswer): Record<string, string> =>
@@ -146,17 +151,23 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io', 'block-rbd.so', 'stdbuf'], 'the
     }
   }
 
-  beforeAll(async () => {
-    ceph = await startCeph()
-  })
-  afterAll(() => ceph?.stop())
-  beforeEach(async () => {
+  /** A daemon that no ceph.conf of the machine reaches. */
+  async function startTarget(): Promise<void> {
     const env = { CEPH_CONF: join(ceph.directory, 'nothing') }
     target = await startVhost({ args: ['--reactors', '2'], env })
+    targets.push(target)
+  }
+
+  beforeAll(async () => {
+    ceph = await startCeph()
+    await startTarget()
+  })
+  afterAll(async () => {
+    for (const each of targets) await each.stop()
+    await ceph?.stop()
   })
   afterEach(async () => {
     for (const child of children.splice(0)) await child.end('SIGKILL')
-    await target.stop()
   })
 
   describe.each(ROWS)(
@@ -259,13 +270,16 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io', 'block-rbd.so', 'stdbuf'], 'the
     ['a line that is none', 'rbd cache', /row\d+\.conf:\d+ is neither/],
   ])('lives with a ceph.conf that has %s, and says which', async (_what, line, message) => {
     const config_file = makeConf(line).path
+    const before = await target.daemon.rpc('bdev_get_bdevs')
     const register = target.daemon.rpc('bdev_rbd_register_cluster', { name: 'bad', config_file })
     await expect(register).rejects.toThrow(message)
-    expect(await target.daemon.rpc('bdev_get_bdevs')).toEqual([])
+    expect(await target.daemon.rpc('bdev_get_bdevs')).toEqual(before)
   })
 
   describe('when the daemon is killed', () => {
     const PAGE = 4096
+
+    beforeEach(startTarget)
 
     /** Writes over NBD without a flush; resolves when all is acknowledged. */
     async function writeOverNbd(image: string, ...commands: string[]): Promise<void> {
@@ -329,7 +343,8 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io', 'block-rbd.so', 'stdbuf'], 'the
         const data = await content(image)
         expect(data.subarray(1 << 20, (1 << 20) + 65536).equals(Buffer.alloc(65536))).toBe(true)
       } finally {
-        await ceph.run('rbd', 'config', kind, 'rm', subject, 'rbd_cache')
+        // An image would keep it waiting for the daemon that was killed, and is of no more use.
+        if (kind === 'pool') await ceph.run('rbd', 'config', kind, 'rm', subject, 'rbd_cache')
       }
     })
 

@@ -5,7 +5,7 @@
 import { execFile } from 'node:child_process'
 import { randomInt, randomUUID } from 'node:crypto'
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { createServer } from 'node:net'
+import { connect, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -276,6 +276,17 @@ osd memory target = ${2 ** 30}
       }
     }
   }
+}
+
+/**
+ * What a client or a daemon of Ceph's answers on its admin socket, as ceph(1) would ask it: a command in JSON and a zero
+ * byte; back comes the length, 32 bits big-endian, and as much JSON.
+ */
+export async function askClient(path: string, prefix: string): Promise<Record<string, string>> {
+  const socket = connect(path)
+  socket.write(`${JSON.stringify({ prefix })}\0`)
+  const answer = Buffer.concat(await socket.toArray())
+  return JSON.parse(answer.toString('utf8', 4)) as Record<string, string>
 }
 
 async function execute(program: Program, ...args: readonly string[]): Promise<string> {
