@@ -87,6 +87,13 @@ export class DomainDocument {
     return attributeOf(elementAt(this.#root, 'os', 'type'), 'machine')
   }
 
+  /** A security driver does not confine it, by its own words; where these name none, they mean the first one. */
+  isExemptFrom(model: string): boolean {
+    return elementsIn(this.#root, 'seclabel').some(
+      label => attributeOf(label, 'type') === 'none' && (attributeOf(label, 'model') ?? model) === model,
+    )
+  }
+
   /** Another process may map the guest's memory, which vhost-user takes (libvirt asks for the same). */
   get hasSharedMemory(): boolean {
     const mode = attributeOf(elementAt(this.#root, 'memoryBacking', 'access'), 'mode')

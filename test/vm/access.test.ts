@@ -13,13 +13,8 @@ import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { ProgramError, runProgram } from '../../src/core/program.ts'
 import type { RunProgram } from '../../src/libvirt/virsh.ts'
-import {
-  findObstacles,
-  type Guest,
-  type Need,
-  type Obstacle,
-  withdrawRule,
-} from '../../src/vm/libvirt/access.ts'
+import { findObstacles, type Guest, type Need, type Obstacle } from '../../src/vm/libvirt/access.ts'
+import { withdrawRule } from '../../src/vm/libvirt/apparmor.ts'
 
 const UUID = '4dea22b3-1d52-d8f3-2516-782e98ab3fa0'
 

@@ -67,7 +67,7 @@ const request = (change: Partial<AttachRequest>): AttachRequest => ({
 })
 
 describe('an NVMe disk for a guest that runs', () => {
-  it('goes behind the first port that QEMU has free, and is written down with the guest', async () => {
+  it('goes behind the last port that QEMU has free, and is written down with the guest', async () => {
     const attached = await guests().attach(undefined, request({ live: true }))
     expect(attached).toMatchObject({ target: 'nvme0', means: 'direct', live: true, config: false })
     const node =
@@ -77,8 +77,8 @@ describe('an NVMe disk for a guest that runs', () => {
       `{"driver":"nvme","id":"qpair-nvme0","drive":"qpair-nvme0","serial":"g1-nvme0","bus":"${bus}","addr":"0x0"}`
     expect(virsh.changes).toEqual([
       `qemu-monitor-command g1 {"execute":"blockdev-add","arguments":${node}}`,
-      `qemu-monitor-command g1 {"execute":"device_add","arguments":${device('pci.1')}}`,
       `qemu-monitor-command g1 {"execute":"device_add","arguments":${device('pci.2')}}`,
+      `qemu-monitor-command g1 {"execute":"device_add","arguments":${device('pci.1')}}`,
       "metadata g1 urn:qpair:monitor-disks:1 --live --key qpair --set <disks>\n  <nvme id='nvme0' serial='g1-nvme0' " +
         `type='file' source='${path}'/>\n</disks>\n`,
     ])
@@ -100,7 +100,7 @@ describe('an NVMe disk for a guest that runs', () => {
   })
 
   it('is refused where all ports are taken', async () => {
-    virsh.live = DOMAIN.replace(/<controller type='pci' index='2'.*/, '')
+    virsh.live = DOMAIN.replace(/<controller type='pci' index='1'.*/, '')
     await expect(guests().attach(undefined, request({ live: true }))).rejects.toThrow(
       'has no free PCI Express port',
     )

@@ -10,6 +10,7 @@ const situation = (change: Partial<Situation>): Situation => ({
   canServe: true,
   isManaged: true,
   canBeDirect: true,
+  isHiddenDevice: false,
   hasSharedMemory: true,
   isLive: true,
   ...change,
@@ -33,6 +34,7 @@ describe('the means by which a guest gets a disk', () => {
     ['a volume of a format that only QEMU knows', { canServe: false }, 'direct'],
     ['a volume on the NVMe bus', { bus: 'nvme' }, 'direct'],
     ['a bdev on the NVMe bus', { bus: 'nvme', isOpenHere: true }, 'nbd'],
+    ['a device on the NVMe bus, which QEMU would not see', { bus: 'nvme', isHiddenDevice: true }, 'nbd'],
     ['an image with a secret on the SCSI bus', { bus: 'scsi', canBeDirect: false }, 'nbd'],
     ['what is wished for', { wished: 'nbd' }, 'nbd'],
     ['shared memory at the next start', { wished: 'vhost', hasSharedMemory: false, isLive: false }, 'vhost'],
@@ -50,6 +52,7 @@ describe('the means by which a guest gets a disk', () => {
     [{ wished: 'nbd', canServe: false }, 'the daemon has no bdev for v1'],
     [{ wished: 'direct', isOpenHere: true }, 'the daemon has it open, and two writers would destroy it'],
     [{ wished: 'direct', canBeDirect: false }, 'neither a file, nor a device'],
+    [{ wished: 'direct', bus: 'nvme', isHiddenDevice: true }, 'libvirt gives QEMU a /dev of its own'],
     [{ bus: 'scsi', canBeDirect: false, canServe: false }, 'v1 cannot be a disk on the scsi bus'],
   ])('are refused with the reason: %j', (change, reason) => {
     expect(() => chooseMeans(situation(change))).toThrow(reason)

@@ -53,8 +53,8 @@ export class ScriptedVirsh {
   }
 
   #qemu({ execute, arguments: given }: { execute: string; arguments: { bus?: string } }): object {
-    // The first port has a device that libvirt does not know of.
-    if (execute === 'device_add' && given.bus === 'pci.1') {
+    // The last port has a device that libvirt does not know of.
+    if (execute === 'device_add' && given.bus === 'pci.2') {
       return { error: { desc: 'PCI: slot 0 function 0 not available for nvme, in use by nvme' } }
     }
     return { return: execute === 'qom-list' ? [{ name: 'type' }] : {} }

@@ -4,10 +4,12 @@
  * before the guest meets it, with the least that has to be changed.
  */
 import { constants } from 'node:fs'
-import { access, appendFile, mkdir, readFile, writeFile } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
+import { access, realpath } from 'node:fs/promises'
+import { dirname } from 'node:path'
 import { ProgramError } from '../../core/program.ts'
 import type { Confinement, RunProgram } from '../../libvirt/virsh.ts'
+import { profileObstacle } from './apparmor.ts'
+import { commandLine } from './command-line.ts'
 
 export interface Need {
   readonly path: string
@@ -15,6 +17,8 @@ export interface Need {
   readonly isReadOnly: boolean
   /** It stands in an element of the domain's document that libvirt makes accessible itself. */
   readonly isKnownToLibvirt: boolean
+  /** It is named by another image, as what is underneath. */
+  readonly isUnderneath?: boolean
 }
 
 export interface Guest {
@@ -35,7 +39,7 @@ export interface Obstacle {
 
 export interface AccessParts {
   readonly run: RunProgram
-  /** Where /etc is. */
+  /** Where /etc and /sys are. */
   readonly root: string
 }
 
@@ -63,7 +67,9 @@ async function ownershipObstacle(
 ): Promise<Obstacle | undefined> {
   const { path, kind, isReadOnly, isKnownToLibvirt } = need
   const who = `u:${guest.uid}`
-  const directories = ancestors(path)
+  // Of what a link leads to, too.
+  const real = await realpath(path).catch(() => path)
+  const directories = new Set([...ancestors(path), ...ancestors(real)])
   for (const directory of directories) {
     if ((await isAllowed(directory, 'x', guest, run)) !== false) continue
     return acl(run, {
@@ -109,9 +115,17 @@ async function isAllowed(
   }
   if (own !== 0) return undefined
   const tests = [...rights].flatMap((right, index) => [...(index === 0 ? [] : ['-a']), `-${right}`, path])
-  try {
-    await run('setpriv', [`--reuid=${uid}`, `--regid=${gid}`, '--clear-groups', '--', 'test', ...tests])
+  const test = async (groups: string): Promise<boolean> => {
+    await run('setpriv', [`--reuid=${uid}`, `--regid=${gid}`, groups, '--', 'test', ...tests])
     return true
+  }
+  try {
+    // libvirt gives QEMU all groups of its user; one without a name has none.
+    return await test('--init-groups').catch(error => {
+      if (error instanceof ProgramError && error.stderr.includes('--init-groups'))
+        return test('--clear-groups')
+      throw error
+    })
   } catch (error) {
     if (error instanceof ProgramError && error.exitCode === 1 && error.stderr === '') return false
     // There is no setpriv here, or it may not: nobody can tell.
@@ -140,55 +154,6 @@ async function acl(
   }
 }
 
-/** AppArmor: libvirt makes a profile for each guest from its document, with what stands in it. */
-async function profileObstacle(
-  { path, kind, isReadOnly, isKnownToLibvirt }: Need,
-  { uuid, isRunning }: Guest,
-  { run, root }: AccessParts,
-): Promise<Obstacle | undefined> {
-  if (isKnownToLibvirt) return undefined
-  const { local, rules } = await localRules(root)
-  const rule = `${pathInRule(path)} ${kind === 'socket' ? 'rw' : isReadOnly ? 'rk' : 'rwk'},`
-  if (rules.split('\n').some(line => line.trim().startsWith(rule))) return undefined
-  const profile = join(root, 'etc/apparmor.d/libvirt', `libvirt-${uuid}`)
-  const reload = isRunning && uuid !== undefined ? [['apparmor_parser', '-r', profile]] : []
-  return {
-    cause: `AppArmor: the profile of the guest's QEMU has no rule for ${path}, since libvirt does not know of it`,
-    remedy: [`echo ${quoted(`  ${rule} ${OURS}`)} >> ${quoted(local)}`, ...reload.map(commandLine)],
-    fix: async () => {
-      await mkdir(dirname(local), { recursive: true })
-      await appendFile(local, `${rules === '' || rules.endsWith('\n') ? '' : '\n'}  ${rule} ${OURS}\n`)
-      for (const [program, ...args] of reload) await run(program!, args)
-    },
-  }
-}
-
-/** Behind each rule that is made here, so that it can be taken away again. */
-const OURS = '# qpair'
-
-const pathInRule = (path: string): string => `"${path.replaceAll(/["\\*?[\]{}^]/g, '\\$&')}"`
-
-/** Takes back the rule for a socket that is no more. It counts until a guest's profile is loaded anew, and harms nobody. */
-export async function withdrawRule(path: string, { root }: AccessParts): Promise<void> {
-  const { local, rules } = await localRules(root)
-  const lines = rules.split('\n')
-  const left = lines.filter(line => !line.trim().startsWith(`${pathInRule(path)} `) || !line.endsWith(OURS))
-  if (left.length < lines.length) await writeFile(local, left.join('\n'))
-}
-
-/** Where the profiles of guests look for rules of this machine: Debian's libvirt has a file for it, newer ones a directory. */
-async function localRules(root: string): Promise<{ local: string; rules: string }> {
-  const directory = join(root, 'etc/apparmor.d')
-  const read = (path: string): Promise<string> => readFile(path, 'utf8').catch(() => '')
-  const abstraction = await read(join(directory, 'abstractions/libvirt-qemu'))
-  const isDirectory = abstraction.includes('abstractions/libvirt-qemu.d')
-  const isFile = abstraction.includes('local/abstractions/libvirt-qemu')
-  const name =
-    isDirectory && !isFile ? 'abstractions/libvirt-qemu.d/qpair' : 'local/abstractions/libvirt-qemu'
-  const local = join(directory, name)
-  return { local, rules: await read(local) }
-}
-
 /** SELinux: guests may open what has the type of images; libvirt gives it to what it knows. */
 async function labelObstacle(
   { path, kind, isKnownToLibvirt }: Need,
@@ -213,9 +178,3 @@ async function labelObstacle(
     },
   }
 }
-
-const commandLine = (words: readonly string[]): string => words.map(quoted).join(' ')
-
-/** For a shell. */
-const quoted = (word: string): string =>
-  /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`

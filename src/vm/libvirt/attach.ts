@@ -1,5 +1,6 @@
 /** A disk for a domain: served where that is needed, made accessible, handed to libvirt; or nothing of all that. */
 import { access } from 'node:fs/promises'
+import { imageInfo } from '../../bdev/drivers/qcow2/image.ts'
 import { RpcError } from '../../core/errors.ts'
 import { logger } from '../../core/log.ts'
 import { formatXml, node } from '../../core/xml.ts'
@@ -8,6 +9,7 @@ import { nameOf } from '../../libvirt/domain-xml.ts'
 import type { Confinement, Scope, Virsh } from '../../libvirt/virsh.ts'
 import { type Undo, withUndo } from '../undo.ts'
 import { type AccessParts, findObstacles, type Need } from './access.ts'
+import { refusalSince, withdrawRule } from './apparmor.ts'
 import { type Domain, documentsOf, freeTarget, readDomain, scopeOf } from './domains.ts'
 import { type Bus, chooseMeans, type Means } from './means.ts'
 import { plugNvme } from './monitor-disk.ts'
@@ -54,20 +56,24 @@ interface Attachment {
   readonly request: AttachRequest
   readonly undo: Undo
   readonly notes: string[]
+  /** When it began, in seconds since 1970. */
+  readonly since: number
 }
+
+const now = (): number => Date.now() / 1000
 
 export async function attach(virsh: Virsh, request: AttachRequest, parts: AttachParts): Promise<Attached> {
   const domain = await readDomain(virsh, request.domain)
   const scope = scopeOf(domain, request)
   const storage = await findStorage(request.volume, request, parts)
   refuseInUse(storage, domain, scope, request)
-  const means = meansFor(storage, domain, scope, request)
+  const confinement = await confinementOf(virsh, domain, scope)
+  const user = confinement.user ?? virsh.ownUser()
+  const means = meansFor(storage, domain, scope, request, confinement)
   const target = request.target ?? freeTarget(domain, request.bus)
   refuseTaken(target, domain, scope)
-  const confinement = await virsh.confinement((domain.live ?? domain.config)!.type)
-  const user = confinement.user ?? virsh.ownUser()
   return withUndo(async undo => {
-    const attachment: Attachment = { virsh, domain, scope, target, request, undo, notes: [] }
+    const attachment: Attachment = { virsh, domain, scope, target, request, undo, notes: [], since: now() }
     const source = await sourceOf(storage, means, attachment, user, parts)
     const canServe = means === 'direct' && (storage.bdev !== undefined || storage.open !== undefined)
     await clearTheWay(source, attachment, { confinement, user, parts, canServe })
@@ -75,7 +81,7 @@ export async function attach(virsh: Virsh, request: AttachRequest, parts: Attach
       if (request.bus === 'nvme') await attachNvme(source, attachment)
       else await attachDisk(source, means, attachment)
     } catch (error) {
-      throw withHint(error, source, user)
+      throw await withHint(error, source, user, attachment, parts)
     }
     await noteMissingKvm(attachment)
     log.notice(`domain ${domain.name} has ${request.volume} as ${target} (${means})`)
@@ -85,6 +91,15 @@ export async function attach(virsh: Virsh, request: AttachRequest, parts: Attach
       ...scope,
     }
   })
+}
+
+/** What the host confines the QEMU of this domain with. */
+async function confinementOf(virsh: Virsh, domain: Domain, scope: Scope): Promise<Confinement> {
+  const { models, user } = await virsh.confinement((domain.live ?? domain.config)!.type)
+  const documents = documentsOf(domain, scope)
+  const isExempt = (model: string): boolean =>
+    model !== 'dac' && documents.every(document => document.isExemptFrom(model))
+  return { models: models.filter(model => !isExempt(model)), user }
 }
 
 function refuseTaken(target: string, domain: Domain, scope: Scope): void {
@@ -98,7 +113,13 @@ function refuseTaken(target: string, domain: Domain, scope: Scope): void {
   )
 }
 
-function meansFor(storage: Storage, domain: Domain, scope: Scope, request: AttachRequest): Means {
+function meansFor(
+  storage: Storage,
+  domain: Domain,
+  scope: Scope,
+  request: AttachRequest,
+  { models }: Confinement,
+): Means {
   const { bdev, direct, open, kind } = storage
   const isOpenHere = bdev !== undefined
   const isSecret = direct?.kind === 'rbd' && direct.auth !== undefined
@@ -110,6 +131,8 @@ function meansFor(storage: Storage, domain: Domain, scope: Scope, request: Attac
     canServe: isOpenHere || open !== undefined,
     isManaged: kind !== 'path',
     canBeDirect: direct !== undefined && !(isSecret && request.bus === 'nvme'),
+    // Only a libvirt that may hand devices over gives QEMU a /dev.
+    isHiddenDevice: direct?.kind === 'block' && request.bus === 'nvme' && models.includes('dac'),
     hasSharedMemory: documentsOf(domain, scope).every(document => document.hasSharedMemory),
     isLive: scope.live,
   })
@@ -144,7 +167,7 @@ async function sourceOf(
 /** Finds what the host has against it, and removes it if that was asked for. */
 async function clearTheWay(
   source: DiskSource,
-  { domain, scope, request }: Attachment,
+  { domain, scope, request, undo }: Attachment,
   host: {
     readonly confinement: Confinement
     readonly user: { uid: number; gid: number }
@@ -153,57 +176,80 @@ async function clearTheWay(
     readonly canServe: boolean
   },
 ): Promise<void> {
-  const need = needOf(source, request)
-  if (need === undefined) return
+  const { access } = host.parts
   const { uuid } = (domain.live ?? domain.config)!
   const guest = { uuid, ...host.user, isRunning: scope.live }
-  const find = (): ReturnType<typeof findObstacles> =>
-    findObstacles(need, guest, host.confinement, host.parts.access)
-  let obstacles = await find()
-  // One obstacle may hide the next one: what is below a closed directory cannot be tried.
-  for (let round = 0; request.fix && obstacles.length > 0 && round < ROUNDS_MAX; round++) {
-    for (const { cause, fix } of obstacles) {
-      await fix()
-      log.notice(`removed for domain ${domain.name}: ${cause}`)
+  for (const need of await needsOf(source, request)) {
+    const { path, kind, isUnderneath = false } = need
+    const find = (): ReturnType<typeof findObstacles> => findObstacles(need, guest, host.confinement, access)
+    const isToFix = request.fix && !isUnderneath
+    let obstacles = await find()
+    if (isToFix && kind === 'socket' && obstacles.length > 0) {
+      undo.add(`the rule for ${path}`, () => withdrawRule(path, access))
     }
-    obstacles = await find()
+    // One obstacle may hide the next one: what is below a closed directory cannot be tried.
+    for (let round = 0; isToFix && obstacles.length > 0 && round < ROUNDS_MAX; round++) {
+      for (const { cause, fix } of obstacles) {
+        await fix()
+        log.notice(`removed for domain ${domain.name}: ${cause}`)
+      }
+      obstacles = await find()
+    }
+    if (obstacles.length === 0) continue
+    const told = obstacles.map(({ cause, remedy }) => `${cause}. As root: ${remedy.join('; ')}`)
+    const fix = isToFix ? '' : isUnderneath ? UNDERNEATH : '. --fix does that'
+    const other = host.canServe ? '. With --means nbd the daemon opens it for the guest' : ''
+    throw new RpcError('EACCES', `the guest could not open ${path}: ${told.join('. ')}${fix}${other}`)
   }
-  if (obstacles.length === 0) return
-  const told = obstacles.map(({ cause, remedy }) => `${cause}. As root: ${remedy.join('; ')}`)
-  const fix = request.fix ? '' : '. --fix does that'
-  const other = host.canServe ? '. With --means nbd the daemon opens it for the guest' : ''
-  throw new RpcError('EACCES', `the guest could not open ${need.path}: ${told.join('. ')}${fix}${other}`)
 }
 
 const ROUNDS_MAX = 8
 
+const UNDERNEATH =
+  '. That is underneath the image by the words of the image, which may name any file: whether a guest may read it is for ' +
+  'you to say, and --fix leaves it as it is'
+
 /** Of sockets libvirt makes nothing accessible: neither its helper for profiles nor its drivers of labels look at them. */
-function needOf(source: DiskSource, request: AttachRequest): Need | undefined {
+async function needsOf(source: DiskSource, request: AttachRequest): Promise<Need[]> {
   const { isReadOnly } = request
-  switch (source.kind) {
-    case 'file':
-    case 'block':
-      return { path: source.path, kind: 'file', isReadOnly, isKnownToLibvirt: request.bus !== 'nvme' }
-    default: {
-      const path = socketOf(source)
-      return path === undefined ? undefined : { path, kind: 'socket', isReadOnly, isKnownToLibvirt: false }
-    }
+  if (source.kind !== 'file' && source.kind !== 'block') {
+    const path = socketOf(source)
+    return path === undefined ? [] : [{ path, kind: 'socket', isReadOnly, isKnownToLibvirt: false }]
   }
+  const { path, format } = source
+  const isKnownToLibvirt = request.bus !== 'nvme'
+  const need: Need = { path, kind: 'file', isReadOnly, isKnownToLibvirt }
+  if (isKnownToLibvirt || format !== 'qcow2') return [need]
+  // A broken image is QEMU's to complain of.
+  const chain = await imageInfo(path).then(
+    image => image.chain,
+    () => [],
+  )
+  return [need, ...chain.map(below => ({ ...need, path: below.path, isReadOnly: true, isUnderneath: true }))]
 }
 
-/** What could not be looked at before, for it takes root to try another user's rights. */
-function withHint(error: unknown, source: DiskSource, { uid }: { uid: number }): unknown {
+/** Adds to a refusal what could not be looked at before: it takes root to try another user's rights, and kernels log the rest. */
+async function withHint(
+  error: unknown,
+  source: DiskSource,
+  { uid }: { uid: number },
+  { domain, since }: Attachment,
+  { access }: AttachParts,
+): Promise<unknown> {
+  if (!(error instanceof RpcError && error.code === 'EACCES')) return error
   const own = process.getuid!()
-  if (!(error instanceof RpcError && error.code === 'EACCES') || own === 0 || own === uid) return error
-  const remedy =
-    socketOf(source) === undefined
-      ? `setfacl -m u:${uid}:rw ${nameOf(source)}`
-      : 'serve with --vhost-mode 0660 --vhost-owner :GROUP, a group that both are in, or run the daemon as root'
-  return new RpcError(
-    'EACCES',
-    `${error.message}. QEMU runs as user ${uid}, this daemon as user ${own}: ${remedy}`,
-    { cause: error },
-  )
+  const hints: string[] = []
+  const refusal = await refusalSince(since, domain.live?.uuid, access)
+  if (refusal !== undefined) hints.push(refusal)
+  if (own !== 0 && own !== uid) {
+    const remedy =
+      socketOf(source) === undefined
+        ? `setfacl -m u:${uid}:rw ${nameOf(source)}`
+        : 'serve with --vhost-mode 0660 --vhost-owner :GROUP, a group that both are in, or run the daemon as root'
+    hints.push(`QEMU runs as user ${uid}, this daemon as user ${own}: ${remedy}`)
+  }
+  if (hints.length === 0) return error
+  return new RpcError('EACCES', [error.message, ...hints].join('. '), { cause: error })
 }
 
 async function attachNvme(source: DiskSource, attachment: Attachment): Promise<void> {

@@ -4,6 +4,7 @@ import { logger } from '../../core/log.ts'
 import type { DomainDisk } from '../../libvirt/domain-xml.ts'
 import type { Scope, Virsh } from '../../libvirt/virsh.ts'
 import { withUndo } from '../undo.ts'
+import { withdrawRule } from './apparmor.ts'
 import type { AttachParts } from './attach.ts'
 import { type Domain, disksOf, documentsOf, readDomain, scopeOf } from './domains.ts'
 import { unplugNvme, untilReleased } from './monitor-disk.ts'
@@ -45,8 +46,27 @@ export async function detach(virsh: Virsh, request: DetachRequest, parts: Attach
   const left = await readDomain(virsh, request.domain)
   const isLeft = disksOf(left).some(disk => disk.target === target)
   const released = isLeft ? [] : await release(domain.name, target, parts)
+  const { by, source } = (now ?? next)!
+  if (by !== 'libvirt' && source?.startsWith('/') && !(await isElsewhere(virsh, source))) {
+    await withdrawRule(source, parts.access)
+  }
   log.notice(`domain ${domain.name} no longer has ${target}${isLeft ? ' in part' : ''}`)
   return { domain: domain.name, target, live: now !== undefined, config: next !== undefined, released }
+}
+
+/** Whether QEMU opens it by its own words, around libvirt, in any domain. */
+async function isElsewhere(virsh: Virsh, source: string): Promise<boolean> {
+  try {
+    for (const { name } of await virsh.domains()) {
+      const disks = disksOf(await readDomain(virsh, name))
+      if (disks.some(disk => disk.by !== 'libvirt' && disk.source === source)) return true
+    }
+    return false
+  } catch (error) {
+    // One that is just going, or that cannot be asked, may have it.
+    if (error instanceof RpcError) return true
+    throw error
+  }
 }
 
 /** By its target, or by its source, whatever name of that the operator uses. */

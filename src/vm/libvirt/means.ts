@@ -25,6 +25,8 @@ export interface Situation {
   readonly isManaged: boolean
   /** QEMU can open it by itself. */
   readonly canBeDirect: boolean
+  /** It is a device that libvirt would have to put into the /dev of this QEMU, and would not know of. */
+  readonly isHiddenDevice: boolean
   /** Of every document that changes: the daemon may map the guest's memory. */
   readonly hasSharedMemory: boolean
   /** The guest that runs is changed: its memory is as it is. */
@@ -71,8 +73,11 @@ function vhostProblem({ bus, canServe, hasSharedMemory, isLive, volume }: Situat
 const nbdProblem = ({ canServe, volume }: Situation): string =>
   canServe ? '' : `the daemon has no bdev for ${volume}`
 
-function directProblem({ isOpenHere, canBeDirect }: Situation): string {
+function directProblem({ isOpenHere, canBeDirect, isHiddenDevice }: Situation): string {
   if (isOpenHere) return 'the daemon has it open, and two writers would destroy it'
+  if (isHiddenDevice) {
+    return "libvirt gives QEMU a /dev of its own with only the devices in it that it knows of, and it knows no NVMe disk's"
+  }
   return canBeDirect
     ? ''
     : 'it is neither a file, nor a device, nor an image that QEMU reaches without a secret'

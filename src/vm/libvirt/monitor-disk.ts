@@ -61,6 +61,8 @@ async function plugDevice(
     .filter(({ index, model }) => model === 'pcie-root-port' && !taken.has(Number(index)))
     // Behind a port there is only this one address; QEMU would choose others, where no guest looks.
     .map(({ index }) => ({ bus: `pci.${index}`, addr: '0x0' }))
+    // libvirt takes the first one for its own next device, without knowing of this one.
+    .reverse()
   for (const place of hasOldBus ? [{ bus: 'pci.0' }] : ports) {
     try {
       await virsh.monitor(domain.name, 'device_add', { ...device, ...place })

@@ -8,7 +8,8 @@ import type { DiskSource } from '../../libvirt/disk-xml.ts'
 import type { NbdExports } from '../../nbd/exports.ts'
 import type { VhostControllers } from '../../vhost/controllers.ts'
 import type { Undo } from '../undo.ts'
-import { type AccessParts, withdrawRule } from './access.ts'
+import type { AccessParts } from './access.ts'
+import { withdrawRule } from './apparmor.ts'
 import type { Call, Storage } from './storage.ts'
 
 export interface ServingParts {

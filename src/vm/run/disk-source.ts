@@ -66,6 +66,7 @@ export async function prepareDisk(
     canServe: storage.bdev !== undefined || storage.open !== undefined,
     isManaged: storage.kind !== 'path',
     canBeDirect: storage.direct !== undefined && !isSecret,
+    isHiddenDevice: false,
   })
   const readOnly = isReadOnly || storage.isIso
   const source =

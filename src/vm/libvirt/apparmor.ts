@@ -1,0 +1,153 @@
+/**
+ * AppArmor: libvirt makes a profile for each guest from its document, anew at each start, with what stands in libvirt's own
+ * elements. For the rest there is a file of this machine's own rules, which every guest's profile takes in.
+ */
+import { appendFile, mkdir, readdir, readFile, realpath, writeFile } from 'node:fs/promises'
+import { basename, dirname, join } from 'node:path'
+import type { AccessParts, Guest, Need, Obstacle } from './access.ts'
+import { commandLine, quoted } from './command-line.ts'
+
+/** Behind each rule that is made here, so that it can be taken away again. */
+const OURS = '# qpair'
+
+/** The rule that is missing; undefined when there is one, or none is needed. */
+export async function profileObstacle(
+  { path, kind, isReadOnly, isKnownToLibvirt }: Need,
+  guest: Guest,
+  { run, root }: AccessParts,
+): Promise<Obstacle | undefined> {
+  if (isKnownToLibvirt || (kind === 'socket' && !(await mediatesSockets(root)))) return undefined
+  const real = await realPath(path)
+  const { local, rules } = await localRules(root)
+  const rights = kind === 'socket' ? 'rw' : isReadOnly ? 'rk' : 'rwk'
+  if (rules.split('\n').some(line => allows(line, real, rights))) return undefined
+  const rule = `${pathInRule(real)} ${rights}, ${OURS}`
+  const reload =
+    guest.isRunning && guest.uuid !== undefined
+      ? [['apparmor_parser', '-r', join(root, 'etc/apparmor.d/libvirt', profileOf(guest.uuid))]]
+      : []
+  return {
+    cause: `AppArmor: the profile of the guest's QEMU has no rule for ${real}, since libvirt does not know of it`,
+    remedy: [`echo ${quoted(`  ${rule}`)} >> ${quoted(local)}`, ...reload.map(commandLine)],
+    fix: async () => {
+      await mkdir(dirname(local), { recursive: true })
+      await appendFile(local, `${rules === '' || rules.endsWith('\n') ? '' : '\n'}  ${rule}\n`)
+      for (const [program, ...args] of reload) await run(program!, args)
+    },
+  }
+}
+
+/** Takes back the rule for what no guest has any more. It counts until a guest's profile is loaded anew, and harms nobody. */
+export async function withdrawRule(path: string, { root }: AccessParts): Promise<void> {
+  const own = `${pathInRule(await realPath(path))} `
+  const { local, rules } = await localRules(root)
+  const lines = rules.split('\n')
+  const left = lines.filter(line => !line.trim().startsWith(own) || !line.endsWith(OURS))
+  if (left.length < lines.length) await writeFile(local, left.join('\n'))
+}
+
+/**
+ * What AppArmor has refused this guest's QEMU since a moment (seconds since 1970), by the kernel's log; undefined when that says
+ * nothing of it, or is not for this process to read.
+ */
+export async function refusalSince(
+  since: number,
+  uuid: string | undefined,
+  { run }: AccessParts,
+): Promise<string | undefined> {
+  if (uuid === undefined) return undefined
+  const log = await run('dmesg', []).catch(() => '')
+  const denied = log.split('\n').findLast(line => {
+    const [, time] = /audit\((\d+\.\d+):/.exec(line) ?? []
+    return (
+      line.includes('apparmor="DENIED"') &&
+      line.includes(`profile="${profileOf(uuid)}"`) &&
+      Number(time) >= since
+    )
+  })
+  // A name with blanks or quotes in it is in hexadecimal digits.
+  const [, text, hex, mask] =
+    / name=(?:"([^"]*)"|([0-9A-F]+)) .*denied_mask="([a-z]+)"/.exec(denied ?? '') ?? []
+  if (mask === undefined) return undefined
+  return `AppArmor has refused it ${text ?? Buffer.from(hex!, 'hex').toString()} (${mask})`
+}
+
+const profileOf = (uuid: string): string => `libvirt-${uuid}`
+
+/**
+ * Whether connecting to a socket's path needs a rule: with the kernels of Ubuntu, and with Linux since 6.17; not with Debian 12's
+ * (tried). Where rules are made for a fixed set of the kernel's abilities, as Debian does, it must be among them.
+ */
+async function mediatesSockets(root: string): Promise<boolean> {
+  const features = join(root, 'sys/kernel/security/apparmor/features')
+  const classes = await list(features)
+  // Without it nobody can tell, and a rule too many does no harm.
+  if (classes.length === 0) return true
+  const isAble = await Promise.all(
+    classes
+      .filter(name => name.startsWith('network'))
+      .map(async name => (await list(join(features, name))).includes('af_unix')),
+  )
+  if (!isAble.includes(true)) return false
+  const [, fixed] = /^policy-features=(\S+)/m.exec(await read(join(root, 'etc/apparmor/parser.conf'))) ?? []
+  return fixed === undefined || /\baf_unix\b/.test(await read(join(root, fixed)))
+}
+
+/** Rules are for what a path leads to. What is no more had a directory, at least. */
+const realPath = (path: string): Promise<string> =>
+  realpath(path)
+    .catch(async () => join(await realpath(dirname(path)), basename(path)))
+    .catch(() => path)
+
+const pathInRule = (path: string): string => `"${path.replaceAll(/["\\*?[\]{}^]/g, '\\$&')}"`
+
+/** Whether a line is a rule by which QEMU may do all this with a path, whoever has written it. */
+function allows(line: string, path: string, rights: string): boolean {
+  const [, inQuotes, plain, granted] =
+    /^\s*(?:"((?:[^"\\]|\\.)+)"|(\/\S*))\s+([a-zA-Z]+)\s*,/.exec(line) ?? []
+  return (
+    granted !== undefined &&
+    [...rights].every(right => granted.includes(right)) &&
+    matches(inQuotes ?? plain!, path)
+  )
+}
+
+/** AppArmor's patterns (apparmor.d(5), globbing). One with a variable in it matches nothing here. */
+function matches(pattern: string, path: string): boolean {
+  let depth = 0
+  const expression = pattern.replaceAll(/\\.|\*\*|[*?{},.+$()|@]/g, found => {
+    if (found.startsWith('\\')) return found
+    if (found === '}') depth--
+    if (found === '{') depth++
+    return WILDCARDS[found] ?? (found === ',' && depth > 0 ? '|' : `\\${found}`)
+  })
+  try {
+    return new RegExp(`^${expression}$`).test(path)
+  } catch {
+    // It is no pattern, of which AppArmor itself will complain.
+    return false
+  }
+}
+
+const WILDCARDS: Readonly<Record<string, string>> = {
+  '**': '.*',
+  '*': '[^/]*',
+  '?': '[^/]',
+  '{': '(?:',
+  '}': ')',
+}
+
+/** Where the profiles of guests look for rules of this machine: Debian's libvirt has a file for it, newer ones a directory. */
+async function localRules(root: string): Promise<{ local: string; rules: string }> {
+  const directory = join(root, 'etc/apparmor.d')
+  const abstraction = await read(join(directory, 'abstractions/libvirt-qemu'))
+  const isDirectory = abstraction.includes('abstractions/libvirt-qemu.d')
+  const isFile = abstraction.includes('local/abstractions/libvirt-qemu')
+  const name =
+    isDirectory && !isFile ? 'abstractions/libvirt-qemu.d/qpair' : 'local/abstractions/libvirt-qemu'
+  const local = join(directory, name)
+  return { local, rules: await read(local) }
+}
+
+const read = (path: string): Promise<string> => readFile(path, 'utf8').catch(() => '')
+const list = (path: string): Promise<string[]> => readdir(path).catch(() => [])
