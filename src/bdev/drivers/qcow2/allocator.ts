@@ -93,6 +93,10 @@ export class Allocator {
     return this.#tableOffset
   }
 
+  get tableClusters(): number {
+    return this.#tableClusters
+  }
+
   get tableBytes(): number {
     return this.#tableBytes
   }

@@ -20,6 +20,8 @@ import type { FreeRun, Reclaimer } from './reclaim.ts'
 import type { Slice, TableCache } from './table-cache.ts'
 import { join, Mutex, type Scheduler, type Steps, type Task, WaitList } from './task.ts'
 
+const EIO = 5
+
 /** What one commit writes. */
 interface Changes {
   readonly blocks: readonly Slice[]
@@ -47,10 +49,15 @@ export class Committer implements TableOwner {
   /** Commits that were asked for, that have begun, and that have ended; and how the last one ended. */
   #asked = 0
   #ended = 0
-  #result = 0
+  #error: SysError | null = null
   #isRunning = false
-  /** The header could not be written: what the file holds is not known any more. */
-  #isBroken = false
+  /** Writing it failed: it names the old refcount table or the new one. The old one is in use, and goes on to be. */
+  #isHeaderUncertain = false
+  /**
+   * A sync failed. The kernel tells that once: it may have dropped what it could not write, and the next sync succeeds all
+   * the same. So nothing is committed any more; the file stays what the last commit made of it.
+   */
+  #isSyncLost = false
 
   constructor(layer: Qcow2Layer, reclaimer: Reclaimer, scheduler: Scheduler) {
     this.#file = layer.file
@@ -104,7 +111,7 @@ export class Committer implements TableOwner {
       this.#waiting.add(task)
       yield
     }
-    if (this.#result < 0) throw new SysError('write', -this.#result, 'of what changed')
+    if (this.#error !== null) throw this.#error
   }
 
   /** Waits until nothing is being committed. */
@@ -117,7 +124,12 @@ export class Committer implements TableOwner {
 
   *moveRefcountTable(task: Task, offset: number, clusters: number): Steps {
     yield* this.#sync(task)
-    this.#isBroken = true
+    yield* this.#nameTable(task, offset, clusters)
+  }
+
+  /** Has the header say where the refcount table is. */
+  *#nameTable(task: Task, offset: number, clusters: number): Steps {
+    this.#isHeaderUncertain = true
     this.#file.read(0, this.#scratch, SECTOR, task.one)
     let result = yield
     if (result < 0) throw new SysError('read', -result, 'of the header')
@@ -129,7 +141,7 @@ export class Committer implements TableOwner {
     result = yield
     if (result < 0) throw new SysError('write', -result, 'of the header')
     yield* this.#sync(task)
-    this.#isBroken = false
+    this.#isHeaderUncertain = false
   }
 
   #start(): void {
@@ -144,13 +156,12 @@ export class Committer implements TableOwner {
       const changes = this.#take()
       let isDone = false
       try {
-        if (this.#isBroken) throw new SysError('write', 5, 'of a header failed before')
         yield* this.#write(task, changes)
         isDone = true
-        this.#result = 0
+        this.#error = null
       } catch (error) {
         if (!(error instanceof SysError)) throw error
-        this.#result = -error.errno
+        this.#error = error
       }
       this.#settle(changes, isDone)
       this.commitLock.release()
@@ -181,6 +192,8 @@ export class Committer implements TableOwner {
 
   *#write(task: Task, changes: Changes): Steps {
     const allocator = this.#allocator!
+    if (this.#isSyncLost) throw new SysError('fdatasync', EIO, 'of an image: one has failed before')
+    if (this.#isHeaderUncertain) yield* this.#nameTable(task, allocator.tableOffset, allocator.tableClusters)
     yield* this.#writeSlices(task, allocator.cache, changes.blocks)
     if (changes.tableSectors.length > 0) {
       yield* this.#sync(task)
@@ -209,7 +222,9 @@ export class Committer implements TableOwner {
   *#sync(task: Task): Steps {
     this.#file.sync(task.one)
     const result = yield
-    if (result < 0) throw new SysError('fdatasync', -result)
+    if (result === 0) return
+    this.#isSyncLost = true
+    throw new SysError('fdatasync', -result, 'of an image: nothing of it is flushed until it is opened anew')
   }
 
   #settle(changes: Changes, isDone: boolean): void {

@@ -14,22 +14,22 @@ export interface GrowthPlan {
 
 /**
  * For the first cluster that block number `block` counts: blocks, each of which counts the clusters of those that follow,
- * until they also count the larger table, if the present one of `tableClusters` has no room for them.
+ * until they also count the larger table, if the present one of `tableClusters` has no room for them, and `others` clusters
+ * behind it.
  */
-export function planGrowth(geometry: Geometry, block: number, tableClusters: number): GrowthPlan {
+export function planGrowth(geometry: Geometry, block: number, tableClusters: number, others = 0): GrowthPlan {
   const { blockEntries, clusterSize } = geometry
   const start = block * blockEntries
   const entriesPerCluster = clusterSize / 8
-  if (block + 1 <= tableClusters * entriesPerCluster) {
-    return { start, blocks: 1, tableClusters, usedClusters: 1 }
-  }
-  let blocks = 1
-  for (;;) {
+  for (let blocks = 1; ; ) {
+    const isTableEnough = block + blocks <= tableClusters * entriesPerCluster
     // Half as much again, so that a growing file rarely needs another.
-    const table = Math.ceil(((block + blocks) * 1.5) / entriesPerCluster)
+    const table = isTableEnough ? 0 : Math.ceil(((block + blocks) * 1.5) / entriesPerCluster)
     const used = blocks + table
-    const needed = Math.ceil(used / blockEntries)
-    if (needed <= blocks) return { start, blocks, tableClusters: table, usedClusters: used }
+    const needed = Math.ceil((used + others) / blockEntries)
+    if (needed <= blocks) {
+      return { start, blocks, tableClusters: isTableEnough ? tableClusters : table, usedClusters: used }
+    }
     blocks = needed
   }
 }

@@ -6,7 +6,7 @@ import { RpcError } from '../../../core/errors.ts'
 import { REFCOUNT_TABLE_BYTES_MAX } from '../../../spec/qcow2.ts'
 import { getRefcount, offsetOf, setRefcount } from './geometry.ts'
 import type { ImageHandle } from './image-handle.ts'
-import { planGrowth } from './refcount-growth.ts'
+import { type GrowthPlan, planGrowth } from './refcount-growth.ts'
 import { setEntry } from './tree.ts'
 
 interface Block {
@@ -69,7 +69,7 @@ export class Refcounts {
     const index = Math.floor(cluster / blockEntries)
     let block = await this.#block(index)
     if (block === null) {
-      await this.#addBlock(index)
+      this.#addBlocks(index, this.#plan(index, 0))
       block = (await this.#block(index))!
     }
     setRefcount(block.view, 0, cluster % blockEntries, refcountOrder, count)
@@ -112,21 +112,32 @@ export class Refcounts {
 
   /** Takes `count` clusters that lie together. Returns the first. */
   async allocate(count: number): Promise<number> {
+    const { blockEntries } = this.#image.header.geometry
     let start = this.#hint
     for (let cluster = start; cluster < start + count; cluster++) {
-      if ((this.getNow(cluster) ?? (await this.get(cluster))) !== 0) start = cluster + 1
-    }
-    for (let cluster = start; cluster < start + count; cluster++) {
-      // A block that is made on the way takes a cluster for itself.
-      if ((await this.get(cluster)) !== 0) return this.allocate(count)
-      await this.#touch(cluster)
-    }
-    for (let cluster = start; cluster < start + count; cluster++) {
-      if ((await this.get(cluster)) !== 0) return this.allocate(count)
+      const block = Math.floor(cluster / blockEntries)
+      if ((await this.#block(block)) === null) return await this.#append(block, count)
+      if (this.getNow(cluster) !== 0) start = cluster + 1
     }
     for (let cluster = start; cluster < start + count; cluster++) await this.set(cluster, 1)
     if (start === this.#hint) this.#hint += count
     return start
+  }
+
+  /**
+   * Likewise, of clusters that no block counts yet, from block number `from` on. All blocks that they need lie in front of
+   * them: each at the beginning of what it counts would leave no room for more than one block counts.
+   */
+  async #append(from: number, count: number): Promise<number> {
+    for (let index = from; ; index++) {
+      const plan = this.#plan(index, count)
+      if (!this.#hasBlocks(index, plan.blocks)) {
+        this.#addBlocks(index, plan)
+        const start = plan.start + plan.usedClusters
+        for (let cluster = start; cluster < start + count; cluster++) await this.set(cluster, 1)
+        return start
+      }
+    }
   }
 
   /** Brings everything to the file, on stable storage: blocks, then the table, then, if it has moved, where it is. */
@@ -176,20 +187,22 @@ export class Refcounts {
     return block
   }
 
-  /** Makes a block for the cluster, if it has none. */
-  async #touch(cluster: number): Promise<void> {
-    const index = Math.floor(cluster / this.#image.header.geometry.blockEntries)
-    if ((await this.#block(index)) === null) await this.#addBlock(index)
+  #hasBlocks(index: number, count: number): boolean {
+    for (let i = index; i < index + count; i++) if (this.#blockOffset(i) !== 0) return true
+    return false
   }
 
-  async #addBlock(index: number): Promise<void> {
+  #plan(index: number, others: number): GrowthPlan {
+    const { geometry } = this.#image.header
+    const plan = planGrowth(geometry, index, this.#table.length / geometry.clusterSize, others)
+    if (plan.start > 0 && plan.tableClusters * geometry.clusterSize <= REFCOUNT_TABLE_BYTES_MAX) return plan
+    throw new RpcError('ENOSPC', `${this.#image.path} cannot have more refcounts: use larger clusters`)
+  }
+
+  #addBlocks(index: number, plan: GrowthPlan): void {
     const { geometry } = this.#image.header
     const { clusterSize, refcountOrder } = geometry
     const tableClusters = this.#table.length / clusterSize
-    const plan = planGrowth(geometry, index, tableClusters)
-    if (plan.start === 0 || plan.tableClusters * clusterSize > REFCOUNT_TABLE_BYTES_MAX) {
-      throw new RpcError('ENOSPC', `${this.#image.path} cannot have more refcounts: use larger clusters`)
-    }
     if (plan.tableClusters > tableClusters) {
       const table = Buffer.alloc(plan.tableClusters * clusterSize)
       this.#table.copy(table)

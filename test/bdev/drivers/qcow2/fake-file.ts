@@ -11,7 +11,11 @@ import { bytesAt } from '../../../../src/sys/memory.ts'
 
 const SECTOR = 512
 
+export type Operation = 'read' | 'write' | 'zero' | 'punch' | 'sync'
+
 interface Pending {
+  readonly operation: Operation
+  readonly offset: number
   readonly waiter: FileWaiter
   /** What it does when its turn comes. */
   run(): void
@@ -29,6 +33,11 @@ export class FakeFile implements ImageFile {
   readonly sizeBytes: number
   /** Operations that have ended. */
   ended = 0
+  /**
+   * Whether the operation, the next that ends, fails: with that -errno, and a write may have been done or not. A sync that
+   * fails forgets some of what was to be synced, as Linux does: it can be read and never gets to the medium.
+   */
+  fails: (operation: Operation, offset: number) => number = () => 0
   readonly #prng: Prng
   readonly #pending: Pending[] = []
   /** As a reader sees it, and as it is certain to be. */
@@ -55,10 +64,12 @@ export class FakeFile implements ImageFile {
   /** Ends one operation, any. */
   step(): void {
     const index = this.#prng.below(this.#pending.length)
-    const [operation] = this.#pending.splice(index, 1)
-    operation!.run()
+    const [{ operation, offset, run, waiter }] = this.#pending.splice(index, 1) as [Pending]
+    const result = this.fails(operation, offset)
+    if (operation === 'sync' && result < 0) this.#unsynced = this.#unsynced.filter(() => this.#prng.oneIn(2))
+    else if (result === 0 || this.#prng.oneIn(2)) run()
     this.ended++
-    operation!.waiter.fileDone(0)
+    waiter.fileDone(result)
   }
 
   /** What a process finds that opens it after this one was killed. */
@@ -90,7 +101,7 @@ export class FakeFile implements ImageFile {
   }
 
   readTo(offset: number, length: number, segments: Segments, skip: number, waiter: FileWaiter): void {
-    this.#add(waiter, () => {
+    this.#add('read', offset, waiter, () => {
       const data = new Uint8Array(length)
       data.set(this.#bytes.subarray(offset, offset + length))
       let at = 0
@@ -109,25 +120,25 @@ export class FakeFile implements ImageFile {
     isFua: boolean,
     waiter: FileWaiter,
   ): void {
-    this.#add(waiter, () => {
+    this.#add('write', offset, waiter, () => {
       const data = Uint8Array.from(Buffer.concat(partsOf(segments, skip, length)))
       this.#put(offset, data, isFua)
     })
   }
 
   zero(offset: number, length: number, waiter: FileWaiter): void {
-    this.#add(waiter, () => this.#put(offset, new Uint8Array(length)))
+    this.#add('zero', offset, waiter, () => this.#put(offset, new Uint8Array(length)))
   }
 
   /** What is given back reads as anything: here as what would be noticed. */
   punch(offset: number, length: number, waiter: FileWaiter): void {
-    this.#add(waiter, () => this.#put(offset, new Uint8Array(length).fill(0xee)))
+    this.#add('punch', offset, waiter, () => this.#put(offset, new Uint8Array(length).fill(0xee)))
   }
 
   /** Covers what ended before it began, and nothing else. */
   sync(waiter: FileWaiter): void {
     const last = this.#written
-    this.#add(waiter, () => {
+    this.#add('sync', 0, waiter, () => {
       for (const { number, offset, data } of this.#unsynced) {
         if (number <= last) this.#durable = put(this.#durable, offset, data)
       }
@@ -141,8 +152,8 @@ export class FakeFile implements ImageFile {
     this.#unsynced.push({ number: this.#written, offset, data, isFua })
   }
 
-  #add(waiter: FileWaiter, run: () => void): void {
-    this.#pending.push({ waiter, run })
+  #add(operation: Operation, offset: number, waiter: FileWaiter, run: () => void): void {
+    this.#pending.push({ operation, offset, waiter, run })
   }
 }
 

@@ -43,6 +43,12 @@ export class Expectation {
     history.push([0, ...history.at(-1)!])
   }
 
+  /** The last change of it failed: it may have been done or not. */
+  failed(sector: number): void {
+    const history = this.#history[sector]!
+    history.push([...history.at(-2)!, ...history.at(-1)!])
+  }
+
   /** For a flush that begins now: what will be certain when it has ended. */
   mark(busy: ReadonlySet<number>): readonly number[] {
     return this.#history.map((history, sector) =>
@@ -181,6 +187,10 @@ interface Running {
 
 /** Random operations on a machine, as many at a time as there are lanes, none of which overlap. */
 export class Load {
+  /** Operations that failed. */
+  failures = 0
+  /** Whether any may. */
+  readonly #mayFail: boolean
   readonly #machine: Machine
   readonly #expectation: Expectation
   readonly #sectors: number
@@ -188,7 +198,8 @@ export class Load {
   readonly #running = new Set<Running>()
   readonly #busy = new Set<number>()
 
-  constructor(machine: Machine, expectation: Expectation, sectors: number, prng: Prng) {
+  constructor(machine: Machine, expectation: Expectation, sectors: number, prng: Prng, mayFail = false) {
+    this.#mayFail = mayFail
     this.#machine = machine
     this.#expectation = expectation
     this.#sectors = sectors
@@ -252,14 +263,16 @@ export class Load {
   #ended(running: Running, { result }: Request): void {
     const { type, first, count, isFua, mark, address } = running
     this.#running.delete(running)
+    if (result !== 0) this.failures++
     for (let sector = first; sector < first + count; sector++) {
       this.#busy.delete(sector)
-      if (isFua) this.#expectation.certain(sector)
+      if (result !== 0 && type !== IoType.READ) this.#expectation.failed(sector)
+      else if (isFua) this.#expectation.certain(sector)
     }
     unmap(address, pages(Math.max(1, count) * SECTOR))
-    if (result !== 0)
+    if (result !== 0 && !this.#mayFail)
       throw new Error(`operation ${type} of ${count} sectors at ${first} ended with ${result}`)
-    if (type === IoType.FLUSH) this.#expectation.flushed(mark)
+    if (type === IoType.FLUSH && result === 0) this.#expectation.flushed(mark)
   }
 }
 

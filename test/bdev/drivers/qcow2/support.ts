@@ -4,6 +4,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Channel } from '../../../../src/bdev/channel.ts'
 import { drivers } from '../../../../src/bdev/drivers/index.ts'
+import { ImageHandle } from '../../../../src/bdev/drivers/qcow2/image-handle.ts'
+import { Refcounts } from '../../../../src/bdev/drivers/qcow2/refcounts.ts'
 import { type IoType, IoType as Type } from '../../../../src/bdev/io.ts'
 import { bdevMethods } from '../../../../src/bdev/methods.ts'
 import { ReactorBdevs } from '../../../../src/bdev/reactor-bdevs.ts'
@@ -105,6 +107,15 @@ export class Disk {
   flush(): Promise<number> {
     return this.run(Type.FLUSH, 0, 0)
   }
+}
+
+/** Has clusters counted that nothing uses, so that a small image has the tables of a large one. */
+export async function leakClusters(path: string, clusters: number): Promise<void> {
+  const handle = await ImageHandle.open(path, false)
+  const refcounts = await Refcounts.load(handle)
+  await refcounts.allocate(clusters)
+  await refcounts.write()
+  handle.close()
 }
 
 /** Random operations on a disk, many at a time, none of which overlap another of the same round; `model` is what it reads. */
