@@ -23,6 +23,11 @@ await describeWith([...CEPH_PROGRAMS, 'ceph-mgr', 'qemu-io'], 'a Ceph cluster in
 
   const rpc = <T>(method: string, params: object): Promise<T> => daemon.rpc<T>(method, params)
   const lines = (text: string): number => daemon.output.split('\n').filter(line => line.includes(text)).length
+  /** In how many lines the daemon has told that of a device, alone or beside others. */
+  const news = (name: string, what: string): number =>
+    daemon.output
+      .split('\n')
+      .filter(line => new RegExp(`I/O to (.*) ${what}`).exec(line)?.[1]?.split(', ').includes(name)).length
   const workload = async (id: number): Promise<Workload> =>
     (await rpc<Workload[]>('workload_get', { id }))[0]!
 
@@ -45,14 +50,18 @@ await describeWith([...CEPH_PROGRAMS, 'ceph-mgr', 'qemu-io'], 'a Ceph cluster in
     }).toBe(true)
   }
   const stop = (id: number): Promise<Workload> => rpc<Workload>('workload_stop', { id })
-  async function open(image: string, config: Readonly<Record<string, string>> = {}): Promise<void> {
-    await ceph.run('rbd', 'create', '-p', 'volumes', '--size', '64', image)
+  async function open(
+    image: string,
+    config: Readonly<Record<string, string>> = {},
+    pool_name = 'volumes',
+  ): Promise<void> {
+    await ceph.run('rbd', 'create', '-p', pool_name, '--size', '64', image)
     for (const [option, value] of Object.entries(config)) {
-      await ceph.run('rbd', 'config', 'image', 'set', `volumes/${image}`, option, value)
+      await ceph.run('rbd', 'config', 'image', 'set', `${pool_name}/${image}`, option, value)
     }
     await rpc('bdev_rbd_create', {
       name: image,
-      pool_name: 'volumes',
+      pool_name,
       rbd_name: image,
       block_size: 4096,
       cluster_name: 'c',
@@ -63,7 +72,9 @@ await describeWith([...CEPH_PROGRAMS, 'ceph-mgr', 'qemu-io'], 'a Ceph cluster in
     ceph = await startCeph({ osds: 3, cephx: true })
     await ceph.run('ceph', 'osd', 'pool', 'set', 'volumes', 'size', '3')
     await ceph.run('ceph', 'osd', 'pool', 'set', 'volumes', 'min_size', '2')
-    keyring = await ceph.addUser('gateway')
+    await ceph.run('ceph', 'osd', 'pool', 'create', 'limited', '8')
+    await ceph.run('rbd', 'pool', 'init', 'limited')
+    keyring = await ceph.addUser('gateway', ['volumes', 'limited'])
     daemon = await startDaemon({ args: ['--reactors', '2'] })
     await rpc('bdev_rbd_register_cluster', {
       name: 'c',
@@ -169,17 +180,25 @@ await describeWith([...CEPH_PROGRAMS, 'ceph-mgr', 'qemu-io'], 'a Ceph cluster in
     expect(await stop(id)).toMatchObject({ miscompares: 0 })
   })
 
-  it('has no room left: writes wait, as Ceph has it, and go on when there is', async () => {
-    const told = lines('disk has been waiting for Ceph')
-    const wentOn = lines('disk goes on, after')
-    const id = await load('disk')
-    await progress(id)
+  it('has no room left, or a pool its quota: writes wait, as Ceph has it, and go on when there is', async () => {
+    await ceph.startManager()
+    await open('limited', {}, 'limited')
+    const ids = { disk: await load('disk'), limited: await load('limited') }
+    for (const id of Object.values(ids)) await progress(id)
+    const told = news('disk', 'has been waiting for Ceph')
+    const wentOn = news('disk', 'goes on, after')
+    await ceph.run('ceph', 'osd', 'pool', 'set-quota', 'limited', 'max_bytes', '4096')
+    await standstill(ids.limited)
+    await progress(ids.disk)
     // What an empty OSD has on its small disk is more than that.
     for (const limit of ['nearfull', 'backfillfull', 'full']) {
       await ceph.run('ceph', 'osd', `set-${limit}-ratio`, '0.01')
     }
-    await standstill(id)
-    await eventually(() => lines('disk has been waiting for Ceph')).toBe(told + 1)
+    await standstill(ids.disk)
+    await eventually(() => news('limited', 'has been waiting for Ceph')).toBe(1)
+    await eventually(() => news('disk', 'has been waiting for Ceph')).toBe(told + 1)
+    // The daemon lives, and other things can be done with the images.
+    for (const name of ['disk', 'limited']) expect(await rpc('bdev_rbd_snapshot_list', { name })).toEqual([])
     for (const [limit, ratio] of [
       ['full', '0.95'],
       ['backfillfull', '0.9'],
@@ -187,24 +206,16 @@ await describeWith([...CEPH_PROGRAMS, 'ceph-mgr', 'qemu-io'], 'a Ceph cluster in
     ] as const) {
       await ceph.run('ceph', 'osd', `set-${limit}-ratio`, ratio)
     }
-    await progress(id)
-    await eventually(() => lines('disk goes on, after')).toBe(wentOn + 1)
-    expect(await stop(id)).toMatchObject({ errors: 0, miscompares: 0 })
-  })
-
-  it('has reached the quota of its pool: writes wait, and go on when it is raised', async () => {
-    await ceph.startManager()
-    const told = lines('disk has been waiting for Ceph')
-    const id = await load('disk')
-    await progress(id)
-    await ceph.run('ceph', 'osd', 'pool', 'set-quota', 'volumes', 'max_bytes', '4096')
-    await standstill(id)
-    await eventually(() => lines('disk has been waiting for Ceph')).toBe(told + 1)
-    // The daemon lives, and other things can be done with the image.
-    expect(await rpc('bdev_rbd_snapshot_list', { name: 'disk' })).toEqual([])
-    await ceph.run('ceph', 'osd', 'pool', 'set-quota', 'volumes', 'max_bytes', '0')
-    await progress(id)
-    expect(await stop(id)).toMatchObject({ errors: 0, miscompares: 0 })
+    await progress(ids.disk)
+    await eventually(() => news('disk', 'goes on, after')).toBe(wentOn + 1)
+    await standstill(ids.limited)
+    await ceph.run('ceph', 'osd', 'pool', 'set-quota', 'limited', 'max_bytes', '0')
+    await progress(ids.limited)
+    await eventually(() => news('limited', 'goes on, after')).toBe(1)
+    for (const id of Object.values(ids)) {
+      expect(await stop(id)).toMatchObject({ errors: 0, miscompares: 0 })
+    }
+    await rpc('bdev_rbd_delete', { name: 'limited' })
   })
 
   it('loses an image while it is shut out: the device goes, the others stay', async () => {

@@ -111,10 +111,10 @@ export class Ceph {
     }
   }
 
-  /** Makes a user who may use images of the pool `volumes`, and returns the path of a keyring with the key. */
-  async addUser(name: string): Promise<string> {
+  /** Makes a user who may use images of these pools, and returns the path of a keyring with the key. */
+  async addUser(name: string, pools: readonly string[] = ['volumes']): Promise<string> {
     const keyring = join(this.directory, `ceph.client.${name}.keyring`)
-    const caps = ['mon', 'profile rbd', 'osd', 'profile rbd pool=volumes']
+    const caps = ['mon', 'profile rbd', 'osd', pools.map(pool => `profile rbd pool=${pool}`).join(', ')]
     await this.run('ceph', 'auth', 'get-or-create', `client.${name}`, ...caps, '-o', keyring)
     return keyring
   }
