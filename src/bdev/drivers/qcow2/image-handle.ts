@@ -54,9 +54,7 @@ function openFile(path: string, isReadOnly: boolean, create: boolean): Promise<n
       const remedy =
         code === 'EEXIST'
           ? 'delete it first, or choose another name'
-          : isReadOnly || create
-            ? 'check who owns it'
-            : 'check who owns it, or use read_only: true'
+          : `${code === 'EROFS' ? 'remount its file system' : 'check who owns it'}${isReadOnly || create ? '' : ', or use read_only: true'}`
       throw new RpcError(code, `cannot open ${path}: ${cause.code}; ${remedy}`, { cause })
     },
   )
@@ -70,6 +68,15 @@ async function checkKind(path: string): Promise<void> {
   const what = stats.isDirectory() ? 'a directory' : 'neither'
   throw new RpcError('EINVAL', `an image is a file or a block device, and ${path} is ${what}`)
 }
+
+/** What to do when the file cannot be read or written. */
+const REMEDIES = {
+  ENOSPC: 'free room on its file system',
+  EDQUOT: 'raise the quota of its owner, or free some of it',
+  EFBIG: 'its tables point farther than files go: use qemu-img check',
+  EROFS: 'its file system has become read-only: see the kernel log',
+  EIO: 'look at the disk underneath, and the kernel log',
+} as const
 
 const CODES = ['ENOENT', 'EACCES', 'EROFS', 'EPERM', 'EEXIST', 'ENOSPC'] as const
 const asCode = (code: string | undefined): (typeof CODES)[number] | 'EINVAL' =>
@@ -151,13 +158,8 @@ export class ImageHandle {
   async readInto(bytes: Uint8Array, offset: number): Promise<void> {
     this.#checkRange(offset, bytes.length)
     for (let done = 0; done < bytes.length; ) {
-      const { bytesRead } = await read(
-        this.fd,
-        bytes,
-        done,
-        Math.min(PIECE, bytes.length - done),
-        offset + done,
-      )
+      const piece = Math.min(PIECE, bytes.length - done)
+      const { bytesRead } = await this.#told('read', read(this.fd, bytes, done, piece, offset + done))
       if (bytesRead === 0) {
         bytes.fill(0, done)
         return
@@ -169,23 +171,30 @@ export class ImageHandle {
   async write(offset: number, bytes: Uint8Array): Promise<void> {
     this.#checkRange(offset, bytes.length)
     for (let done = 0; done < bytes.length; ) {
-      const { bytesWritten } = await write(
-        this.fd,
-        bytes,
-        done,
-        Math.min(PIECE, bytes.length - done),
-        offset + done,
-      )
+      const piece = Math.min(PIECE, bytes.length - done)
+      const { bytesWritten } = await this.#told('write', write(this.fd, bytes, done, piece, offset + done))
       done += bytesWritten
     }
   }
 
   async sync(): Promise<void> {
-    await fdatasync(this.fd)
+    await this.#told('sync', fdatasync(this.fd))
   }
 
   async truncate(sizeBytes: number): Promise<void> {
-    await ftruncate(this.fd, sizeBytes)
+    await this.#told('truncate', ftruncate(this.fd, sizeBytes))
+  }
+
+  /** Has what the system refuses said with the path and the remedy. */
+  async #told<T>(what: string, work: Promise<T>): Promise<T> {
+    return await work.catch((cause: NodeJS.ErrnoException) => {
+      const { code = 'EIO' } = cause
+      throw new RpcError(
+        code in REMEDIES ? (code as keyof typeof REMEDIES) : 'EIO',
+        `cannot ${what} ${this.path}: ${code}; ${REMEDIES[code as keyof typeof REMEDIES] ?? REMEDIES.EIO}`,
+        { cause },
+      )
+    })
   }
 
   #checkRange(offset: number, length: number): void {

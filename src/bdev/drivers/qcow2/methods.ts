@@ -57,6 +57,7 @@ const CHANGE_ERRORS = {
   ENODEV: 'no qcow2 device has that name',
   EROFS: 'it is read only',
   ENOSPC: 'there is no room for what it takes, or refcounts are not wide enough',
+  EIO: 'its file cannot be read or written',
 } as const
 
 const existing = z.string().describe('The device')
