@@ -18,7 +18,7 @@ export const NOUNS: Readonly<Record<string, string>> = {
   subsystem: 'what hosts connect to, and the devices in it',
   namespace: 'a device in a subsystem',
   listener: 'an address where a subsystem is found, and its ANA state',
-  host: 'who may connect',
+  host: 'who may connect to subsystems; validate: whether this machine can run guests',
   nvmf: 'everything about the NVMe-oF target',
   gateway: 'groups of gateways over one Ceph cluster',
   nvme: 'disks of other targets, with multipath',

@@ -150,16 +150,24 @@ export function spellings(option: CliOption): string {
     case 'number':
       return `${dashed} N`
     default:
-      return `${dashed} ${placeholder(option)}`
+      // The option has said the rest.
+      return `${dashed} ${placeholder(option).split('_').at(-1)}`
   }
 }
+
+/** That a switch is off and a list is empty goes without saying. */
+const saysNothing = (value: unknown): boolean =>
+  value === undefined || value === false || value === '' || ['[]', '{}'].includes(JSON.stringify(value))
+
+/** As it is typed. */
+const plain = (value: unknown): string => (typeof value === 'string' ? value : JSON.stringify(value))
 
 /** What an option means, with what is allowed and what holds without it. */
 export function describe(option: CliOption): string {
   const notes = [
     ...(option.choices.length > 0 ? [option.choices.join(', ')] : []),
     ...(option.required ? ['required'] : []),
-    ...(option.default === undefined ? [] : [`default ${JSON.stringify(option.default)}`]),
+    ...(saysNothing(option.default) ? [] : [`default ${plain(option.default)}`]),
     ...(option.kind === 'list' || option.kind === 'pairs' ? ['may be repeated'] : []),
   ]
   return notes.length === 0 ? option.summary : `${option.summary} (${notes.join('; ')})`.trimStart()

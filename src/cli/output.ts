@@ -92,7 +92,7 @@ function member(row: unknown, path: string): unknown {
 function show(value: unknown): string {
   if (value === undefined || value === null || value === '') return '-'
   if (typeof value === 'boolean') return value ? 'yes' : 'no'
-  if (Array.isArray(value)) return value.length === 0 ? '-' : value.map(show).join(',')
+  if (Array.isArray(value)) return value.length === 0 ? '-' : value.map(show).join(', ')
   if (typeof value === 'string') return printable(value).replaceAll('\n', '?')
   return typeof value === 'object' ? JSON.stringify(value) : String(value)
 }

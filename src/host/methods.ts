@@ -44,6 +44,7 @@ const netList = method({
     silent: z.array(z.string()).describe('Who could not be asked, and why'),
   }),
   cli: {
+    flags: { uri: 'c' },
     text: ({ networks, silent }) =>
       `${tableOf(networks)}${silent.map(reason => `\nNot asked: ${reason}\n`).join('')}`,
   },
@@ -101,7 +102,7 @@ const netDumpxml = method({
     EINVAL: 'the name stands for several networks, or the mode is for another kind',
     ENOSPC: 'every function of the card is in use',
   },
-  cli: { positional: ['network'] },
+  cli: { positional: ['network'], flags: { uri: 'c' } },
   concurrent: true,
   async run({ network: name, kind, mode, uri: at }) {
     const { networks } = await findNetworks(new Host(), at)

@@ -39,8 +39,8 @@ export class Console {
     // A reset connection has nothing to say that its end does not.
     socket.on('error', () => {})
     socket.on('data', (chunk: Buffer) => {
-      options.output.write(chunk)
       options.onOutput?.(chunk.toString('utf8'))
+      options.output.write(chunk)
     })
   }
 

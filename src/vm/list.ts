@@ -1,5 +1,6 @@
 /** All guests on this machine, ours and libvirt's, in one list. */
 import { RpcError } from '../core/errors.ts'
+import { processOfUuid } from './inspect/threads.ts'
 import type { LibvirtGuests } from './libvirt/guests.ts'
 import type { OwnGuests } from './run/own-guests.ts'
 
@@ -43,6 +44,13 @@ export async function listGuests(
   return [...(await Promise.all(ours)), ...(await ofLibvirt(uri, libvirt))]
 }
 
+/** Nothing of one that does not run, or whose process cannot be seen from here. */
+function pidOf(facts: ReadonlyMap<string, string>): { pid?: number } {
+  const uuid = facts.get('State') === 'shut off' ? undefined : facts.get('UUID')
+  const pid = uuid === undefined ? undefined : processOfUuid(uuid)
+  return pid === undefined ? {} : { pid }
+}
+
 async function ofLibvirt(
   uri: string | undefined,
   libvirt: Pick<LibvirtGuests, 'list'>,
@@ -50,6 +58,7 @@ async function ofLibvirt(
   try {
     const domains = await libvirt.list(uri)
     return domains.map(({ name, facts, disks }) => ({
+      ...pidOf(facts),
       ...{ name, owner: 'libvirt', state: facts.get('State') ?? 'no state' },
       cpus: Number(facts.get('CPU(s)') ?? 0),
       memory: 1024 * Number.parseInt(facts.get('Max memory') ?? '0', 10),

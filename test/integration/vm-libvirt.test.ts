@@ -122,7 +122,7 @@ await describeWith([...GUEST_PROGRAMS, 'libvirtd', 'virsh', 'setpriv'], "a libvi
     const facts = await libvirt.virsh('dominfo', 'lab')
     expect(guests).toEqual([
       {
-        ...{ name: 'lab', owner: 'libvirt', state: 'running' },
+        ...{ name: 'lab', owner: 'libvirt', state: 'running', pid: expect.any(Number) },
         cpus: Number(/^CPU\(s\): +(\d+)/m.exec(facts)![1]),
         memory: 1024 * Number(/^Max memory: +(\d+) KiB/m.exec(facts)![1]),
         disks: [expect.stringMatching(/^vda \(\/.*\)$/), 'sda'],

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { PassThrough } from 'node:stream'
 import { afterEach, beforeEach, expect, it } from 'vitest'
-import { attachConsole, type Input } from '../../src/vm/console.ts'
+import { attachConsole, Console, type Input } from '../../src/vm/console.ts'
 
 /** A terminal that remembers whether it is in raw mode. */
 class FakeTerminal extends PassThrough {
@@ -62,6 +62,18 @@ it('types to the guest as it is, Ctrl-C too, until Ctrl-], which is not for it',
   expect(await attached).toBe(false)
   expect(input.isRaw).toBe(false)
   await expect.poll(() => heard).toBe('ls\x03a')
+})
+
+it('can be listened to before a prompt is shown, whose question to the terminal is answered at once', async () => {
+  const { input, typed, output } = terminal()
+  const wasRaw: boolean[] = []
+  output.on('data', () => wasRaw.push(input.isRaw))
+  const console: Console = await Console.open(path, {
+    ...{ input: typed, output, takesKey: () => false, onOutput: () => console.listen() },
+  })
+  ;(await guest).write('root# \x1b[6n')
+  await expect.poll(() => wasRaw).toEqual([true])
+  console.close()
 })
 
 it('ends with the guest, and gives the terminal back', async () => {

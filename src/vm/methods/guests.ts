@@ -28,8 +28,9 @@ const run = method({
       .array(z.string().min(1))
       .default([])
       .describe(
-        'A volume (POOL/NAME), else a bdev, else an absolute path, with what is to be said of it: ' +
-          'VOLUME[,bus=virtio|nvme|scsi][,means=vhost|nbd|direct][,format=raw|qcow2][,serial=S][,readonly]. It boots from the first',
+        'A volume (POOL/NAME), else a bdev, else an absolute path. Behind it what is to be said of it: ' +
+          ',bus=virtio|nvme|scsi ,means=vhost|nbd|direct ,format=raw|qcow2 ,serial=S ,readonly (without blanks). It boots from ' +
+          'the first',
       ),
     cdrom: z
       .string()
@@ -48,7 +49,7 @@ const run = method({
       .string()
       .default('user')
       .describe(
-        'user, none, bridge=BRIDGE, tap=INTERFACE or macvtap=INTERFACE[:bridge|vepa|private|passthrough]',
+        'user, none, bridge=BRIDGE, tap=INTERFACE or macvtap=INTERFACE, behind which may be :bridge, :vepa, :private or :passthrough',
       ),
     machine: z
       .string()

@@ -1,0 +1,37 @@
+import { expect, it } from 'vitest'
+import { z } from 'zod'
+import { commandHelp } from '../../src/cli/help.ts'
+import { render } from '../../src/cli/output.ts'
+import { method } from '../../src/rpc/method.ts'
+import { RecordingTerminal } from './support.ts'
+
+const row = z.object({ name: z.string(), disks: z.array(z.string()) })
+const list = method({
+  name: 'shelf_list',
+  summary: 'Lists shelves.',
+  params: z.object({
+    all: z.boolean().default(false).describe('Empty ones too'),
+    labels: z.array(z.string()).default([]).describe('Those with a label'),
+    order: z.string().default('name').describe('What they are sorted by'),
+    label_file: z.string().default('').describe('A file with labels'),
+  }),
+  result: z.array(row),
+  cli: { columns: ['name', 'disks'] },
+  run: () => [],
+})
+
+it('says nothing of defaults that go without saying, and others as they are typed', () => {
+  const help = commandHelp({ words: ['shelf', 'list'], method: list })
+  expect(/Options\n([\s\S]*?)\n\n/.exec(help)![1]!.split('\n')).toEqual([
+    '  --all              Empty ones too',
+    '  --labels LABELS    Those with a label (may be repeated)',
+    '  --order ORDER      What they are sorted by (default name)',
+    '  --label-file FILE  A file with labels',
+  ])
+})
+
+it('sets a list in a table apart by commas and blanks', () => {
+  const terminal = new RecordingTerminal({ isTerminal: true })
+  const shown = render(terminal, list, [{ name: 'a', disks: ['vda (x)', 'vdb'] }])
+  expect(shown).toContain('a     vda (x), vdb\n')
+})
