@@ -2,6 +2,7 @@
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { createConnection } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -13,7 +14,7 @@ import { labKernel } from './lab/image.ts'
 
 const QPAIR = fileURLToPath(new URL('../../bin/qpair.js', import.meta.url))
 const TIMEOUT_MS = 200_000
-const PROGRAMS = ['qemu-system-x86_64', 'busybox', 'nvme', 'lspci', 'fdisk', 'xz'] as const
+const PROGRAMS = ['qemu-system-x86_64', 'busybox', 'nvme', 'lspci', 'fdisk', 'xz', 'setpriv'] as const
 /** Ctrl-]. */
 const ESCAPE = '\x1d'
 
@@ -56,6 +57,19 @@ class LabRun {
       }
       await delay(20)
     }
+  }
+}
+
+async function isOpen(port: number): Promise<boolean> {
+  const socket = createConnection(port, '127.0.0.1')
+  try {
+    await once(socket, 'connect')
+    return true
+  } catch {
+    // It is refused.
+    return false
+  } finally {
+    socket.destroy()
   }
 }
 
@@ -108,6 +122,18 @@ await describeWith(PROGRAMS, 'qpair vm lab', () => {
     await run.shows(/This is a shell in the lab/)
     run.type(ESCAPE)
     expect(await run.exited).toEqual([0, null])
+    expect(existsSync(home!)).toBe(false)
+  })
+
+  it('takes its gateways along when it is killed, and the next one removes its directory', async () => {
+    const killed = start('--multipath', '--nvme', '1G')
+    const [, home] = await killed.shows(/thin, in (\S+)/)
+    const [, port] = await killed.shows(/ports (\d+) and/)
+    killed.signal('SIGKILL')
+    await killed.exited
+    await expect.poll(() => isOpen(Number(port)), { timeout: 60_000 }).toBe(false)
+    const next = start('--nvme', '1G')
+    await next.shows(new RegExp(`${home} is removed: its lab was killed`))
     expect(existsSync(home!)).toBe(false)
   })
 

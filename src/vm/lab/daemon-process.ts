@@ -3,6 +3,7 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { createServer } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { connect, type RpcClient } from '../../rpc/client.ts'
+import { withParent } from './programs.ts'
 
 /** A client that knows the methods by name only. */
 export type Client = Pick<RpcClient<[]>, 'request' | 'close'>
@@ -27,8 +28,9 @@ export class DaemonProcess<AnyClient extends Client = Client> {
     { detached = false }: { readonly detached?: boolean } = {},
   ): Promise<DaemonProcess<AnyClient>> {
     const launcher = fileURLToPath(new URL('../../../bin/qpair.js', import.meta.url))
-    const args = [launcher, 'serve', '-r', socket, '--state', state, '--loglevel', 'ERROR']
-    const child = spawn(process.execPath, args, { detached, stdio: ['ignore', 'ignore', 'inherit'] })
+    const serve = [process.execPath, launcher, 'serve', '-r', socket, '--state', state, '--loglevel', 'ERROR']
+    const [program, ...args] = withParent(serve, 'TERM')
+    const child = spawn(program!, args, { detached, stdio: ['ignore', 'ignore', 'inherit'] })
     try {
       const client: Client = await connect<[]>(socket, { retries: 100 })
       // The type of a client says what is asked of it; the daemon is this version's own.

@@ -71,6 +71,17 @@ done
 true
 `
 
+/** A serial port does not hear that the terminal has another size: this asks where its last corner is. */
+export const RESIZE = `#!/bin/busybox sh
+saved=$(stty -g)
+stty raw -echo min 0 time 20
+printf '\\0337\\033[999;999H\\033[6n\\0338'
+IFS='[;' read -r -d R _ rows columns
+stty "$saved"
+[ -n "$columns" ] && stty rows "$rows" cols "$columns"
+stty size
+`
+
 /** Every block is written, read back past the cache and compared; a path that is lost shows as a pause, not as an error. */
 export const LOAD = `#!/bin/busybox sh
 # load [SECONDS [DISK]]

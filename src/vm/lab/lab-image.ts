@@ -6,7 +6,7 @@ import { basename, dirname, join } from 'node:path'
 import { promisify } from 'node:util'
 import { RpcError } from '../../core/errors.ts'
 import { type CpioEntry, cpio, directory, file } from './cpio.ts'
-import { INIT, LOAD, PATHS } from './guest-files.ts'
+import { INIT, LOAD, PATHS, RESIZE } from './guest-files.ts'
 import { debianKernel, installedKernels, type Kernel, publish, unpackVmlinux } from './kernel.ts'
 import { ModuleTree, moduleName } from './modules.ts'
 import { findProgram, merged, sharedLibraries } from './programs.ts'
@@ -164,6 +164,7 @@ async function archive(programs: readonly string[], tree: ModuleTree): Promise<B
   add('usr/bin/busybox', readFileSync(findProgram('busybox')!))
   add('usr/bin/paths', PATHS)
   add('usr/bin/load', LOAD)
+  add('usr/bin/resize', RESIZE)
   add('init', INIT)
   add('modules.order', order.map(path => `${moduleName(path)}.ko\n`).join(''))
   for (const path of order) add(`modules/${moduleName(path)}.ko`, tree.read(path))

@@ -8,7 +8,7 @@ import { diskObjects } from '../run/guest-disk.ts'
 import { type Accel, architecture, machineArguments } from '../run/machine.ts'
 import { noQemu, startFailure } from '../run/qemu-failure.ts'
 import type { LabImage } from './lab-image.ts'
-import { findProgram } from './programs.ts'
+import { findProgram, withParent } from './programs.ts'
 
 export interface LabMachineOptions {
   readonly directory: string
@@ -52,11 +52,9 @@ export class LabMachine {
     const args = labArguments(options, qmpPath, consolePath)
     const qemu = findProgram(program)
     if (qemu === undefined) throw noQemu(program, undefined)
-    // However this process ends, the kernel ends QEMU with it.
-    const setpriv = findProgram('setpriv')
-    const command = setpriv === undefined ? [qemu] : [setpriv, '--pdeathsig', 'KILL', '--', qemu]
+    const [first, ...rest] = withParent([qemu, ...args], 'KILL')
     const said: string[] = []
-    const child = spawn(command[0]!, [...command.slice(1), ...args], {
+    const child = spawn(first!, rest, {
       detached: true,
       stdio: ['ignore', 'ignore', 'pipe'],
     })

@@ -5,9 +5,7 @@
  *   guest: /dev/nvme0n1 ─┬─ eth0 ── NVMe/TCP ── gateway A ─┬─ images
  *                        └─ eth1 ── NVMe/TCP ── gateway B ─┘
  */
-import { mkdtemp, open, rm } from 'node:fs/promises'
-import { constants, tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { constants } from 'node:os'
 import { setTimeout as delay } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import { RpcError } from '../../core/errors.ts'
@@ -22,6 +20,7 @@ import { isKvmFailure } from '../run/qemu-failure.ts'
 import { GatewayPair, LAB_NQN } from './gateway-pair.ts'
 import { READY } from './guest-files.ts'
 import type { Kernel } from './kernel.ts'
+import { LabDirectory, removeLeftLabs, withReason } from './lab-directory.ts'
 import { defaultCache, labImage } from './lab-image.ts'
 import { LabMachine } from './lab-machine.ts'
 import { LabMenu } from './lab-menu.ts'
@@ -72,6 +71,8 @@ export interface LabTerminal {
 /** A guest under KVM that has not said a word by then never will: some machines offer KVM that hangs. */
 const SILENCE_MS = 20_000
 const DISKS_MAX = 16
+const DISK_BYTES_MIN = 1 << 20
+const BLOCK_BYTES = 512
 
 /** Resolves with the exit code. Throws `RpcError` for what cannot be. */
 export async function vmLab(
@@ -83,7 +84,7 @@ export async function vmLab(
     terminal.output.write(foldLines(HELP, terminal.output.columns))
     return 0
   }
-  const directory = await mkdtemp(join(tmpdir(), 'qpair-lab-'))
+  const directory = await LabDirectory.make()
   const lab = new Lab(request, directory, terminal)
   const played = lab.run()
   try {
@@ -93,7 +94,7 @@ export async function vmLab(
     // A lab that was interrupted while it started may have started one thing more.
     await played.catch(() => undefined)
     await lab.stop()
-    await rm(directory, { recursive: true, force: true })
+    await directory.remove()
   }
 }
 
@@ -106,6 +107,13 @@ export function parseRequest(argv: readonly string[]): LabRequest | 'help' {
     throw new RpcError(
       'EINVAL',
       `--nvme is given ${sizes.length} times: the lab has room for ${DISKS_MAX} disks`,
+    )
+  }
+  const odd = sizes.findIndex(size => size < DISK_BYTES_MIN || size % BLOCK_BYTES !== 0)
+  if (odd >= 0) {
+    throw new RpcError(
+      'EINVAL',
+      `--nvme ${values.nvme![odd]}: a disk has ${formatSize(DISK_BYTES_MIN)} at least, in blocks of ${BLOCK_BYTES} bytes`,
     )
   }
   const cpus = Number(values.cpus ?? '2')
@@ -146,7 +154,7 @@ function interrupted(): Promise<number> {
 
 class Lab {
   readonly #request: LabRequest
-  readonly #directory: string
+  readonly #directory: LabDirectory
   readonly #terminal: LabTerminal
   #gateways: GatewayPair | undefined
   #machine: LabMachine | undefined
@@ -158,7 +166,7 @@ class Lab {
     this.#leave = resolve
   })
 
-  constructor(request: LabRequest, directory: string, terminal: LabTerminal) {
+  constructor(request: LabRequest, directory: LabDirectory, terminal: LabTerminal) {
     this.#request = request
     this.#directory = directory
     this.#terminal = terminal
@@ -166,10 +174,11 @@ class Lab {
 
   async run(): Promise<number> {
     const { sizes, isMultipath, accel } = this.#request
-    const images = await this.#makeImages()
-    this.#say(`${sizes.map(formatSize).join(' and ')} of virtual NVMe, thin, in ${this.#directory}`)
+    for (const path of await removeLeftLabs()) this.#say(`${path} is removed: its lab was killed`)
+    const images = await this.#directory.makeImages(sizes)
+    this.#say(`${sizes.map(formatSize).join(' and ')} of virtual NVMe, thin, in ${this.#directory.path}`)
     if (isMultipath) {
-      this.#gateways = await GatewayPair.start(this.#directory, images)
+      this.#gateways = await GatewayPair.start(this.#directory.path, images)
       this.#say(`gateways A and B serve them on 127.0.0.1, ports ${this.#gateways.ports.join(' and ')}`)
     }
     const chosen = accel === 'auto' ? await bestAccel() : accel
@@ -200,29 +209,20 @@ class Lab {
     await this.#gateways?.stop()
   }
 
-  async #makeImages(): Promise<string[]> {
-    const images: string[] = []
-    for (const [index, size] of this.#request.sizes.entries()) {
-      const path = join(this.#directory, `nvme${index}.raw`)
-      const file = await open(path, 'w')
-      await file.truncate(size)
-      await file.close()
-      images.push(path)
-    }
-    return images
-  }
-
   /** Answers whether the guest has said anything, when that is in doubt. */
   async #boot(accel: Accel, images: readonly string[], isInDoubt: boolean): Promise<boolean> {
     const { kernel, cpus, memoryBytes, isMultipath } = this.#request
     const { rows = 24, columns = 80 } = this.#terminal.output
-    const image = await labImage({
-      ...{ kernel, isEmulated: accel === 'tcg', directory: this.#directory, cache: defaultCache() },
-      say: text => this.#say(text),
-    })
+    const directory = this.#directory.path
+    const image = await withReason(directory, () =>
+      labImage({
+        ...{ kernel, isEmulated: accel === 'tcg', directory, cache: defaultCache() },
+        say: text => this.#say(text),
+      }),
+    )
     this.#say(`a guest starts, ${accel === 'kvm' ? 'with KVM' : 'emulated: this takes some seconds'}`)
     this.#machine = await LabMachine.start({
-      ...{ directory: this.#directory, image, accel, cpus, memoryBytes },
+      ...{ directory, image, accel, cpus, memoryBytes },
       ...{ disks: isMultipath ? [] : images, networks: isMultipath ? 2 : 0 },
       environment: {
         ...{ LAB_DISKS: String(images.length), LAB_ROWS: String(rows), LAB_COLUMNS: String(columns) },

@@ -25,6 +25,12 @@ function isExecutable(path: string): boolean {
   }
 }
 
+/** A command line whose program the kernel ends with that signal when this process ends, however it does. */
+export function withParent(command: readonly string[], signal: 'TERM' | 'KILL'): string[] {
+  const setpriv = findProgram('setpriv')
+  return setpriv === undefined ? [...command] : [setpriv, '--pdeathsig', signal, '--', ...command]
+}
+
 /** The libraries these programs load, by the paths the loader will look for. Static programs have none. */
 export async function sharedLibraries(programs: readonly string[]): Promise<string[]> {
   const listings = await Promise.all(

@@ -31,6 +31,8 @@ describe('the command line of the lab', () => {
 
   it.each([
     [['--nvme', 'much'], '--nvme much is no size'],
+    [['--nvme', '1G', '--nvme', '1000'], '--nvme 1000: a disk has 1 MiB at least, in blocks of 512 bytes'],
+    [['--nvme', '2000001'], '--nvme 2000001: a disk has'],
     [['--kernel', '/boot/k'], '--kernel PATH and --modules DIR go together'],
     [['--cpus', '0'], '--cpus 0: give a number from 1 to 64'],
     [['--accel', 'fast'], '--accel fast: choose auto, kvm or tcg'],
