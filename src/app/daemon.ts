@@ -1,10 +1,12 @@
 /** The daemon: reactors, everything that has state, and the RPC server in front of it. */
 import { join, resolve } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { IscsiDisks } from '../bdev/drivers/iscsi/disks.ts'
 import { classifyPlugins, createPluginDisks } from '../bdev/drivers/plugin.ts'
 import { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
+import { ProgramProcess } from '../core/program-process.ts'
 import { Gateway } from '../gateway/gateway.ts'
 import { NbdExports } from '../nbd/exports.ts'
 import { NvmeControllers } from '../nvme/nvme-controllers.ts'
@@ -43,6 +45,8 @@ import { VERSION } from './version.ts'
 const log = logger('app')
 
 const SPIN_US = 100
+/** How long the end of the daemon waits for what comes up at that moment. */
+const COMING_MS = 1000
 /** Address space a reactor may use for buffers, rings and connections; memory only as it is touched. */
 const ARENA_BYTES = 512 << 20
 
@@ -131,9 +135,13 @@ function buildContext(
   const nbd = new NbdExports({ reactors, acceptor, bdevs })
   const rbd = new RbdImages(bdevs, reactors)
   const { secrets } = rest
+  let programs: ProgramProcess | undefined
   const pools = new StoragePools({
     services: { call: dispatch.call, rbd, secrets },
     notify: (type, context) => notifications.add(type, context),
+    onRemote: () => {
+      programs ??= new ProgramProcess(new URL('../core/program-main.js', import.meta.url))
+    },
   })
   void rest.initialization.wait().then(() => pools.daemonIsUp())
   const gateway = new Gateway({
@@ -295,7 +303,8 @@ export class Daemon {
   async stop(): Promise<void> {
     await this.#server?.close()
     const { bdevs, gateway, jobs, kept, nvme, nvmf, ownGuests, rbd, reactors, vhost, virtio } = this.context
-    kept.stop()
+    // A device that is just coming has to be there to be closed; one that waits for a peer may not be waited for.
+    await Promise.race([kept.stop(), delay(COMING_MS, undefined, { ref: false })])
     ownGuests.leave()
     await jobs.stop()
     // Other members take over what is served here before hosts lose it.

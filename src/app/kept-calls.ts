@@ -146,10 +146,11 @@ export class KeptCalls {
     this.#schedule()
   }
 
-  /** Waits for nothing: what is under way ends in its own time, or with the process. */
-  stop(): void {
+  /** From now on nothing is tried. Resolves when what is under way has ended, which may take as long as a peer likes. */
+  async stop(): Promise<void> {
     this.#isRunning = false
     this.#timer?.cancel()
+    await Promise.all([...this.#lanes.values(), ...this.#entries.map(({ attempt }) => attempt)])
   }
 
   /** A device has come: what waits may be waiting for it. */

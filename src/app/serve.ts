@@ -62,12 +62,13 @@ async function run(options: ServeOptions): Promise<number> {
   }
   const signal = await stopped
   log.notice(`${signal}: closing connections and devices`)
-  const isOrderly = await Promise.race([
-    daemon.stop().then(() => true),
-    delay(STOP_MS, false, { ref: false }),
+  const late = `${STOP_MS / 1000} s have passed`
+  const obstacle = await Promise.race([
+    daemon.stop().catch((error: Error) => error.message),
+    delay(STOP_MS, late, { ref: false }),
   ])
-  if (!isOrderly) log.warning(`not everything is closed after ${STOP_MS / 1000} s: ending all the same`)
-  // A thread that waits for a peer (a Ceph cluster that is gone) would keep the process alive for as long.
-  if (!isOrderly || isWaiting()) exitNow(0)
+  if (obstacle !== undefined) log.warning(`not everything is closed (${obstacle}): ending all the same`)
+  // What is still open, or a thread that waits for a peer (a Ceph cluster that is gone), would keep the process alive.
+  if (obstacle !== undefined || isWaiting()) exitNow(0)
   return 0
 }

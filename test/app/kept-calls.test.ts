@@ -243,9 +243,31 @@ describe('calls that failed at start', () => {
   it('rest when the daemon ends', async () => {
     fails(image, 'ENOENT')
     kept.start()
-    kept.stop()
+    await kept.stop()
     await pass(100)
     expect(tried).toEqual([])
+  })
+
+  it('are waited for by the end of the daemon while one is under way, and no other is begun', async () => {
+    let open = (): void => {}
+    const opened = new Promise<void>(resolve => {
+      open = resolve
+    })
+    const run = vi.fn(() => opened)
+    const busy = new KeptCalls({ clock, isSlow: () => false, run, save: async () => {} })
+    for (const call of [image, namespace]) busy.keep('bdev', call, new RpcError('ENOENT', 'not there yet'))
+    busy.start()
+    await pass(1)
+    let isStopped = false
+    const stopped = busy.stop().then(() => {
+      isStopped = true
+    })
+    await settle()
+    expect(isStopped).toBe(false)
+    open()
+    await stopped
+    expect(run).toHaveBeenCalledTimes(1)
+    expect(busy.list().map(({ call }) => call)).toEqual([namespace])
   })
 
   it('go on when their success cannot be saved', async () => {

@@ -99,9 +99,11 @@ export class Daemon {
     return this.#running().end(signal)
   }
 
-  /** Ends the process with a signal and starts it again. */
-  async restart(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
-    await this.kill(signal)
+  /** Ends the process with a signal and starts it again. One that is asked to end and does not do so cleanly is an error. */
+  async restart(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<void> {
+    const exit = await this.kill(signal)
+    if (signal === 'SIGTERM' && exit.code !== 0)
+      throw this.#failure(`asked to end, the daemon ended ${told(exit)}`)
     await this.start()
   }
 
