@@ -94,6 +94,12 @@ export class DomainDocument {
     )
   }
 
+  /** As whom QEMU runs in the words of a security driver; undefined where libvirt has not chosen yet. */
+  labelOf(model: string): string | undefined {
+    const labels = elementsIn(this.#root, 'seclabel').filter(each => attributeOf(each, 'model') === model)
+    return labels.map(each => textOf(elementIn(each, 'label'))).find(label => label !== undefined)
+  }
+
   /** Another process may map the guest's memory, which vhost-user takes (libvirt asks for the same). */
   get hasSharedMemory(): boolean {
     const mode = attributeOf(elementAt(this.#root, 'memoryBacking', 'access'), 'mode')

@@ -24,6 +24,8 @@ export interface Confinement {
   readonly models: readonly string[]
   /** As whom QEMU runs; undefined where libvirt does not say: as libvirt itself. */
   readonly user: { readonly uid: number; readonly gid: number } | undefined
+  /** SELinux's label that guests' labels are made of; undefined without SELinux. */
+  readonly selinuxLabel: string | undefined
 }
 
 export interface VirtualNetwork {
@@ -190,15 +192,18 @@ export class Virsh {
     const root = parseXml(await this.#virsh(['capabilities']), "libvirt's capabilities", 'capabilities')
     const host = elementIn(root, 'host')
     const models = host === undefined ? [] : elementsIn(host, 'secmodel')
-    const dac = models.find(model => textOf(elementAt(model, 'model')) === 'dac')
-    const labels = dac === undefined ? [] : elementsIn(dac, 'baselabel')
-    const label = labels.find(each => attributeOf(each, 'type') === domainType) ?? labels[0]
-    const [, uid, gid] = /^\+(\d+):\+(\d+)$/.exec(textOf(label) ?? '') ?? []
+    const labelBy = (name: string): string | undefined => {
+      const model = models.find(each => textOf(elementAt(each, 'model')) === name)
+      const labels = model === undefined ? [] : elementsIn(model, 'baselabel')
+      return textOf(labels.find(each => attributeOf(each, 'type') === domainType) ?? labels[0])
+    }
+    const [, uid, gid] = /^\+(\d+):\+(\d+)$/.exec(labelBy('dac') ?? '') ?? []
     return {
       models: models
         .map(model => textOf(elementAt(model, 'model')) ?? '')
         .filter(model => model !== '' && model !== 'none'),
       user: uid === undefined ? undefined : { uid: Number(uid), gid: Number(gid) },
+      selinuxLabel: labelBy('selinux'),
     }
   }
 

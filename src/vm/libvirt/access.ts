@@ -4,12 +4,14 @@
  * before the guest meets it, with the least that has to be changed.
  */
 import { constants } from 'node:fs'
-import { access, realpath } from 'node:fs/promises'
+import { access } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { ProgramError } from '../../core/program.ts'
 import type { Confinement, RunProgram } from '../../libvirt/virsh.ts'
 import { profileObstacle } from './apparmor.ts'
 import { commandLine } from './command-line.ts'
+import { realPath } from './real-path.ts'
+import { labelObstacle } from './selinux.ts'
 
 export interface Need {
   readonly path: string
@@ -26,6 +28,8 @@ export interface Guest {
   readonly uid: number
   readonly gid: number
   readonly isRunning: boolean
+  /** As whom it runs for SELinux; for one that does not, what its label will be made of. Undefined without SELinux. */
+  readonly selinuxLabel: string | undefined
 }
 
 /** A cause of refusal, and what removes it. */
@@ -33,8 +37,10 @@ export interface Obstacle {
   readonly cause: string
   /** To be typed as root. */
   readonly remedy: readonly string[]
-  /** Does the same. */
-  readonly fix: () => Promise<void>
+  /** Does the same, as far as the guest's start does not do it by itself. Absent where that is not for a program to decide. */
+  readonly fix?: () => Promise<void>
+  /** Takes that back, where it would be of no use without the disk. */
+  readonly undo?: () => Promise<void>
 }
 
 export interface AccessParts {
@@ -53,7 +59,7 @@ export async function findObstacles(
   const found = [
     await ownershipObstacle(need, guest, confinement, parts),
     confinement.models.includes('apparmor') ? await profileObstacle(need, guest, parts) : undefined,
-    confinement.models.includes('selinux') ? await labelObstacle(need, parts) : undefined,
+    confinement.models.includes('selinux') ? await labelObstacle(need, guest, parts) : undefined,
   ]
   return found.filter(obstacle => obstacle !== undefined)
 }
@@ -68,8 +74,7 @@ async function ownershipObstacle(
   const { path, kind, isReadOnly, isKnownToLibvirt } = need
   const who = `u:${guest.uid}`
   // Of what a link leads to, too.
-  const real = await realpath(path).catch(() => path)
-  const directories = new Set([...ancestors(path), ...ancestors(real)])
+  const directories = new Set([...ancestors(path), ...ancestors(await realPath(path))])
   for (const directory of directories) {
     if ((await isAllowed(directory, 'x', guest, run)) !== false) continue
     return acl(run, {
@@ -150,31 +155,6 @@ async function acl(
     remedy: [commandLine([program!, ...args])],
     fix: async () => {
       await run(program!, args)
-    },
-  }
-}
-
-/** SELinux: guests may open what has the type of images; libvirt gives it to what it knows. */
-async function labelObstacle(
-  { path, kind, isKnownToLibvirt }: Need,
-  { run }: AccessParts,
-): Promise<Obstacle | undefined> {
-  if (isKnownToLibvirt || kind === 'socket') return undefined
-  const label = await run('stat', ['--format=%C', '--', path]).then(
-    text => text.trim(),
-    () => undefined,
-  )
-  const type = label?.split(':')[2]
-  if (type === undefined || type === 'svirt_image_t') return undefined
-  const commands = [
-    ['semanage', 'fcontext', '-a', '-t', 'svirt_image_t', path.replaceAll(/[.*+?()[\]{}|^$\\]/g, '\\$&')],
-    ['restorecon', '-v', path],
-  ]
-  return {
-    cause: `SELinux: ${path} is labelled ${type}, which guests may not open, and libvirt does not know of it`,
-    remedy: commands.map(commandLine),
-    fix: async () => {
-      for (const [program, ...args] of commands) await run(program!, args)
     },
   }
 }

@@ -2,10 +2,13 @@
  * AppArmor: libvirt makes a profile for each guest from its document, anew at each start, with what stands in libvirt's own
  * elements. For the rest there is a file of this machine's own rules, which every guest's profile takes in.
  */
-import { appendFile, mkdir, readdir, readFile, realpath, writeFile } from 'node:fs/promises'
-import { basename, dirname, join } from 'node:path'
+import { appendFile, mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
+import { RpcError } from '../../core/errors.ts'
+import { ProgramError } from '../../core/program.ts'
 import type { AccessParts, Guest, Need, Obstacle } from './access.ts'
 import { commandLine, quoted } from './command-line.ts'
+import { realPath } from './real-path.ts'
 
 /** Behind each rule that is made here, so that it can be taken away again. */
 const OURS = '# qpair'
@@ -14,27 +17,52 @@ const OURS = '# qpair'
 export async function profileObstacle(
   { path, kind, isReadOnly, isKnownToLibvirt }: Need,
   guest: Guest,
-  { run, root }: AccessParts,
+  parts: AccessParts,
 ): Promise<Obstacle | undefined> {
+  const { root } = parts
   if (isKnownToLibvirt || (kind === 'socket' && !(await mediatesSockets(root)))) return undefined
   const real = await realPath(path)
   const { local, rules } = await localRules(root)
   const rights = kind === 'socket' ? 'rw' : isReadOnly ? 'rk' : 'rwk'
   if (rules.split('\n').some(line => allows(line, real, rights))) return undefined
   const rule = `${pathInRule(real)} ${rights}, ${OURS}`
-  const reload =
-    guest.isRunning && guest.uuid !== undefined
-      ? [['apparmor_parser', '-r', join(root, 'etc/apparmor.d/libvirt', profileOf(guest.uuid))]]
-      : []
+  const load = loading(guest, parts)
   return {
     cause: `AppArmor: the profile of the guest's QEMU has no rule for ${real}, since libvirt does not know of it`,
-    remedy: [`echo ${quoted(`  ${rule}`)} >> ${quoted(local)}`, ...reload.map(commandLine)],
+    remedy: [
+      `echo ${quoted(`  ${rule}`)} >> ${quoted(local)}`,
+      ...(load === undefined ? [] : [commandLine(load)]),
+    ],
     fix: async () => {
       await mkdir(dirname(local), { recursive: true })
       await appendFile(local, `${rules === '' || rules.endsWith('\n') ? '' : '\n'}  ${rule}\n`)
-      for (const [program, ...args] of reload) await run(program!, args)
     },
+    undo: () => withdrawRule(path, parts),
   }
+}
+
+/**
+ * Has the guest that runs confined by the rules as they are now, with those that have been written since it started: libvirt does
+ * the same with each disk that it plugs in. Throws `RpcError` EIO when they are wrong.
+ */
+export async function loadProfile(guest: Guest, parts: AccessParts): Promise<void> {
+  const [program, ...args] = loading(guest, parts) ?? []
+  // Others than root may not; what QEMU is refused then is told afterwards.
+  if (program === undefined || process.getuid!() !== 0) return
+  try {
+    await parts.run(program, args)
+  } catch (error) {
+    if (!(error instanceof ProgramError)) throw error
+    throw new RpcError('EIO', `AppArmor does not load the profile of the guest's QEMU: ${error.message}`, {
+      cause: error,
+    })
+  }
+}
+
+/** The command that loads the profile anew; undefined for a guest that gets it when it starts. */
+function loading({ uuid, isRunning }: Guest, { root }: AccessParts): readonly string[] | undefined {
+  if (!isRunning || uuid === undefined) return undefined
+  return ['apparmor_parser', '-r', join(root, 'etc/apparmor.d/libvirt', profileOf(uuid))]
 }
 
 /** Takes back the rule for what no guest has any more. It counts until a guest's profile is loaded anew, and harms nobody. */
@@ -92,12 +120,6 @@ async function mediatesSockets(root: string): Promise<boolean> {
   const [, fixed] = /^policy-features=(\S+)/m.exec(await read(join(root, 'etc/apparmor/parser.conf'))) ?? []
   return fixed === undefined || /\baf_unix\b/.test(await read(join(root, fixed)))
 }
-
-/** Rules are for what a path leads to. What is no more had a directory, at least. */
-const realPath = (path: string): Promise<string> =>
-  realpath(path)
-    .catch(async () => join(await realpath(dirname(path)), basename(path)))
-    .catch(() => path)
 
 const pathInRule = (path: string): string => `"${path.replaceAll(/["\\*?[\]{}^]/g, '\\$&')}"`
 

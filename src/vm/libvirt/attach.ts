@@ -9,7 +9,7 @@ import { nameOf } from '../../libvirt/domain-xml.ts'
 import type { Confinement, Scope, Virsh } from '../../libvirt/virsh.ts'
 import { type Undo, withUndo } from '../undo.ts'
 import { type AccessParts, findObstacles, type Need } from './access.ts'
-import { refusalSince, withdrawRule } from './apparmor.ts'
+import { loadProfile, refusalSince } from './apparmor.ts'
 import { type Domain, documentsOf, freeTarget, readDomain, scopeOf } from './domains.ts'
 import { type Bus, chooseMeans, type Means } from './means.ts'
 import { plugNvme } from './monitor-disk.ts'
@@ -95,11 +95,11 @@ export async function attach(virsh: Virsh, request: AttachRequest, parts: Attach
 
 /** What the host confines the QEMU of this domain with. */
 async function confinementOf(virsh: Virsh, domain: Domain, scope: Scope): Promise<Confinement> {
-  const { models, user } = await virsh.confinement((domain.live ?? domain.config)!.type)
+  const { models, ...rest } = await virsh.confinement((domain.live ?? domain.config)!.type)
   const documents = documentsOf(domain, scope)
   const isExempt = (model: string): boolean =>
     model !== 'dac' && documents.every(document => document.isExemptFrom(model))
-  return { models: models.filter(model => !isExempt(model)), user }
+  return { models: models.filter(model => !isExempt(model)), ...rest }
 }
 
 function refuseTaken(target: string, domain: Domain, scope: Scope): void {
@@ -178,29 +178,33 @@ async function clearTheWay(
 ): Promise<void> {
   const { access } = host.parts
   const { uuid } = (domain.live ?? domain.config)!
-  const guest = { uuid, ...host.user, isRunning: scope.live }
-  for (const need of await needsOf(source, request)) {
-    const { path, kind, isUnderneath = false } = need
+  const selinuxLabel = domain.live?.labelOf('selinux') ?? host.confinement.selinuxLabel
+  const guest = { uuid, ...host.user, isRunning: scope.live, selinuxLabel }
+  const needs = await needsOf(source, request)
+  for (const need of needs) {
+    const { path, isUnderneath = false } = need
     const find = (): ReturnType<typeof findObstacles> => findObstacles(need, guest, host.confinement, access)
     const isToFix = request.fix && !isUnderneath
+    const canFix = (): boolean => obstacles.some(({ fix }) => fix !== undefined)
     let obstacles = await find()
-    if (isToFix && kind === 'socket' && obstacles.length > 0) {
-      undo.add(`the rule for ${path}`, () => withdrawRule(path, access))
-    }
     // One obstacle may hide the next one: what is below a closed directory cannot be tried.
-    for (let round = 0; isToFix && obstacles.length > 0 && round < ROUNDS_MAX; round++) {
-      for (const { cause, fix } of obstacles) {
+    for (let round = 0; isToFix && canFix() && round < ROUNDS_MAX; round++) {
+      for (const { cause, fix, undo: takeBack } of obstacles) {
+        if (fix === undefined) continue
         await fix()
+        if (takeBack !== undefined) undo.add(`the rule for ${path}`, takeBack)
         log.notice(`removed for domain ${domain.name}: ${cause}`)
       }
       obstacles = await find()
     }
     if (obstacles.length === 0) continue
     const told = obstacles.map(({ cause, remedy }) => `${cause}. As root: ${remedy.join('; ')}`)
-    const fix = isToFix ? '' : isUnderneath ? UNDERNEATH : '. --fix does that'
+    const fix = isUnderneath ? UNDERNEATH : !canFix() ? FOR_ALL : request.fix ? '' : '. --fix does that'
     const other = host.canServe ? '. With --means nbd the daemon opens it for the guest' : ''
     throw new RpcError('EACCES', `the guest could not open ${path}: ${told.join('. ')}${fix}${other}`)
   }
+  const isConfined = host.confinement.models.includes('apparmor')
+  if (isConfined && needs.some(need => !need.isKnownToLibvirt)) await loadProfile(guest, access)
 }
 
 const ROUNDS_MAX = 8
@@ -208,6 +212,8 @@ const ROUNDS_MAX = 8
 const UNDERNEATH =
   '. That is underneath the image by the words of the image, which may name any file: whether a guest may read it is for ' +
   'you to say, and --fix leaves it as it is'
+
+const FOR_ALL = '. That changes what every guest may do, so that --fix leaves it to you'
 
 /** Of sockets libvirt makes nothing accessible: neither its helper for profiles nor its drivers of labels look at them. */
 async function needsOf(source: DiskSource, request: AttachRequest): Promise<Need[]> {

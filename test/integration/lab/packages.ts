@@ -15,6 +15,7 @@ const run = promisify(execFile)
 /** Every program, module and firmware the tests may ask for, with its Debian 12 package. */
 const PACKAGE_OF = {
   '60-edk2-x86_64.json': 'ovmf',
+  apparmor_parser: 'apparmor',
   'block-rbd.so': 'qemu-block-extra',
   blkdiscard: 'util-linux',
   blkid: 'util-linux',
