@@ -6,7 +6,6 @@ import { classifyPlugins, createPluginDisks } from '../bdev/drivers/plugin.ts'
 import { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
-import { ProgramProcess } from '../core/program-process.ts'
 import { Gateway } from '../gateway/gateway.ts'
 import { NbdExports } from '../nbd/exports.ts'
 import { NvmeControllers } from '../nvme/nvme-controllers.ts'
@@ -135,13 +134,9 @@ function buildContext(
   const nbd = new NbdExports({ reactors, acceptor, bdevs })
   const rbd = new RbdImages(bdevs, reactors)
   const { secrets } = rest
-  let programs: ProgramProcess | undefined
   const pools = new StoragePools({
     services: { call: dispatch.call, rbd, secrets },
     notify: (type, context) => notifications.add(type, context),
-    onRemote: () => {
-      programs ??= new ProgramProcess(new URL('../core/program-main.js', import.meta.url))
-    },
   })
   void rest.initialization.wait().then(() => pools.daemonIsUp())
   const gateway = new Gateway({
