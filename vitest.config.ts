@@ -16,6 +16,8 @@ export default defineConfig({
           testTimeout: 60_000,
           include: ['test/**/*.test.ts'],
           exclude: ['test/integration/**', 'test/sim/seeds-*.test.ts'],
+          // Computes, and nothing runs beside it; vitest would leave a core to itself.
+          maxWorkers: 4,
         },
       },
       {
@@ -25,7 +27,7 @@ export default defineConfig({
           include: ['test/sim/seeds-*.test.ts'],
           // How long it takes follows from the number of seeds, which a nightly run raises.
           testTimeout: 0,
-          // The parts take equally long, and nothing else runs beside them.
+          // The parts take equally long, and nothing runs beside them either.
           maxWorkers: 4,
         },
       },
