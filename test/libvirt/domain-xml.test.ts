@@ -156,6 +156,20 @@ describe("a domain's document", () => {
     expect([...domain.occupiedBuses()]).toEqual([0, 10])
   })
 
+  it('knows what it is confined by', () => {
+    const parse = (labels: string): DomainDocument =>
+      DomainDocument.parse(`<domain><name>a</name>${labels}</domain>`)
+    const running =
+      parse(`<seclabel type='dynamic' model='selinux'><label>system_u:system_r:svirt_t:s0:c1,c2</label></seclabel>
+      <seclabel type='dynamic' model='dac'><label>+64055:+64055</label></seclabel>`)
+    expect(running.labelOf('selinux')).toBe('system_u:system_r:svirt_t:s0:c1,c2')
+    expect(running.labelOf('apparmor')).toBeUndefined()
+    expect(running.isExemptFrom('selinux')).toBe(false)
+    expect(parse("<seclabel type='none'/>").isExemptFrom('apparmor')).toBe(true)
+    const exempt = parse("<seclabel type='none' model='apparmor'/>")
+    expect([exempt.isExemptFrom('apparmor'), exempt.isExemptFrom('selinux')]).toEqual([true, false])
+  })
+
   it('has a slot for what libvirt knows nothing of, far from those that libvirt gives away', () => {
     const domain = DomainDocument.parse(DOMAIN)
     expect(domain.freeSlot()).toBe(30)

@@ -256,9 +256,12 @@ describe("SELinux's label", () => {
       const [obstacle] = await find({}, ['selinux', 'dac'])
       expect(obstacle!.cause).toContain('is labelled virt_content_t, which guests may not open')
       policyAnswers(label, '6', '8')
-      expect((await find({ isReadOnly: true }, ['selinux', 'dac']))[0]!.remedy[0]).toBe(
-        `semanage fcontext -a -t virt_content_t ${root}`,
-      )
+      const refused = (): Promise<Obstacle[]> => find({ isReadOnly: true }, ['selinux', 'dac'])
+      expect((await refused())[0]!.remedy[0]).toBe(`semanage fcontext -a -t virt_content_t ${root}`)
+      selinux('enforce', '0')
+      expect(await refused()).toEqual([])
+      selinux('enforce', '1')
+      expect(await refused()).toHaveLength(1)
       expect(readFileSync(join(root, 'sys/fs/selinux/access'), 'latin1')).toContain(`${SUBJECT} ${label} 6`)
     })
 

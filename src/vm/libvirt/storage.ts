@@ -58,7 +58,7 @@ export async function findStorage(
   if (name.startsWith('/')) return storageOfPath(name, options.format ?? 'raw', parts)
   throw new RpcError(
     'ENOENT',
-    `${name} is neither a volume, nor a bdev, nor an absolute path: ${missing.message}`,
+    `${name} is neither a volume, nor a bdev, nor a path (/DIR/FILE, or ./FILE where you are): ${missing.message}`,
   )
 }
 
