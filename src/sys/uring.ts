@@ -239,10 +239,7 @@ export class Uring {
       this.#waitArgument,
       GetEventsArg.size,
     )
-    assert(
-      result >= 0 || result === -ETIME || result === -EINTR || result === -EBUSY || result === -EAGAIN,
-      `io_uring_enter waits, instead of ${errnoName(-result)}`,
-    )
+    checkEntered(result)
   }
 
   /** Lets the ring's kernel workers run on the processors in the bit mask at `mask`. Best effort. */
@@ -265,11 +262,7 @@ export class Uring {
     Atomics.store(this.#ring, this.#sqTailAt, this.#tail)
     const pending = this.#pending()
     const result = syscall(SYS_IO_URING_ENTER, this.#registered, pending, 0, this.#enterFlags | flags, 0, 0)
-    // What is not taken now (a full completion queue, a signal, no memory) stays in the queue for the next round.
-    assert(
-      result >= 0 || result === -EINTR || result === -EBUSY || result === -EAGAIN,
-      `io_uring_enter takes ${pending} entries, instead of ${errnoName(-result)}`,
-    )
+    checkEntered(result)
   }
 
   #map(size: number, offset: number): ArrayBuffer {
@@ -278,4 +271,14 @@ export class Uring {
     this.#mappings.push({ address, size })
     return viewMemory(address, size)
   }
+}
+
+/**
+ * Asserts that `io_uring_enter` worked or came back early: what is not taken now (a full completion queue, a signal, no
+ * memory) stays in the queue for the next round. The message is made only when it is needed, since made each time it would be
+ * most of a reactor's garbage.
+ */
+function checkEntered(result: number): void {
+  if (result >= 0 || result === -ETIME || result === -EINTR || result === -EBUSY || result === -EAGAIN) return
+  assert(false, `io_uring_enter works, instead of ${errnoName(-result)}`)
 }

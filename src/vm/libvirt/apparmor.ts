@@ -103,8 +103,9 @@ export async function refusalSince(
 const profileOf = (uuid: string): string => `libvirt-${uuid}`
 
 /**
- * Whether connecting to a socket's path needs a rule: with the kernels of Ubuntu, and with Linux since 6.17; not with Debian 12's
- * (tried). Where rules are made for a fixed set of the kernel's abilities, as Debian does, it must be among them.
+ * Whether connecting to a socket's path may need a rule: with the kernels of Ubuntu, and since Linux 6.17 for policies of its new
+ * ABI; not with Debian 12's (tried). Where rules are made for a fixed set of the kernel's abilities, as Debian does, it must be among
+ * them.
  */
 async function mediatesSockets(root: string): Promise<boolean> {
   const features = join(root, 'sys/kernel/security/apparmor/features')

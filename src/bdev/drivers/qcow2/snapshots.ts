@@ -182,6 +182,9 @@ export async function revertTo(image: ImageHandle, which: string): Promise<void>
   const { clusterSize } = geometry
   const needed = Math.ceil(snapshot.diskSizeBytes / geometry.l2Span)
   const l1Size = Math.max(snapshot.l1Size, needed)
+  if (l1Size * 8 > spec.L1_BYTES_MAX) {
+    refuse(image, `a snapshot ${JSON.stringify(snapshot.name)} of a disk of ${snapshot.diskSizeBytes} bytes`)
+  }
   const oldSize = image.header.sizeBytes
   await changeImage(image, async refcounts => {
     const bitmaps = await suspendBitmaps(image)
