@@ -3,6 +3,7 @@
  * switches, `--name VALUE`, `--name=VALUE`, any unambiguous beginning of a long name, dashes or underscores, negative
  * numbers as values, words anywhere between. (node:util's parseArgs knows neither `-l -1` nor beginnings.)
  */
+import { resolve } from 'node:path'
 import { didYouMean } from '../rpc/closest.ts'
 import type { CliOption, CommandLine } from './options.ts'
 
@@ -55,7 +56,7 @@ function takeLong(
     set(given, option, `--${name}`, arg.slice(equals + 1))
     return i
   }
-  set(given, option, `--${name}`, valueAfter(args, i, `--${name}`))
+  set(given, option, `--${name}`, valueAfter(args, i, `--${name}`, option))
   return i + 1
 }
 
@@ -80,7 +81,7 @@ function takeShort(
       continue
     }
     const joined = letters.slice(at + 1)
-    set(given, option, `-${letter}`, joined === '' ? valueAfter(args, i, `-${letter}`) : joined)
+    set(given, option, `-${letter}`, joined === '' ? valueAfter(args, i, `-${letter}`, option) : joined)
     return joined === '' ? i + 1 : i
   }
   return i
@@ -108,12 +109,13 @@ function unknownOption(line: CommandLine, name: string): UsageError {
   return new UsageError(`there is no option ${name}${didYouMean(name, known)}`)
 }
 
-function valueAfter(args: readonly string[], i: number, name: string): string {
+function valueAfter(args: readonly string[], i: number, name: string, { summary }: CliOption): string {
   const value = args[i + 1]
-  if (value === undefined) throw new UsageError(`${name} needs a value`)
+  const about = summary === '' ? '' : `. ${name} is: ${summary}`
+  if (value === undefined) throw new UsageError(`${name} needs a value${about}`)
   if (value.length > 1 && value.startsWith('-') && !isNegativeNumber(value)) {
     throw new UsageError(
-      `${name} needs a value, and ${value} looks like an option; if it is the value: ${name}=${value}`,
+      `${name} needs a value, and ${value} looks like an option; if it is the value: ${name}=${value}${about}`,
     )
   }
   return value
@@ -147,7 +149,7 @@ function set(given: Map<CliOption, unknown>, option: CliOption, name: string, te
       break
     case 'list': {
       const parts = text.split(/[,\s]+/).filter(part => part !== '')
-      const values = option.numbers ? parts.map(part => toNumber(name, part)) : parts
+      const values = option.numbers ? parts.map(part => toNumber(name, part)) : parts.map(fromHere)
       given.set(option, [...((before as unknown[] | undefined) ?? []), ...values])
       break
     }
@@ -170,8 +172,11 @@ function toText(option: CliOption, name: string, text: string): string {
   }
   // rpc.py's short name for the discovery subsystem.
   if (text === 'discovery' && /nqn$/.test(option.path)) return 'nqn.2014-08.org.nvmexpress.discovery'
-  return text
+  return fromHere(text)
 }
+
+/** `./disk.raw` is a file where the command is typed, and the daemon is elsewhere. */
+const fromHere = (text: string): string => (/^\.\.?\//.test(text) ? resolve(text) : text)
 
 function toNumber(name: string, text: string): number {
   const value = /^-?(\d+|0x[0-9a-f]+|\d+\.\d+)$/i.test(text) ? Number(text) : Number.NaN

@@ -1,3 +1,4 @@
+import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { z } from 'zod'
 import { commandLine } from '../../src/cli/options.ts'
@@ -171,6 +172,15 @@ const parse = (name: Name, line: string): unknown =>
   parseArgs(commandLine(METHODS[name]), line === '' ? [] : line.split(' '))
 
 describe('parseArgs', () => {
+  it('names files where it is typed by their whole paths', () => {
+    expect(parse('register', 'c --config-file ./a/../ceph.conf')).toEqual({
+      ...{ name: 'c', config_file: join(process.cwd(), 'ceph.conf') },
+    })
+    expect(parse('register', '../c --config-file ceph.conf')).toEqual({
+      ...{ name: join(process.cwd(), '../c'), config_file: 'ceph.conf' },
+    })
+  })
+
   it.each<[Name, string, object]>([
     [
       'attach',

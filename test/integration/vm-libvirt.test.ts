@@ -322,7 +322,7 @@ await describeWith([...GUEST_PROGRAMS, 'libvirtd', 'virsh', 'setpriv'], "a libvi
 
   it('are refused with what is there instead', async () => {
     await expect(vm('attach', 'lab', 'nothing')).rejects.toThrow(
-      'neither a volume, nor a bdev, nor an absolute path',
+      'neither a volume, nor a bdev, nor a path (/DIR/FILE, or ./FILE where you are)',
     )
     await expect(vm('attach', 'nolab', 'm0')).rejects.toThrow("failed to get domain 'nolab'")
     await expect(vm('attach', 'lab', 'm0', 'vda')).rejects.toThrow('domain lab has a disk vda already')

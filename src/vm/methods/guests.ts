@@ -112,7 +112,8 @@ const run = method({
   concurrent: true,
   cli: {
     positional: ['name'],
-    flags: { cpus: 'c', memory: 'm', disks: ['d', 'disk'], network: ['n', 'net'] },
+    // virt-install's words, too.
+    flags: { cpus: ['c', 'vcpus'], memory: ['m', 'ram'], disks: ['d', 'disk'], network: ['n', 'net'] },
     text: ({ name, pid, accel, disks, vnc, nvram, notes }) =>
       [
         `guest ${name} runs as process ${pid} (${accel})`,

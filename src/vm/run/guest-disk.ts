@@ -41,7 +41,8 @@ export function parseDisks(elements: readonly string[]): DiskWord[] {
     const last = disks.at(-1)
     const member = last === undefined ? undefined : memberOf(part)
     if (last === undefined || member === undefined) {
-      disks.push({ volume: part, members: new Map() })
+      // virt-install's words for it.
+      disks.push({ volume: part.replace(/^(path|vol)=/, ''), members: new Map() })
       continue
     }
     const { name, value, pattern } = member

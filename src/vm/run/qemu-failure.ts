@@ -23,7 +23,7 @@ const KNOWN: readonly { readonly pattern: RegExp; readonly code: RpcCode; readon
     pattern: /Failed to get .*lock/,
     code: 'EBUSY',
     remedy:
-      'another program has the image open, and two writers would destroy it: end that, or add ,readonly to the disk',
+      'another program has the image open, and two writers would destroy it: end that, or give the disk read-only',
   },
   {
     pattern: /acl file|bridge helper|Operation not permitted.*bridge/i,

@@ -24,6 +24,7 @@ describe('the words for a disk', () => {
 
   it('take what looks like a word for a name where no disk stands before it', () => {
     expect(parseDisks(['readonly'])).toEqual([{ ...PLAIN, volume: 'readonly' }])
+    expect(parseDisks(['path=/a', 'vol=images/b,bus=scsi'])).toEqual(parseDisks(['/a', 'images/b,bus=scsi']))
   })
 
   it.each([
