@@ -6,6 +6,7 @@ import { classifyPlugins, createPluginDisks } from '../bdev/drivers/plugin.ts'
 import { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
+import { startProgramsApart } from '../core/program-process.ts'
 import { Gateway } from '../gateway/gateway.ts'
 import { NbdExports } from '../nbd/exports.ts'
 import { NvmeControllers } from '../nvme/nvme-controllers.ts'
@@ -137,6 +138,7 @@ function buildContext(
   const pools = new StoragePools({
     services: { call: dispatch.call, rbd, secrets },
     notify: (type, context) => notifications.add(type, context),
+    onRemote: () => startProgramsApart(new URL('../core/program-main.js', import.meta.url)),
   })
   void rest.initialization.wait().then(() => pools.daemonIsUp())
   const gateway = new Gateway({

@@ -22,6 +22,14 @@ const TIMEOUT_MS = 60_000
 /** A tool that says more than this is not answering a question of ours. */
 const OUTPUT_BYTES_MAX = 64 << 20
 
+/** How a program failed. */
+export interface ProgramFailure {
+  readonly reason: string
+  readonly exitCode: number | null
+  readonly stderr: string
+  readonly isMissing: boolean
+}
+
 /** A program could not be started, or did not succeed. */
 export class ProgramError extends Error {
   override readonly name = 'ProgramError'
@@ -33,6 +41,11 @@ export class ProgramError extends Error {
   readonly stderr: string
   /** There is no such program on this machine: its package is missing. */
   readonly isMissing: boolean
+  readonly #reason: string
+
+  static of(program: string, args: readonly string[], { reason, ...outcome }: ProgramFailure): ProgramError {
+    return new ProgramError(program, args, reason, outcome)
+  }
 
   constructor(
     program: string,
@@ -51,14 +64,32 @@ export class ProgramError extends Error {
     this.exitCode = outcome.exitCode
     this.stderr = outcome.stderr
     this.isMissing = outcome.isMissing ?? false
+    this.#reason = reason
   }
+
+  get failure(): ProgramFailure {
+    const { exitCode, stderr, isMissing } = this
+    return { reason: this.#reason, exitCode, stderr, isMissing }
+  }
+}
+
+type Run = (program: string, args: readonly string[], options?: ProgramOptions) => Promise<string>
+
+let run: Run = runHere
+
+/** Has all programs run by this from now on: see `program-process.ts`. */
+export function runProgramsBy(runner: Run): void {
+  run = runner
 }
 
 /**
  * Runs a program to its end and answers what it wrote to its standard output. Throws `ProgramError` when it cannot be
  * started, ends with another code than 0, is too slow, or is ended by `signal`.
  */
-export async function runProgram(
+export const runProgram: Run = (program, args, options) => run(program, args, options)
+
+/** The same by this very process. */
+export async function runHere(
   program: string,
   args: readonly string[],
   options: ProgramOptions = {},

@@ -1,6 +1,7 @@
 /** Volumes that are block devices: how large they are, and what is done to all of them alike. */
-import { readdir, readFile, realpath } from 'node:fs/promises'
+import { readdir, readFile, realpath, stat } from 'node:fs/promises'
 import { basename, join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { RpcError } from '../core/errors.ts'
 import { ProgramError, runProgram } from '../core/program.ts'
 import type { PoolUsage } from '../libvirt/pool-xml.ts'
@@ -61,6 +62,20 @@ export async function settleDevices(): Promise<void> {
   } catch {
     // Without udev there are no links to wait for, and those that are late the next look finds.
   }
+}
+
+const COMES_WITHIN_MS = 10_000
+const LOOK_AGAIN_MS = 50
+
+/** Waits for the path of a device that has just been made; false when it does not come. */
+export async function waitForDevice(path: string): Promise<boolean> {
+  await settleDevices()
+  const deadlineMs = performance.now() + COMES_WITHIN_MS
+  while ((await stat(path).catch(() => undefined)) === undefined) {
+    if (performance.now() > deadlineMs) return false
+    await delay(LOOK_AGAIN_MS)
+  }
+  return true
 }
 
 /** Those who have a volume open hear that it has another size. */

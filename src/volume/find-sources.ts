@@ -5,6 +5,7 @@ import { RpcError, thereAre } from '../core/errors.ts'
 import { formatXml, node } from '../core/xml.ts'
 import { type PoolSource, sourceNode } from '../libvirt/pool-source-xml.ts'
 import type { PoolType } from '../libvirt/pool-types.ts'
+import { elementAt, elementsIn, parseXml, textOf } from '../libvirt/xml.ts'
 import { SYS } from './scsi-units.ts'
 import { runTool } from './tools.ts'
 
@@ -22,12 +23,18 @@ const FINDERS: { readonly [type in PoolType]?: Finder } = {
         ...['--reportformat', 'json', '-o', 'pv_name,vg_name'],
       ]),
     ),
+  /** What NFS and Gluster have; where there is neither, the reason is that of NFS. */
   netfs: async query => {
     const host = hostOf('netfs', query)
-    const said = await runTool(`the exports of ${host} cannot be listed`, 'showmount', [
-      ...['--no-headers', '--exports', '--', host],
-    ])
-    return parseExports(said, host)
+    const [exports, volumes] = await Promise.allSettled([nfsExports(host), glusterVolumes(host)])
+    const names = volumes.status === 'fulfilled' ? volumes.value : []
+    if (exports.status === 'rejected' && names.length === 0) throw exports.reason
+    const directories = exports.status === 'fulfilled' ? exports.value : []
+    return [...directories, ...names.map(dir => ({ hosts: [{ name: host }], dir, format: 'glusterfs' }))]
+  },
+  gluster: async query => {
+    const host = hostOf('gluster', query)
+    return (await glusterVolumes(host)).map(name => ({ hosts: [{ name: host }], dir: '/', name }))
   },
   iscsi: async query => {
     const host = hostOf('iscsi', query)
@@ -59,6 +66,20 @@ export async function findSources(type: PoolType, query: SourceQuery): Promise<s
   return formatXml(node('sources', {}, ...(await find(query)).map(sourceNode)))
 }
 
+async function nfsExports(host: string): Promise<PoolSource[]> {
+  const said = await runTool(`the exports of ${host} cannot be listed`, 'showmount', [
+    ...['--no-headers', '--exports', '--', host],
+  ])
+  return parseExports(said, host)
+}
+
+async function glusterVolumes(host: string): Promise<string[]> {
+  const said = await runTool(`the Gluster volumes of ${host} cannot be listed`, 'gluster', [
+    ...['--mode=script', '--xml', '--log-file=/dev/null', `--remote-host=${host}`, 'volume', 'info', 'all'],
+  ])
+  return parseGlusterVolumes(said, host)
+}
+
 /** A name or an address; nothing that is an option. */
 function hostOf(type: string, { host }: SourceQuery): string {
   if (host !== undefined && /^[A-Za-z0-9_:][A-Za-z0-9_.:%-]*$/.test(host)) return host
@@ -83,6 +104,17 @@ export function parseGroups(text: string): PoolSource[] {
 /** `showmount --exports`: a directory, and who may have it. */
 export const parseExports = (text: string, host: string): PoolSource[] =>
   linesOf(text).map(line => ({ hosts: [{ name: host }], dir: line.split(/\s+/)[0]!, format: 'nfs' }))
+
+/** `gluster --xml volume info all`, whose exit code is 0 also when the answer is an error. */
+export function parseGlusterVolumes(text: string, host: string): string[] {
+  const root = parseXml(text, `gluster's answer from ${host}`, 'cliOutput')
+  const error = textOf(elementAt(root, 'opErrstr')) ?? ''
+  if (textOf(elementAt(root, 'opRet')) !== '0')
+    throw new RpcError('EIO', `the Gluster volumes of ${host} cannot be listed: ${error}`)
+  const volumes = elementAt(root, 'volInfo', 'volumes')
+  const names = volumes === undefined ? [] : elementsIn(volumes, 'volume')
+  return names.map(volume => textOf(elementAt(volume, 'name')) ?? '').filter(name => name !== '')
+}
 
 /** `iscsiadm`: `192.0.2.7:3260,1 iqn.2026-01.org.example:store`, once for each of its portals. */
 export function parseTargets(text: string, host: string, port: number | undefined): PoolSource[] {

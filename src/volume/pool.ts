@@ -14,6 +14,7 @@ import type { BdevInfo } from '../bdev/bdev.ts'
 import type { Permissions, PoolDocument, PoolType, PoolUsage } from '../libvirt/pool-xml.ts'
 import type { RbdImages } from '../rbd/images.ts'
 import type { MethodCall } from '../rpc/config.ts'
+import type { Remote } from './reach.ts'
 import type { Secrets } from './secrets.ts'
 
 /** libvirt's words for what a volume is. */
@@ -79,8 +80,13 @@ export interface PoolBackend {
   isStarted?(): Promise<boolean>
   /** Mounts, logs in, activates. Idempotent. */
   start(): Promise<void>
-  /** The opposite. Idempotent; data stays. */
-  stop(): Promise<void>
+  /**
+   * The opposite. Idempotent; data stays. Forced: what is `remote` and does not answer is let go of all the same, and what
+   * waits for it fails.
+   */
+  stop(options?: StopOptions): Promise<void>
+  /** How it is found out whether the storage answers, before a thread is lent to it. Absent: it is this machine's own. */
+  readonly remote?: Remote
   /** Everything in the pool, without opening a volume that nobody asks about. */
   refresh(): Promise<PoolContents>
   /**
@@ -93,6 +99,10 @@ export interface PoolBackend {
   /** How a bdev over a volume is made: the method and its parameters without `name`. */
   opening(volume: VolumeFacts, options: OpenOptions): MethodCall
   readonly volumes: VolumeOperations
+}
+
+export interface StopOptions {
+  readonly isForced: boolean
 }
 
 export interface OpenOptions {

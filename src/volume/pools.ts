@@ -20,8 +20,10 @@ import type {
   PoolBackendType,
   PoolContents,
   PoolServices,
+  StopOptions,
   VolumeFacts,
 } from './pool.ts'
+import { Reach } from './reach.ts'
 import { Turns } from './turns.ts'
 import { DEFAULT_LEVELS, levelOf, percentOf, sayLevel } from './watermarks.ts'
 
@@ -35,6 +37,8 @@ export interface PoolsOptions {
   /** Is told when a pool reaches another of its levels: its name and how full it is. */
   readonly notify: (type: 'pool_usage', context: string) => void
   readonly types?: readonly PoolBackendType[]
+  /** Is called before the first file of a server can be open. */
+  readonly onRemote?: () => void
 }
 
 /** A pool as others see it. What changes is changed by `StoragePools` only. */
@@ -51,8 +55,10 @@ export interface Pool {
   readonly levels: readonly number[]
   /** The highest of them that is reached, 0 for none. */
   readonly level: number
-  /** As of the last refresh; undefined while inactive. */
+  /** As of the last refresh; undefined while inactive, and while nobody could look. */
   readonly contents: PoolContents | undefined
+  /** Whether its storage answers. */
+  readonly reach: Reach
 }
 
 type State = { -readonly [key in keyof Pool]: Pool[key] } & {
@@ -69,16 +75,18 @@ export class StoragePools implements Configurable {
   #isStarting = true
   readonly #services: PoolServices
   readonly #notify: PoolsOptions['notify']
+  readonly #onRemote: () => void
   readonly #types: ReadonlyMap<string, PoolBackendType>
   readonly #pools = new Map<string, State>()
   /** Names that a creation in progress has taken. */
   readonly #reserved = new Set<string>()
   #timer: NodeJS.Timeout | undefined
-  /** A server that does not answer holds one thread up, not one more every time. */
-  #isChecking = false
+  /** Pools that are being asked how full they are: who does not answer is not asked once more every time. */
+  readonly #asked = new Set<State>()
 
-  constructor({ services, notify, types = poolBackends }: PoolsOptions) {
+  constructor({ services, notify, types = poolBackends, onRemote = () => {} }: PoolsOptions) {
     this.#services = services
+    this.#onRemote = onRemote
     this.#notify = notify
     this.#types = new Map(types.map(each => [each.type, each]))
   }
@@ -100,7 +108,8 @@ export class StoragePools implements Configurable {
     if (old !== undefined) {
       refuseBusy(old)
       if (old.isActive) throw running(old, 'defined anew')
-      Object.assign(old, { document: { ...document, uuid, usage: undefined }, uuid, backend })
+      const reach = new Reach(old.name, backend.remote)
+      Object.assign(old, { document: { ...document, uuid, usage: undefined }, uuid, backend, reach })
       return old
     }
     const pool = this.#add(document, uuid, backend, true)
@@ -168,26 +177,33 @@ export class StoragePools implements Configurable {
   }
 
   async refresh(name: string): Promise<Pool> {
-    const pool = this.active(name)
-    await this.#state(pool).turns.next(() => this.#look(this.#state(pool)))
+    const pool = this.#state(this.active(name))
+    await this.#whileReached(pool, () => this.#look(pool))
     return pool
   }
 
-  /** Stops it; data stays. */
-  async destroy(name: string): Promise<void> {
+  /** Stops it; data stays. Forced, also when its storage does not answer: what waits for that fails. */
+  async destroy(name: string, { isForced }: StopOptions): Promise<void> {
     const pool = this.#get(name)
-    await pool.turns.next(async () => {
-      if (!pool.isActive) throw inactive(pool)
-      const [work] = pool.work
-      if (work !== undefined) {
-        throw new RpcError('EBUSY', `pool ${name} cannot be stopped during ${work}: see qpair job list`)
-      }
-      await pool.backend.stop()
-      Object.assign(pool, { isActive: false, contents: undefined, level: 0 })
-      if (!pool.isPersistent) this.#pools.delete(name)
-      log.notice(`pool ${name} is stopped`)
-    })
+    const isSilent = pool.isActive && !(await pool.reach.answers())
+    if (isSilent && !isForced) throw pool.reach.trouble
+    // Whoever has the turn may be waiting for the storage.
+    if (isSilent) await this.#stop(pool, { isForced: true })
+    else await pool.turns.next(() => this.#stop(pool, { isForced: false }))
     this.#watch()
+  }
+
+  async #stop(pool: State, options: StopOptions): Promise<void> {
+    const { name } = pool
+    if (!pool.isActive) throw inactive(pool)
+    const [work] = pool.work
+    if (work !== undefined && !options.isForced) {
+      throw new RpcError('EBUSY', `pool ${name} cannot be stopped during ${work}: see qpair job list`)
+    }
+    await pool.backend.stop(options)
+    Object.assign(pool, { isActive: false, contents: undefined, level: 0 })
+    if (!pool.isPersistent) this.#pools.delete(name)
+    log.notice(`pool ${name} is stopped`)
   }
 
   /** Removes the storage itself. */
@@ -245,22 +261,33 @@ export class StoragePools implements Configurable {
   /** Does something to volumes of an active pool while nothing else does, and looks at the pool again. */
   async change<T>(pool: Pool, work: () => Promise<T>): Promise<T> {
     const state = this.#state(pool)
-    return state.turns.next(async () => {
+    return this.#whileReached(state, async () => {
       if (!state.isActive) throw inactive(state)
       try {
         return await work()
       } finally {
-        await this.#look(state)
+        if (state.isActive) await this.#look(state)
       }
     })
+  }
+
+  /** What is asked of the storage of a pool outside its turn; rejects when that does not answer. */
+  async ask<T>({ reach }: Pool, question: () => Promise<T>): Promise<T> {
+    await reach.check()
+    return reach.during(question())
   }
 
   /** Work that takes long is done beside other changes: what it leaves is looked at when it has ended. */
   async lookAgain(pool: Pool): Promise<void> {
     const state = this.#state(pool)
-    await state.turns.next(async () => {
+    await this.#whileReached(state, async () => {
       if (state.isActive) await this.#look(state)
     })
+  }
+
+  /** Work in its turn that nobody waits for when the storage does not answer. */
+  #whileReached<T>(pool: State, work: () => Promise<T>): Promise<T> {
+    return this.ask(pool, () => pool.turns.next(work))
   }
 
   /** Keeps a pool from being stopped while something is done to its volumes; what is returned ends that. */
@@ -293,6 +320,7 @@ export class StoragePools implements Configurable {
       document: { ...document, uuid, usage: undefined },
       ...{ isAutostart: false, isActive: false, contents: undefined },
       ...{ levels: DEFAULT_LEVELS, level: 0, turns: new Turns(), work: new Set<string>() },
+      reach: new Reach(document.name, backend.remote),
     }
     this.#pools.set(pool.name, pool)
     return pool
@@ -300,7 +328,11 @@ export class StoragePools implements Configurable {
 
   #backend(document: PoolDocument): PoolBackend {
     const type = this.#types.get(document.type)
-    if (type !== undefined) return type.create(document, this.#services)
+    if (type !== undefined) {
+      const backend = type.create(document, this.#services)
+      if (backend.remote !== undefined) this.#onRemote()
+      return backend
+    }
     throw new RpcError(
       'ENOTSUP',
       `pool ${document.name} is of type ${document.type}, which is not served here: ${thereAre(this.#types.keys())}`,
@@ -318,6 +350,12 @@ export class StoragePools implements Configurable {
   }
 
   async #start(pool: State): Promise<void> {
+    // Mounted from a server that has gone while the daemon was away: as if it went now.
+    if ((await pool.backend.isStarted?.()) && !(await pool.reach.answers())) {
+      pool.isActive = true
+      this.#watch()
+      return
+    }
     await pool.backend.start()
     pool.isActive = true
     try {
@@ -346,8 +384,12 @@ export class StoragePools implements Configurable {
   }
 
   async #look(pool: State): Promise<void> {
-    pool.contents = await pool.backend.refresh()
-    this.#judge(pool, pool.contents)
+    await pool.reach.check()
+    const contents = await pool.backend.refresh()
+    // It may have been given up meanwhile.
+    if (!pool.isActive) return
+    pool.contents = contents
+    this.#judge(pool, contents)
   }
 
   /** Keeps an eye on pools while any runs. */
@@ -358,22 +400,27 @@ export class StoragePools implements Configurable {
     this.#timer = isNeeded ? setInterval(() => void this.checkUsage(), USAGE_PERIOD_MS).unref() : undefined
   }
 
-  /** How full the pools are now. */
+  /** Whether the pools answer, and how full they are now. One that does not answer keeps nobody from the others. */
   async checkUsage(): Promise<void> {
-    if (this.#isChecking) return
-    this.#isChecking = true
-    for (const pool of this.#pools.values()) {
-      if (!pool.isActive || pool.turns.isBusy) continue
-      try {
-        const usage = await pool.backend.usage?.()
-        if (usage === undefined || pool.contents === undefined) continue
-        pool.contents = { ...usage, volumes: pool.contents.volumes }
-        this.#judge(pool, usage)
-      } catch (error) {
-        log.debug(`pool ${pool.name} does not tell how full it is: ${(error as Error).message}`)
-      }
+    const active = [...this.#pools.values()].filter(pool => pool.isActive && !this.#asked.has(pool))
+    await Promise.all(active.map(pool => this.#checkUsage(pool)))
+  }
+
+  async #checkUsage(pool: State): Promise<void> {
+    this.#asked.add(pool)
+    try {
+      await pool.reach.check()
+      if (pool.turns.isBusy) return
+      if (pool.contents === undefined) return await this.lookAgain(pool)
+      const usage = await pool.backend.usage?.()
+      if (usage === undefined || !pool.isActive) return
+      pool.contents = { ...usage, volumes: pool.contents.volumes }
+      this.#judge(pool, usage)
+    } catch (error) {
+      log.debug(`pool ${pool.name} does not tell how full it is: ${(error as Error).message}`)
+    } finally {
+      this.#asked.delete(pool)
     }
-    this.#isChecking = false
   }
 
   /** Tells of a level that is reached, and of one that is left again. */

@@ -16,6 +16,7 @@ const PACKAGES: Readonly<Record<string, Packages>> = {
   mount: same('util-linux'),
   umount: same('util-linux'),
   blkid: same('util-linux'),
+  stat: same('coreutils'),
   'mount.nfs': { debian: 'nfs-common', fedora: 'nfs-utils', suse: 'nfs-client' },
   'mount.cifs': same('cifs-utils'),
   'mount.glusterfs': { debian: 'glusterfs-client', fedora: 'glusterfs-fuse', suse: 'glusterfs' },
@@ -42,6 +43,7 @@ const PACKAGES: Readonly<Record<string, Packages>> = {
   iscsiadm: { debian: 'open-iscsi', fedora: 'iscsi-initiator-utils', suse: 'open-iscsi' },
   zfs: { debian: 'zfsutils-linux', fedora: 'zfs (zfsonlinux.org)', suse: 'zfs (filesystems repository)' },
   zpool: { debian: 'zfsutils-linux', fedora: 'zfs (zfsonlinux.org)', suse: 'zfs (filesystems repository)' },
+  gluster: { debian: 'glusterfs-cli', fedora: 'glusterfs-cli', suse: 'glusterfs' },
   showmount: { debian: 'nfs-common', fedora: 'nfs-utils', suse: 'nfs-client' },
 }
 
@@ -58,7 +60,7 @@ const CODES: readonly (readonly [RegExp, RpcCode])[] = [
   [/no space left/i, 'ENOSPC'],
   [/permission denied|must be superuser|only root|not permitted|access denied/i, 'EPERM'],
   [/no such file|does not exist|not found/i, 'ENOENT'],
-  [/timed out/i, 'ETIMEDOUT'],
+  [/timed out|did not end within/i, 'ETIMEDOUT'],
   [/already exists/i, 'EEXIST'],
 ]
 

@@ -31,7 +31,7 @@ export async function useOf(
 ): Promise<VolumeUse> {
   const path = volume.type === 'network' ? volume.path : await realpath(volume.path).catch(() => volume.path)
   const all: BdevInfo[] = []
-  for (const info of bdevs.list()) if ((await mediumOf(info)) === path) all.push(info)
+  for (const info of bdevs.list()) if ((await mediumOnce(info)) === path) all.push(info)
   // A copy's own is there for a while: whoever may not come near is kept off by the copy's job.
   const over = all.filter(({ name }) => !bdevs.unsaved.has(name))
   const owners = over.map(({ name }) => bdevs.ownersOf(name)).filter(each => each !== '')
@@ -43,6 +43,15 @@ export async function useOf(
     programs: volume.type === 'network' ? [] : await lockersOf(path, all.some(locksItsFile)),
     dependents: volumes.filter(({ backing }) => backing?.path === volume.path),
   }
+}
+
+const media = new WeakMap<BdevInfo, Promise<string | undefined>>()
+
+/** Looked up once: what is open stays the same, while a server that it is on may be gone at the next look. */
+function mediumOnce(info: BdevInfo): Promise<string | undefined> {
+  const medium = media.get(info) ?? mediumOf(info)
+  media.set(info, medium)
+  return medium
 }
 
 /** The path of the file or block device that a bdev has, or Ceph's names of the image; undefined for others. */
@@ -70,7 +79,8 @@ async function lockersOf(path: string, isLockedHere: boolean): Promise<string[]>
   const inodes = devices.map(device => ` ${hexNumbers(device)}:${stats.ino} `)
   const lines = (await readText('/proc/locks'))
     .split('\n')
-    .filter(line => inodes.some(each => line.includes(each)))
+    // udev has devices that it looks at to itself like this for a moment.
+    .filter(line => inodes.some(each => line.includes(each)) && !/: FLOCK +ADVISORY +READ /.test(line))
   const pids = new Set(lines.map(line => Number(line.trim().split(/\s+/).at(-4))))
   const found: string[] = []
   for (const pid of pids) {

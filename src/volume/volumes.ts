@@ -112,11 +112,13 @@ export class Volumes {
 
   /** With the facts that only opening it tells. */
   async describe({ pool, volume }: Found): Promise<VolumeFacts> {
-    return (await pool.backend.volumes.describe?.(volume)) ?? volume
+    const { volumes } = pool.backend
+    if (volumes.describe === undefined) return volume
+    return this.pools.ask(pool, () => volumes.describe!(volume))
   }
 
-  useOf({ volume }: Found): Promise<VolumeUse> {
-    return this.useOfMedium(volume)
+  useOf({ pool, volume }: Found): Promise<VolumeUse> {
+    return this.pools.ask(pool, () => this.useOfMedium(volume))
   }
 
   /** The same for what need not be a volume of a pool. */
@@ -256,7 +258,7 @@ export class Volumes {
   }
 
   snapshotsOf({ pool, volume }: Found): Promise<VolumeSnapshot[]> {
-    return this.#snapshots(pool).list(volume)
+    return this.pools.ask(pool, () => this.#snapshots(pool).list(volume))
   }
 
   /** Throws `RpcError` EEXIST or EBUSY when the name is that of a volume, or will be. */

@@ -1,7 +1,12 @@
 /** What the tools under pools print, and what is read of it. */
 import { describe, expect, it } from 'vitest'
 import { parseSnapshots, parseVolumes } from '../../src/volume/backends/zfs.ts'
-import { parseExports, parseGroups, parseTargets } from '../../src/volume/find-sources.ts'
+import {
+  parseExports,
+  parseGlusterVolumes,
+  parseGroups,
+  parseTargets,
+} from '../../src/volume/find-sources.ts'
 import { parseGroup, parseLogicalVolumes } from '../../src/volume/lvm.ts'
 import { fittingGap, gapsOf, parseTable } from '../../src/volume/partition-table.ts'
 
@@ -151,13 +156,35 @@ describe('lists of zfs', () => {
   })
 
   it('have snapshots', () => {
-    expect(parseSnapshots('tank/a@one\t1795262820\t1073741824\n')).toEqual([
-      { name: 'one', created: new Date(1795262820_000), sizeBytes: GIB },
-    ])
+    expect(
+      parseSnapshots('tank/a@one\t1795262820\t1073741824\toff\ntank/a@clone-b\t1795262821\t1073741824\ton\n'),
+    ).toEqual([{ name: 'one', created: new Date(1795262820_000), sizeBytes: GIB }])
   })
 })
 
+/** As `gluster --xml volume info all` of Gluster 10.3 prints it, shortened. */
+const glusterAnswer = (result: string, volumes: string): string =>
+  `<?xml version="1.0" encoding="UTF-8" standalone="yes"?>
+<cliOutput>
+  ${result}
+  <volInfo>
+    <volumes>${volumes}</volumes>
+  </volInfo>
+</cliOutput>`
+
 describe('sources of pools', () => {
+  it('are Gluster volumes by their names, not by those of their bricks', () => {
+    const brick = '<bricks><brick uuid="87f0">192.0.2.10:/b<name>192.0.2.10:/b</name></brick></bricks>'
+    const volumes = ['isos', 'vms'].map(name => `<volume><name>${name}</name>${brick}</volume>`).join('')
+    const ok = '<opRet>0</opRet><opErrno>0</opErrno><opErrstr/>'
+    expect(parseGlusterVolumes(glusterAnswer(ok, `${volumes}<count>2</count>`), 'h')).toEqual(['isos', 'vms'])
+    expect(parseGlusterVolumes(glusterAnswer(ok, '<count>0</count>'), 'h')).toEqual([])
+    const bad = '<opRet>-1</opRet><opErrno>30806</opErrno><opErrstr>Volume does not exist</opErrstr>'
+    expect(() => parseGlusterVolumes(glusterAnswer(bad, '<count>0</count>'), 'h')).toThrow(
+      'the Gluster volumes of h cannot be listed: Volume does not exist',
+    )
+  })
+
   it('are groups with their devices, without disks that have none', () => {
     const pv = [
       { pv_name: '/dev/sda', vg_name: 'vg' },

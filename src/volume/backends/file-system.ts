@@ -1,10 +1,11 @@
 /** Pools that are mounted on a directory: `fs` from a block device, `netfs` from a server, `gluster` by its mount. */
 import { realpath } from 'node:fs/promises'
 import { RpcError } from '../../core/errors.ts'
-import type { PoolDocument } from '../../libvirt/pool-xml.ts'
+import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
 import { refuseFormatted } from '../block-devices.ts'
 import { fileBehind, type Mount, mountAt, readMounts } from '../mounts.ts'
-import type { BuildMode, PoolBackendType, PoolServices } from '../pool.ts'
+import type { BuildMode, PoolBackendType, PoolServices, StopOptions } from '../pool.ts'
+import type { Remote } from '../reach.ts'
 import { install, runTool } from '../tools.ts'
 import { DirectoryPool } from './directory.ts'
 
@@ -12,6 +13,8 @@ import { DirectoryPool } from './directory.ts'
 const SAFE_OPTIONS = ['nodev', 'nosuid', 'noexec']
 /** A server that does not answer is told after this time. */
 const MOUNT_TIMEOUT_MS = 90_000
+/** What waits for a server is ended sooner or later. */
+const UNMOUNT_TIMEOUT_MS = 30_000
 /** Where pools without a target of their own are mounted. */
 const MOUNTS = '/run/qpair/pools'
 
@@ -80,15 +83,20 @@ function networkSource({ name, source }: PoolDocument): MountSource {
 const bracketed = (host: string): string => (host.includes(':') ? `[${host}]` : host)
 
 export class MountedPool extends DirectoryPool {
+  /** What is mounted from a server. */
+  readonly remote?: Remote
   readonly #mount: MountSource
 
   constructor(document: PoolDocument, services: PoolServices, mount: MountSource) {
     super(document, services)
     this.#mount = mount
+    if (mount.device === undefined) {
+      this.remote = { where: mount.source, ask: signal => this.#askForUsage(signal) }
+    }
   }
 
   override async build(mode: BuildMode): Promise<void> {
-    await this.makeDirectory()
+    if (!(await this.isStarted())) await this.makeDirectory()
     if (mode === 'default') return
     const { device } = this.#mount
     if (device === undefined) {
@@ -116,22 +124,57 @@ export class MountedPool extends DirectoryPool {
           'unmount that, or give the pool another target',
       )
     }
-    if (this.document.type === 'gluster') await this.makeDirectory()
     if (mount === undefined) {
+      if (this.document.type === 'gluster') await this.makeDirectory()
       await this.requireDirectory()
       await this.#mountIt()
     }
     await super.start()
   }
 
-  override async stop(): Promise<void> {
+  override async stop({ isForced }: StopOptions = { isForced: false }): Promise<void> {
     if (!(await this.isStarted())) return
-    await runTool(`pool ${this.document.name} cannot be unmounted`, 'umount', [this.path], {
-      remedy: said =>
-        /busy/.test(said)
-          ? `Somebody uses files below ${this.path}: fuser -vm ${this.path} says who`
-          : undefined,
-    })
+    if (isForced) return this.#letGo()
+    await this.#unmount([], said =>
+      /busy/.test(said)
+        ? `Somebody uses files below ${this.path}: fuser -vm ${this.path} says who`
+        : undefined,
+    )
+  }
+
+  /** Ends what waits for the server, and then has nobody find the mount any more; whoever has files open keeps them. */
+  async #letGo(): Promise<void> {
+    // While something is being ended it is busy still.
+    await this.#unmount(['--force']).catch(() => {})
+    if (await this.isStarted()) await this.#unmount(['--force', '--lazy'])
+  }
+
+  /** Without a look at the path, which a server that has gone would not let end. */
+  async #unmount(words: readonly string[], remedy?: (said: string) => string | undefined): Promise<void> {
+    const args = ['--no-canonicalize', ...words, this.path]
+    const options = { timeoutMs: UNMOUNT_TIMEOUT_MS, ...(remedy === undefined ? {} : { remedy }) }
+    await runTool(`pool ${this.document.name} cannot be unmounted`, 'umount', args, options)
+  }
+
+  /** As a file system on a server is asked: no thread of the daemon waits for it. */
+  override usage(): Promise<PoolUsage> {
+    return this.remote === undefined ? super.usage() : this.#askForUsage()
+  }
+
+  async #askForUsage(signal?: AbortSignal): Promise<PoolUsage> {
+    const args = ['--file-system', '--format=%S %b %f %a', '--', this.path]
+    const said = await runTool(
+      'it does not tell its size',
+      'stat',
+      args,
+      signal === undefined ? {} : { signal },
+    )
+    const [size = 0, total = 0, free = 0, available = 0] = said.trim().split(' ').map(Number)
+    return {
+      capacityBytes: total * size,
+      allocationBytes: (total - free) * size,
+      availableBytes: available * size,
+    }
   }
 
   async #mountIt(): Promise<void> {
@@ -140,8 +183,15 @@ export class MountedPool extends DirectoryPool {
     const args = ['-t', type, '-o', all.join(','), source, this.path]
     await runTool(`pool ${this.document.name} cannot be mounted`, 'mount', args, {
       timeoutMs: MOUNT_TIMEOUT_MS,
-      remedy: said => mountRemedy(said, type),
+      remedy: said => mountRemedy(said, type) ?? (type === 'glusterfs' ? this.#glusterRemedy() : undefined),
     })
+  }
+
+  /** Its mount program says no more than that it has failed. */
+  #glusterRemedy(): string {
+    const { source } = this.#mount
+    const log = `/var/log/glusterfs/${this.path.slice(1).replaceAll('/', '-')}.log`
+    return `Is ${source} started (gluster volume info), and does its server answer at port 24007? ${log} says more`
   }
 
   /** The kernel says another name of what we gave: a loop device for a file, a real path for a link. */

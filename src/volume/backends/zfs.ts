@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { RpcError } from '../../core/errors.ts'
 import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
 import type { MethodCall } from '../../rpc/config.ts'
-import { sortedByName, tellNewSize } from '../block-devices.ts'
+import { sortedByName, tellNewSize, waitForDevice } from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
 import type {
   BuildMode,
@@ -115,13 +115,17 @@ class Dataset {
   ): Promise<string> {
     return runTool(`pool ${this.pool}: cannot ${doing}`, program, args, {
       ...options,
-      remedy: said =>
-        /does not exist|no such pool/.test(said)
-          ? `Is ${this.name} there (zfs list)? zpool import brings one that is not in use`
-          : /has dependent clones/.test(said)
-            ? 'zfs promote makes a clone independent'
-            : undefined,
+      remedy: said => options?.remedy?.(said) ?? this.#remedy(said),
     })
+  }
+
+  #remedy(said: string): string | undefined {
+    // What is not there may also be a volume.
+    if (said.includes(`'${this.name}': dataset does not exist`) || said.includes('no such pool'))
+      return `Is ${this.name} there (zfs list)? zpool import brings one that is not in use`
+    if (said.includes('has dependent clones')) return 'zfs promote makes a clone independent'
+    if (said.includes("use '-f'")) return '--overwrite replaces it all the same, and what it holds is lost'
+    return undefined
   }
 }
 
@@ -162,6 +166,7 @@ class Zvols implements VolumeOperations {
     const thin = preallocation === 'full' ? [] : ['-s']
     const size = `${Math.ceil(capacityBytes / ZVOL_BLOCK) * ZVOL_BLOCK}`
     await this.#zfs(`make volume ${name}`, 'create', ...thin, '-V', size, '--', this.#path(name))
+    await this.#appears(name)
   }
 
   async delete({ name }: VolumeFacts): Promise<void> {
@@ -170,21 +175,28 @@ class Zvols implements VolumeOperations {
 
   async resize({ name }: VolumeFacts, capacityBytes: number, { openBy }: ResizeOptions): Promise<void> {
     const size = Math.ceil(capacityBytes / ZVOL_BLOCK) * ZVOL_BLOCK
-    await this.#zfs(`resize volume ${name}`, 'set', `volsize=${size}`, '--', this.#path(name))
+    // It takes `--` for a dataset. Neither of its words can be an option.
+    await this.#zfs(`resize volume ${name}`, 'set', `volsize=${size}`, this.#path(name))
     await tellNewSize(this.#call, openBy)
   }
 
   async rename({ name }: VolumeFacts, to: string): Promise<void> {
     checkComponent(to)
     await this.#zfs(`rename volume ${name}`, 'rename', '--', this.#path(name), this.#path(to))
+    await this.#appears(to)
   }
 
-  /** At once: the copy stands on a snapshot of its name, and keeps it. */
+  /** At once: the copy stands on a snapshot of its name, which goes with it. */
   async clone({ name }: VolumeFacts, to: string, { report }: Progress): Promise<void> {
     checkComponent(to)
     const snapshot = `${this.#path(name)}@clone-${to}`
     await this.#zfs(`snapshot volume ${name}`, 'snapshot', '--', snapshot)
-    await this.#zfs(`clone volume ${name}`, 'clone', '--', snapshot, this.#path(to))
+    try {
+      await this.#zfs(`clone volume ${name}`, 'clone', '--', snapshot, this.#path(to))
+    } finally {
+      await this.#zfs(`let go of the snapshot for ${to}`, 'destroy', '-d', '--', snapshot)
+    }
+    await this.#appears(to)
     report(1, 1)
   }
 
@@ -194,6 +206,16 @@ class Zvols implements VolumeOperations {
 
   #path(name: string): string {
     return `${this.#dataset.name}/${name}`
+  }
+
+  /** udev makes the path a moment after ZFS has answered. */
+  async #appears(name: string): Promise<void> {
+    const path = join(this.#directory, name)
+    if (await waitForDevice(path)) return
+    throw new RpcError(
+      'ETIMEDOUT',
+      `volume ${name} is there, but ${path} has not come: does udev run, with the rules of ZFS (60-zvol.rules)?`,
+    )
   }
 
   async #zfs(doing: string, ...args: readonly string[]): Promise<void> {
@@ -237,8 +259,8 @@ class ZvolSnapshots implements SnapshotOperations {
 
   async list({ name }: VolumeFacts): Promise<VolumeSnapshot[]> {
     const said = await this.#dataset.run(`list snapshots of ${name}`, 'zfs', [
-      ...['list', '-Hp', '-d', '1', '-t', 'snapshot', '-o', 'name,creation,volsize', '-s', 'creation'],
-      ...['--', `${this.#dataset.name}/${name}`],
+      ...['list', '-Hp', '-d', '1', '-t', 'snapshot', '-o', 'name,creation,volsize,defer_destroy'],
+      ...['-s', 'creation', '--', `${this.#dataset.name}/${name}`],
     ])
     return parseSnapshots(said)
   }
@@ -264,11 +286,11 @@ class ZvolSnapshots implements SnapshotOperations {
   }
 }
 
-/** Lines of `name creation volsize`, the oldest first. */
+/** Lines of `name creation volsize defer_destroy`, the oldest first. Those that clones keep are nobody's. */
 export function parseSnapshots(text: string): VolumeSnapshot[] {
   return text
     .split('\n')
-    .filter(line => line !== '')
+    .filter(line => line !== '' && !line.endsWith('\ton'))
     .map(line => {
       const [full = '', created, size] = line.split('\t')
       return {

@@ -11,8 +11,8 @@ const poolFindSources = method({
   name: 'pool_find_sources',
   summary: 'Looks for storage that pools of a type could be made of: volume groups, exports, targets.',
   params: z.object({
-    type: z.enum(poolTypes).describe('logical, netfs, iscsi, scsi or zfs'),
-    host: z.string().min(1).optional().describe('The server (netfs, iscsi)'),
+    type: z.enum(poolTypes).describe('logical, netfs, gluster, iscsi, scsi or zfs'),
+    host: z.string().min(1).optional().describe('The server (netfs, gluster, iscsi)'),
     port: uint16.optional().describe('Its port (iscsi)'),
   }),
   result: z.string().describe("libvirt's <sources>"),

@@ -9,6 +9,7 @@ import { buildBefore, buildMode, buildParams, overwrite, poolName, type VolumeCo
 
 const NO_POOL = { ENOENT: 'there is no pool of that name' } as const
 const TOOL = { EIO: 'a program that does the work failed; it says why' } as const
+const SILENT = { ETIMEDOUT: 'its storage does not answer' } as const
 const POOL = { positional: ['pool'] } as const
 const byPool = z.object({ pool: poolName })
 
@@ -21,7 +22,10 @@ export const poolRow = z.object({
   name: z.string(),
   uuid: z.string(),
   type: z.string(),
-  state: z.enum(['running', 'inactive']),
+  state: z
+    .enum(['running', 'inaccessible', 'inactive'])
+    .describe('inaccessible: it runs, and its storage does not answer'),
+  trouble: z.string().optional().describe('Why it is inaccessible'),
   autostart: z.boolean(),
   persistent: z.boolean(),
   capacity: z.int().optional().describe('In bytes; absent while the pool is inactive, as what follows'),
@@ -37,10 +41,13 @@ export const poolRow = z.object({
 type PoolRow = z.output<typeof poolRow>
 
 export function toRow(pool: Pool): PoolRow {
-  const { name, uuid, document, isActive, isAutostart, isPersistent, levels, level, contents } = pool
+  const { name, uuid, document, isActive, isAutostart, isPersistent, levels, level, contents, reach } = pool
   const usage = contents === undefined ? undefined : usageOf(contents)
+  const trouble = isActive ? reach.trouble?.message : undefined
+  const running = trouble === undefined ? 'running' : 'inaccessible'
   return {
-    ...{ name, uuid, type: document.type, state: isActive ? 'running' : 'inactive' },
+    ...{ name, uuid, type: document.type, state: isActive ? running : 'inactive' },
+    ...(trouble === undefined ? {} : { trouble }),
     ...{ autostart: isAutostart, persistent: isPersistent, watermarks: [...levels], watermark: level },
     ...(usage === undefined
       ? {}
@@ -85,6 +92,7 @@ function infoText(row: PoolRow): string {
     ['Persistent', yesNo(row.persistent)],
     ['Autostart', yesNo(row.autostart)],
   ]
+  if (row.trouble !== undefined) lines.push(['Trouble', row.trouble])
   if (row.capacity !== undefined) {
     lines.push(
       ['Capacity', sizeOrDash(row.capacity)],
@@ -197,7 +205,7 @@ const poolRefresh = method({
   summary: 'Looks again what volumes a pool has.',
   params: byPool,
   result: poolRow,
-  errors: { ...NO_POOL, ...TOOL, EINVAL: 'it is not active' },
+  errors: { ...NO_POOL, ...TOOL, ...SILENT, EINVAL: 'it is not active' },
   concurrent: true,
   cli: { ...POOL, text: row => `Pool ${row.name} refreshed: ${row.volumes} volumes\n` },
   run: async ({ pool }, { pools }: VolumeContext) => toRow(await pools.refresh(pool)),
@@ -206,13 +214,25 @@ const poolRefresh = method({
 const poolDestroy = method({
   name: 'pool_destroy',
   summary: 'Stops a pool: unmounts, logs out. Data stays. A pool that is not defined is forgotten.',
-  params: byPool,
+  params: z.object({
+    pool: poolName,
+    force: z
+      .boolean()
+      .default(false)
+      .describe('Also when its storage does not answer: what waits for that fails, with I/O errors'),
+  }),
   result: done,
-  errors: { ...NO_POOL, ...TOOL, EINVAL: 'it is not active', EBUSY: 'somebody uses what is in it' },
+  errors: {
+    ...NO_POOL,
+    ...TOOL,
+    ...SILENT,
+    EINVAL: 'it is not active',
+    EBUSY: 'somebody uses what is in it',
+  },
   concurrent: true,
   cli: POOL,
-  async run({ pool }, { pools }: VolumeContext) {
-    await pools.destroy(pool)
+  async run({ pool, force }, { pools }: VolumeContext) {
+    await pools.destroy(pool, { isForced: force })
     return true as const
   },
 })

@@ -180,7 +180,8 @@ const volumeList = method({
     const wanted = pool === undefined ? pools.list().filter(({ isActive }) => isActive) : [pools.active(pool)]
     const rows: VolumeRow[] = []
     for (const each of wanted) {
-      if (refresh) await pools.lookAgain(each)
+      // Of several, one that does not answer has what it had.
+      if (refresh && (pool !== undefined || (await each.reach.answers()))) await pools.lookAgain(each)
       for (const volume of each.contents?.volumes ?? []) {
         if (!iso || volume.format === 'iso') rows.push(toRow(each, volume))
       }

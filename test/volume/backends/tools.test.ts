@@ -5,6 +5,8 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { parsePool } from '../../../src/libvirt/pool-xml.ts'
 import { MultipathPool } from '../../../src/volume/backends/mpath.ts'
 import { ScsiPool } from '../../../src/volume/backends/scsi.ts'
+import { zfsPool } from '../../../src/volume/backends/zfs.ts'
+import type { PoolBackendType } from '../../../src/volume/pool.ts'
 import { hasAllDisks } from '../../../src/volume/scsi-units.ts'
 import { Storage } from '../support.ts'
 
@@ -12,15 +14,19 @@ let storage: Storage
 let path: string | undefined
 
 beforeEach(() => {
-  storage = new Storage()
-  mkdirSync(storage.path('bin'))
   path = process.env['PATH']
-  process.env['PATH'] = storage.path('bin')
+  begin()
 })
 afterEach(() => {
   process.env['PATH'] = path
   storage.close()
 })
+
+function begin(types?: readonly PoolBackendType[]): void {
+  storage = new Storage(types === undefined ? {} : { types })
+  mkdirSync(storage.path('bin'))
+  process.env['PATH'] = storage.path('bin')
+}
 
 /** A program that notes the words of every start, a line each, and then does this. */
 function program(name: string, script = ':'): void {
@@ -170,11 +176,20 @@ describe('a zfs pool', () => {
   const xml = "<pool type='zfs'><name>p</name><source><name>tank/vms</name></source></pool>"
 
   beforeEach(() => {
+    storage.close()
+    // /dev/zvol is made by udev, and waited for.
+    const create: PoolBackendType['create'] = (document, services) =>
+      zfsPool.create({ ...document, target: { path: storage.path('zvol') } }, services)
+    begin([{ ...zfsPool, create }])
+    const target = storage.path('zvol')
+    mkdirSync(target)
     program(
       'zfs',
-      `case "$1" in
+      `for last; do :; done
+      case "$1" in
+        create|clone|rename) : > '${target}'/"\${last##*/}" ;;
         get) printf '1000\\n9000\\n' ;;
-        list) case "$*" in *snapshot*) printf 'tank/vms/a@one\\t1795262820\\t16384\\n' ;; *) printf 'tank/vms/a\\t16384\\t8192\\t-\\n' ;; esac ;;
+        list) case "$*" in *snapshot*) printf 'tank/vms/a@one\\t1795262820\\t16384\\toff\\n' ;; *) printf 'tank/vms/a\\t16384\\t8192\\t-\\n' ;; esac ;;
       esac`,
     )
   })
@@ -187,19 +202,27 @@ describe('a zfs pool', () => {
       available: 9000,
     })
     expect(await storage.call('volume_list', { pool: 'p' })).toMatchObject([
-      { name: 'a', path: '/dev/zvol/tank/vms/a' },
+      { name: 'a', path: storage.path('zvol', 'a') },
     ])
     const before = words('zfs').length
     await create('b')
     await create('c', { preallocation: 'full', capacity: 10_000 })
     await storage.call('volume_snapshot_create', { volume: 'a', snapshot: 'two' })
     await storage.call('volume_snapshot_revert', { volume: 'a', snapshot: 'one' })
+    await storage.call('volume_resize', { volume: 'a', capacity: '1M' })
+    await storage.call('volume_rename', { volume: 'a', name: 'd' })
+    await storage.job('volume_clone', { volume: 'a', name: 'e' })
     const changes = words('zfs').slice(before)
     expect(changes.filter(line => !/^(?:get|list) /.test(line))).toEqual([
       'create -s -V 1073741824 -- tank/vms/b',
       'create -V 16384 -- tank/vms/c',
       'snapshot -- tank/vms/a@two',
       'rollback -- tank/vms/a@one',
+      'set volsize=1048576 tank/vms/a',
+      'rename -- tank/vms/a tank/vms/d',
+      'snapshot -- tank/vms/a@clone-e',
+      'clone -- tank/vms/a@clone-e tank/vms/e',
+      'destroy -d -- tank/vms/a@clone-e',
     ])
   })
 

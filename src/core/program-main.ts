@@ -1,0 +1,39 @@
+/** The process of `program-process.ts`: runs what it is asked for until the daemon is gone. */
+import { ProgramError, runHere } from './program.ts'
+import type { Answer, Question } from './program-process.ts'
+
+const running = new Map<number, AbortController>()
+
+const answer = (message: Answer): void => {
+  // A daemon that is gone needs no answer.
+  process.send?.(message, undefined, undefined, () => {})
+}
+
+async function run(question: Exclude<Question, { isCancelled: true }>): Promise<void> {
+  const { id, program, args, options, isFollowed } = question
+  const { timeoutMs, ...rest } = options
+  const cancel = new AbortController()
+  running.set(id, cancel)
+  try {
+    const stdout = await runHere(program, args, {
+      ...rest,
+      ...(timeoutMs === undefined ? {} : { timeoutMs: timeoutMs ?? Number.POSITIVE_INFINITY }),
+      signal: cancel.signal,
+      ...(isFollowed ? { onOutput: output => answer({ id, output }) } : {}),
+    })
+    answer({ id, stdout })
+  } catch (error) {
+    if (!(error instanceof ProgramError)) throw error
+    answer({ id, failure: error.failure })
+  } finally {
+    running.delete(id)
+  }
+}
+
+process.on('message', (question: Question) => {
+  if ('isCancelled' in question) running.get(question.id)?.abort()
+  else void run(question)
+})
+// It goes when the daemon has gone, which may still need it after a signal to both.
+process.on('disconnect', () => process.exit())
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => {})
