@@ -1,7 +1,7 @@
 /** What is asked of libvirt, of QEMU and of the daemon, and what is taken back when one of them refuses. */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { RpcError } from '../../src/core/errors.ts'
 import { logSettings } from '../../src/core/log.ts'
@@ -86,13 +86,15 @@ describe('an NVMe disk for a guest that runs', () => {
 
   it('is taken from it again, with all that was made for it, when its next start cannot have it', async () => {
     virsh.refusals.set('define', 'XML error: no')
+    virsh.lateNodes = 1
     const attach = guests().attach(undefined, request({ volume: 'm0', live: true, config: true }))
     await expect(attach).rejects.toThrow('libvirt: XML error: no')
-    expect(virsh.changes.slice(-5).map(line => line.replace(/,"arguments.*/, ''))).toEqual([
+    expect(virsh.changes.slice(-6).map(line => line.replace(/,"arguments.*/, ''))).toEqual([
       'define',
       'metadata g1 urn:qpair:monitor-disks:1 --live --remove',
       'qemu-monitor-command g1 {"execute":"device_del"',
       'qemu-monitor-command g1 {"execute":"qom-list"',
+      'qemu-monitor-command g1 {"execute":"blockdev-del"',
       'qemu-monitor-command g1 {"execute":"blockdev-del"',
     ])
     expect(calls).toEqual(['nbd_export_start', 'nbd_export_stop'])
@@ -164,6 +166,25 @@ describe('a disk that is taken away', () => {
     await expect(detach('/a')).rejects.toThrow('libvirt: no')
     await expect(detach('/b')).rejects.toThrow('domain g1 has /b as vdb and vda: say which')
     await expect(detach('/c')).rejects.toThrow('domain g1 has no disk /c: there are vda (/a), vdb (/b)')
+  })
+
+  it('takes its rule of AppArmor along, once no guest has it any more', async () => {
+    const rules = join(directory, 'etc/apparmor.d/local/abstractions/libvirt-qemu')
+    mkdirSync(dirname(rules), { recursive: true })
+    writeFileSync(rules, `  /other rwk,\n  "${path}" rwk, # qpair\n`)
+    const document = DomainDocument.parse(DOMAIN)
+    const source = { kind: 'file', path, format: 'raw' } as const
+    document.addNvme({ id: 'nvme0', serial: '1', source, isReadOnly: false, slot: 30 })
+    virsh.config = virsh.live = document.toString()
+    const detachFromConfig = (): Promise<unknown> =>
+      guests().detach(undefined, { domain: 'g1', disk: 'nvme0', live: false, config: true })
+    await detachFromConfig()
+    expect(readFileSync(rules, 'utf8')).toContain(path)
+
+    virsh.config = document.toString()
+    virsh.live = DOMAIN
+    await detachFromConfig()
+    expect(readFileSync(rules, 'utf8')).toBe('  /other rwk,\n')
   })
 
   it('is not when the guest has had it since its start, on a bus without hot-plug', async () => {

@@ -16,6 +16,8 @@ export class ScriptedVirsh {
   state = 'running'
   config = DOMAIN
   live = DOMAIN
+  /** How often QEMU still has a block node in use that it shall delete. */
+  lateNodes = 0
   readonly ran: string[] = []
   /** What it complains of when a command has this in it. */
   readonly refusals = new Map<string, string>()
@@ -40,6 +42,8 @@ export class ScriptedVirsh {
         return 'Persistent:     yes\n'
       case 'dumpxml':
         return words.includes('--inactive') ? this.config : this.live
+      case 'list':
+        return 'g1\n'
       case 'capabilities':
         return '<capabilities><host><secmodel><model>none</model></secmodel></host></capabilities>'
       case 'define':
@@ -57,12 +61,16 @@ export class ScriptedVirsh {
     if (execute === 'device_add' && given.bus === 'pci.2') {
       return { error: { desc: 'PCI: slot 0 function 0 not available for nvme, in use by nvme' } }
     }
+    // A device that has just gone still has its node for a moment.
+    if (execute === 'blockdev-del' && this.lateNodes-- > 0) {
+      return { error: { desc: 'Node qpair-nvme0 is in use' } }
+    }
     return { return: execute === 'qom-list' ? [{ name: 'type' }] : {} }
   }
 
   /** Commands that change something. */
   get changes(): string[] {
-    return this.ran.filter(line => !/^(?:domstate|dominfo|dumpxml|capabilities)/.test(line))
+    return this.ran.filter(line => !/^(?:list|domstate|dominfo|dumpxml|capabilities)/.test(line))
   }
 }
 

@@ -32,7 +32,7 @@ export async function plugNvme(
   const { name } = domain
   const id = qemuId(disk.id)
   await virsh.monitor(name, 'blockdev-add', blockdev(id, disk))
-  undo.add(`block node ${id}`, () => virsh.monitor(name, 'blockdev-del', { 'node-name': id }))
+  undo.add(`block node ${id}`, () => deleteNode(virsh, name, id))
   await plugDevice(virsh, domain, { driver: 'nvme', id, drive: id, serial: disk.serial })
   undo.add(`NVMe controller ${id}`, () => unplugDevice(virsh, name, id))
   await virsh.setLiveMetadata(name, MONITOR_DISKS, domain.monitorDisksXml({ add: disk }))
@@ -44,7 +44,7 @@ export async function unplugNvme(virsh: Virsh, domain: DomainDocument, target: s
   const { name } = domain
   const id = qemuId(target)
   await unplugDevice(virsh, name, id)
-  await virsh.monitor(name, 'blockdev-del', { 'node-name': id })
+  await deleteNode(virsh, name, id)
   await virsh.setLiveMetadata(name, MONITOR_DISKS, domain.monitorDisksXml({ remove: target }))
 }
 
@@ -83,6 +83,19 @@ async function unplugDevice(virsh: Virsh, domain: string, id: string): Promise<v
   await untilReleased(domain, id, async () => {
     const devices = await virsh.monitor(domain, 'qom-list', { path: '/machine/peripheral' })
     return !(devices as { name: string }[]).some(({ name }) => name === id)
+  })
+}
+
+/** QEMU finishes with a device a moment after it has taken it off its list, and until then the device has its node. */
+async function deleteNode(virsh: Virsh, domain: string, id: string): Promise<void> {
+  await untilReleased(domain, id, async () => {
+    try {
+      await virsh.monitor(domain, 'blockdev-del', { 'node-name': id })
+      return true
+    } catch (error) {
+      if ((error as Error).message.includes('is in use')) return false
+      throw error
+    }
   })
 }
 
