@@ -102,7 +102,7 @@ export class Channel {
 
   /** For `BdevIo.complete` only. */
   completed(io: BdevIo): void {
-    this.stat.count(io, this.reactor.nowUs - io.submittedUs)
+    this.stat.count(io, this.reactor)
     if (this.#isLoan(io)) this.#loans++
     else this.outstanding--
     this.reactor.deliverLater(io)

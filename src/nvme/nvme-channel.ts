@@ -431,6 +431,6 @@ export class NvmeChannel implements DriverChannel {
     if (whole.parts > 1) return
     const own = this.paths.find(own => own.io === path)
     io!.status = status
-    own?.stat.count(io!, this.#reactor.nowUs - io!.submittedUs)
+    own?.stat.count(io!, this.#reactor)
   }
 }
