@@ -174,6 +174,16 @@ await describeWith(PROGRAMS, 'guests without libvirt', () => {
     expect(seen.memory.resident).toBeGreaterThan(32 * MIB)
   })
 
+  it('stand still and go on', async () => {
+    await qpair(daemon, 'vm', 'suspend', 'first')
+    expect((await list())[0]!.state).toBe('paused')
+    await expect(daemon.rpc('vm_stop', { name: 'first' })).rejects.toThrow(
+      /qpair vm resume first first, or --force/,
+    )
+    expect(await daemon.rpc('vm_resume', { name: 'first' })).toEqual({ name: 'first', state: 'running' })
+    expect(await shell.run('echo on')).toBe('on')
+  })
+
   it('are typed to from a terminal, which Ctrl-] gives back', async () => {
     const console = spawn(process.execPath, [QPAIR, '-r', daemon.socket, 'vm', 'console', 'first'])
     let text = ''

@@ -246,6 +246,7 @@ const stop = method({
   errors: {
     ENODEV: 'there is no such guest',
     EAGAIN: 'it is being found again',
+    EINVAL: 'it stands still, and hears no power button',
     EIO: 'QEMU does not answer: --force',
   },
   concurrent: true,
@@ -261,4 +262,35 @@ const stop = method({
   },
 })
 
-export const guestMethods = [run, list, stop]
+const power = {
+  params: z.object({ name: guestName.describe("The guest's name") }),
+  result: z.object({ name: z.string(), state: z.string() }),
+  errors: {
+    ENODEV: 'there is no such guest',
+    EAGAIN: 'it is being found again',
+    EIO: 'QEMU refuses, for the reason given',
+  },
+  concurrent: true,
+  cli: {
+    positional: ['name'] as const,
+    text: ({ name, state }: { readonly name: string; readonly state: string }) => `guest ${name}: ${state}\n`,
+  },
+}
+
+const suspend = method({
+  ...power,
+  name: 'vm_suspend',
+  summary:
+    'Has a guest that qpair has started stand still, until it is resumed. Its memory stays where it is.',
+  run: async ({ name }, { ownGuests }: DiskContext) => ({ name, state: await ownGuests.get(name).suspend() }),
+})
+
+const resume = method({
+  ...power,
+  name: 'vm_resume',
+  summary:
+    'Has a guest go on that stands still: suspended, or because there was no room for the data of a disk.',
+  run: async ({ name }, { ownGuests }: DiskContext) => ({ name, state: await ownGuests.get(name).resume() }),
+})
+
+export const guestMethods = [run, list, stop, suspend, resume]

@@ -7,10 +7,11 @@ import type { Host } from '../../host/host.ts'
 import { Turns } from '../../volume/turns.ts'
 import type { AccessParts } from '../libvirt/access.ts'
 import { servedFrom } from '../libvirt/serving.ts'
-import { Qmp, QmpClosed, QmpError } from '../qmp.ts'
+import { Qmp, QmpClosed, QmpError, type QmpEvent } from '../qmp.ts'
 import { type Undo, withUndo } from '../undo.ts'
 import { type DiskParts, type DiskRequest, prepareDisk } from './disk-source.ts'
 import { diskId, diskObjects, reconnection } from './guest-disk.ts'
+import { reportEvent } from './guest-events.ts'
 import { type GuestPaths, type GuestRecord, type RecordedDisk, writeRecord } from './guest-record.ts'
 import { hasPorts, portName } from './machine.ts'
 import { closeNet } from './network.ts'
@@ -25,6 +26,8 @@ const RELEASE_MS = 40_000
 /** How long QEMU may take to end when it is told to. */
 const QUIT_MS = 10_000
 const RECONNECT_MS = 500
+/** QEMU's words for what a guest goes on from. */
+const STANDS_STILL = ['paused', 'io-error']
 
 export interface GuestParts extends DiskParts {
   readonly access: AccessParts
@@ -135,6 +138,18 @@ export class Guest {
     })
   }
 
+  /** Stands still, as it is; its network and its disks hear nothing from it. Answers the state. */
+  async suspend(): Promise<string> {
+    await this.execute('stop')
+    return this.state()
+  }
+
+  /** Goes on after `suspend`, or after a disk had no room and has it now. */
+  async resume(): Promise<string> {
+    await this.execute('cont')
+    return this.state()
+  }
+
   /** The power button first; what does not react within the time is ended, and `force` does not ask. */
   async stop({
     force,
@@ -145,6 +160,13 @@ export class Guest {
   }): Promise<StopHow> {
     const { name, process: qemu } = this.#record
     if (!force) {
+      const state = await this.state()
+      if (STANDS_STILL.includes(state)) {
+        throw new RpcError(
+          'EINVAL',
+          `guest ${name} stands still (${state}) and hears no power button: qpair vm resume ${name} first, or --force`,
+        )
+      }
       await this.execute('system_powerdown')
       if (await hasEnded(qemu, timeoutMs)) return 'powered down'
       log.warning(
@@ -174,7 +196,8 @@ export class Guest {
       if (this.#isLeft) return []
       if (!isRunning(qemu)) return this.#cleanUp()
       try {
-        const qmp = await Qmp.connect(this.paths.qmp, { timeoutMs: 5000 })
+        const onEvent = (event: QmpEvent): void => reportEvent(name, event)
+        const qmp = await Qmp.connect(this.paths.qmp, { timeoutMs: 5000, onEvent })
         if (this.#isLeft) qmp.close()
         this.#qmp = qmp
       } catch (error) {

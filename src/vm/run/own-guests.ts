@@ -14,6 +14,7 @@ import { type DiskParts, type DiskRequest, prepareCdrom, prepareDisk } from './d
 import { type Firmware, findFirmware, makeVariables } from './firmware.ts'
 import { Guest, type StopHow } from './guest.ts'
 import { diskObjects, type Version } from './guest-disk.ts'
+import { reportEvent } from './guest-events.ts'
 import {
   type GuestPaths,
   type GuestRecord,
@@ -349,7 +350,7 @@ async function greeted(name: string, qemu: QemuProcess, paths: GuestPaths): Prom
   const deadlineMs = performance.now() + START_MS
   for (;;) {
     try {
-      return await Qmp.connect(paths.qmp, { timeoutMs: START_MS })
+      return await Qmp.connect(paths.qmp, { timeoutMs: START_MS, onEvent: event => reportEvent(name, event) })
     } catch (error) {
       if (!(error instanceof QmpClosed)) throw error
       if (!isRunning(qemu)) throw startFailure(name, await readFile(paths.log, 'utf8'))
