@@ -60,6 +60,7 @@ const CHANGES: readonly (readonly [name: string, change: (image: ImageHandle) =>
   ['a snapshot is deleted', image => dropSnapshot(image, 'old')],
   ['the disk goes back to a snapshot', goBack],
   ['it grows', image => resize(image, 40 * MIB)],
+  ['it shrinks', image => resize(image, MIB - 512, { shrink: true })],
   ['a bitmap is made', image => insertBitmap(image, 'new', 4096, true)],
   ['a bitmap is removed', image => deleteBitmap(image, 'bitmap')],
 ]
@@ -84,8 +85,11 @@ it.each(CHANGES)(
       copyFileSync(original, bench.path('image'))
       ended = await cutOff(bench.path('image'), cuts, change)
       const disk = await bench.open('image')
-      const content = Buffer.from(await disk.read(0, SIZE))
-      const isRight = content.equals(now) || (change === goBack && content.equals(before))
+      const size = Math.min(SIZE, disk.channel.info.blockCount * 512)
+      const content = Buffer.from(await disk.read(0, size))
+      const isRight =
+        content.equals(now.subarray(0, size)) ||
+        (change === goBack && content.equals(before.subarray(0, size)))
       expect(isRight, `${name}, cut off after ${cuts} writes`).toBe(true)
       await disk.write(0, new Uint8Array(65536).fill(cuts))
       await bench.delete('image')

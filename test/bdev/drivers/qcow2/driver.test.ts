@@ -1,4 +1,4 @@
-import { copyFileSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { copyFileSync, mkdirSync, openSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { deflateRawSync } from 'node:zlib'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import {
@@ -13,6 +13,7 @@ import {
   renameBacking,
   resizeImage,
 } from '../../../../src/bdev/drivers/qcow2/image.ts'
+import { ImageHandle } from '../../../../src/bdev/drivers/qcow2/image-handle.ts'
 import { Extents } from '../../../../src/bdev/extents.ts'
 import { IoType } from '../../../../src/bdev/io.ts'
 import { Prng } from '../../../../src/core/prng.ts'
@@ -288,6 +289,18 @@ describe('images', () => {
     await bench.delete('q')
     expect(await checkImage(bench.path('q'))).toMatchObject({ leaks: 0, corruptions: 0 })
     expect((await imageInfo(bench.path('q'))).isDirty).toBe(false)
+  })
+
+  it('say which file refuses to be written, and what to do', async () => {
+    await createImage(bench.path('q'), { sizeBytes: MIB })
+    const whole = await ImageHandle.peek(bench.path('q'))
+    whole.close()
+    const image = new ImageHandle({ fd: openSync('/dev/full', 'r+'), path: bench.path('q') }, whole.header)
+    await expect(image.write(0, filled(512, 1))).rejects.toMatchObject({
+      code: 'ENOSPC',
+      message: `cannot write ${bench.path('q')}: ENOSPC; free room on its file system`,
+    })
+    image.close()
   })
 
   it('have bitmaps made and removed, also while they are devices', async () => {
