@@ -110,6 +110,43 @@ describe('an NVMe disk for a guest that runs', () => {
   })
 })
 
+describe('a disk that the host refuses', () => {
+  const attach = (change: Partial<AttachRequest>): Promise<unknown> =>
+    guests().attach(undefined, request({ config: true, ...change }))
+  const rules = (): string =>
+    readFileSync(join(directory, 'etc/apparmor.d/local/abstractions/libvirt-qemu'), 'utf8')
+
+  it('is not attached, or the refusal is removed; what does not come leaves no rule', async () => {
+    virsh.confinement = 'apparmor'
+    await expect(attach({})).rejects.toMatchObject({
+      code: 'EACCES',
+      message: expect.stringMatching(/no rule for .* As root: echo .* --fix does that/),
+    })
+    expect(virsh.changes).toEqual([])
+    virsh.refusals.set('define', 'XML error: no')
+    await expect(attach({ fix: true })).rejects.toThrow('XML error: no')
+    expect(rules()).toBe('')
+    virsh.refusals.clear()
+    await attach({ fix: true })
+    expect(rules()).toBe(`  "${path}" rwk, # qpair\n`)
+  })
+
+  it('is attached where the domain is exempt from confinement', async () => {
+    virsh.confinement = 'apparmor'
+    virsh.config = DOMAIN.replace('<devices>', "<seclabel type='none'/><devices>")
+    expect(await attach({})).toMatchObject({ means: 'direct' })
+  })
+
+  it('is told as without --fix where that cannot remove it', async () => {
+    virsh.confinement = 'apparmor'
+    writeFileSync(join(directory, 'etc'), '')
+    await expect(attach({ fix: true })).rejects.toMatchObject({
+      code: 'EACCES',
+      message: expect.stringMatching(/As root: echo .* --fix could not do that: ENOTDIR/),
+    })
+  })
+})
+
 describe('a disk for the next start of a domain', () => {
   it('over vhost-user gives back memory and controller when libvirt refuses the disk', async () => {
     virsh.refusals.set('attach-device', 'no more room')

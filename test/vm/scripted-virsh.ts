@@ -16,6 +16,7 @@ export class ScriptedVirsh {
   state = 'running'
   config = DOMAIN
   live = DOMAIN
+  confinement = 'none'
   /** How often QEMU still has a block node in use that it shall delete. */
   lateNodes = 0
   readonly ran: string[] = []
@@ -45,7 +46,7 @@ export class ScriptedVirsh {
       case 'list':
         return 'g1\n'
       case 'capabilities':
-        return '<capabilities><host><secmodel><model>none</model></secmodel></host></capabilities>'
+        return `<capabilities><host><secmodel><model>${this.confinement}</model></secmodel></host></capabilities>`
       case 'define':
         this.config = input
         return ''

@@ -8,7 +8,7 @@ import { type DiskSource, diskNode } from '../../libvirt/disk-xml.ts'
 import { nameOf } from '../../libvirt/domain-xml.ts'
 import type { Confinement, Scope, Virsh } from '../../libvirt/virsh.ts'
 import { type Undo, withUndo } from '../undo.ts'
-import { type AccessParts, findObstacles, type Need } from './access.ts'
+import { type AccessParts, findObstacles, type Need, type Obstacle } from './access.ts'
 import { loadProfile, refusalSince } from './apparmor.ts'
 import { type Domain, documentsOf, freeTarget, readDomain, scopeOf } from './domains.ts'
 import { type Bus, chooseMeans, type Means } from './means.ts'
@@ -189,22 +189,33 @@ async function clearTheWay(
     let obstacles = await find()
     // One obstacle may hide the next one: what is below a closed directory cannot be tried.
     for (let round = 0; isToFix && canFix() && round < ROUNDS_MAX; round++) {
-      for (const { cause, fix, undo: takeBack } of obstacles) {
-        if (fix === undefined) continue
-        await fix()
-        if (takeBack !== undefined) undo.add(`the rule for ${path}`, takeBack)
-        log.notice(`removed for domain ${domain.name}: ${cause}`)
+      for (const obstacle of obstacles.filter(({ fix }) => fix !== undefined)) {
+        await remove(obstacle)
+        if (obstacle.undo !== undefined) undo.add(`the rule for ${path}`, obstacle.undo)
+        log.notice(`removed for domain ${domain.name}: ${obstacle.cause}`)
       }
       obstacles = await find()
     }
     if (obstacles.length === 0) continue
-    const told = obstacles.map(({ cause, remedy }) => `${cause}. As root: ${remedy.join('; ')}`)
+    const told = obstacles.map(tell)
     const fix = isUnderneath ? UNDERNEATH : !canFix() ? FOR_ALL : request.fix ? '' : '. --fix does that'
     const other = host.canServe ? '. With --means nbd the daemon opens it for the guest' : ''
     throw new RpcError('EACCES', `the guest could not open ${path}: ${told.join('. ')}${fix}${other}`)
   }
   const isConfined = host.confinement.models.includes('apparmor')
   if (isConfined && needs.some(need => !need.isKnownToLibvirt)) await loadProfile(guest, access)
+}
+
+const tell = ({ cause, remedy }: Obstacle): string => `${cause}. As root: ${remedy.join('; ')}`
+
+/** This process may not, or the program for it is missing: then it is told as without --fix. */
+async function remove(obstacle: Obstacle): Promise<void> {
+  try {
+    await obstacle.fix!()
+  } catch (error) {
+    const reason = (error as Error).message
+    throw new RpcError('EACCES', `${tell(obstacle)}. --fix could not do that: ${reason}`, { cause: error })
+  }
 }
 
 const ROUNDS_MAX = 8
