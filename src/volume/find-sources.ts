@@ -6,12 +6,15 @@ import { formatXml, node } from '../core/xml.ts'
 import { type PoolSource, sourceNode } from '../libvirt/pool-source-xml.ts'
 import type { PoolType } from '../libvirt/pool-types.ts'
 import { elementAt, elementsIn, parseXml, textOf } from '../libvirt/xml.ts'
+import { targetsAt } from '../sys/libiscsi-targets.ts'
 import { SYS } from './scsi-units.ts'
 import { runTool } from './tools.ts'
 
 export interface SourceQuery {
   readonly host: string | undefined
   readonly port: number | undefined
+  /** The name to ask under; `iscsi-direct` has none of its own. */
+  readonly initiator: string | undefined
 }
 
 type Finder = (query: SourceQuery) => Promise<readonly PoolSource[]>
@@ -38,11 +41,24 @@ const FINDERS: { readonly [type in PoolType]?: Finder } = {
   },
   iscsi: async query => {
     const host = hostOf('iscsi', query)
-    const portal = `${host.includes(':') ? `[${host}]` : host}:${query.port ?? 3260}`
+    const portal = portalOf(host, query)
     const said = await runTool(`the targets of ${portal} cannot be listed`, 'iscsiadm', [
       ...['-m', 'discovery', '-t', 'sendtargets', '-p', portal, '-o', 'nonpersistent'],
     ])
     return parseTargets(said, host, query.port)
+  },
+  'iscsi-direct': async query => {
+    const { initiator: initiatorIqn, port } = query
+    const host = hostOf('iscsi-direct', query)
+    if (initiatorIqn === undefined) {
+      throw new RpcError('EINVAL', 'sources of type iscsi-direct are asked for by an initiator: name one')
+    }
+    const portal = portalOf(host, query)
+    const found = await targetsAt(portal, initiatorIqn)
+    if (typeof found === 'string') {
+      throw new RpcError('EIO', `the targets of ${portal} cannot be listed: ${found}`)
+    }
+    return found.map(path => ({ hosts: [{ name: host, port }], devices: [{ path }], initiatorIqn }))
   },
   scsi: async () => {
     const hosts = await readdir(join(SYS, 'class/scsi_host')).catch(() => [])
@@ -66,10 +82,21 @@ export async function findSources(type: PoolType, query: SourceQuery): Promise<s
   return formatXml(node('sources', {}, ...(await find(query)).map(sourceNode)))
 }
 
+const portalOf = (host: string, { port = 3260 }: SourceQuery): string =>
+  `${host.includes(':') ? `[${host}]` : host}:${port}`
+
 async function nfsExports(host: string): Promise<PoolSource[]> {
-  const said = await runTool(`the exports of ${host} cannot be listed`, 'showmount', [
-    ...['--no-headers', '--exports', '--', host],
-  ])
+  const said = await runTool(
+    `the exports of ${host} cannot be listed`,
+    'showmount',
+    [...['--no-headers', '--exports', '--', host]],
+    {
+      remedy: said =>
+        /RPC|clnt_create/.test(said)
+          ? 'A server of NFS 4 alone has nobody who answers that (rpcbind, mountd): its directories can be mounted all the same'
+          : undefined,
+    },
+  )
   return parseExports(said, host)
 }
 

@@ -86,6 +86,23 @@ await describeWith(PROGRAMS, 'iSCSI disks', () => {
     rmSync(directory, { recursive: true, force: true })
   })
 
+  it('is found where it is served, in the words of virsh', async () => {
+    const [host, port] = tgt.portal.split(':') as [string, string]
+    const query = { type: 'iscsi-direct', host, port: Number(port) }
+    const source = (name: string): string => `  <source>
+    <host name='${host}' port='${port}'/>
+    <device path='${tgt.iqn(name)}'/>
+    <initiator>
+      <iqn name='${INITIATOR}'/>
+    </initiator>
+  </source>
+`
+    expect(await daemon.rpc('pool_find_sources', { ...query, initiator: INITIATOR })).toBe(
+      `<sources>\n${source('open')}${source('closed')}</sources>\n`,
+    )
+    await expect(daemon.rpc('pool_find_sources', query)).rejects.toThrow('by an initiator: name one')
+  })
+
   it('holds what fio and QEMU write, and the file behind it is the same', async () => {
     await serve('disk')
     expect(await bdevs()).toMatchObject([{ name: 'disk', block_size: 512, num_blocks: SIZE / 512 }])

@@ -1,5 +1,5 @@
 /** A pool on a real Gluster volume: its life, its data under load, and what becomes of both when the servers go. */
-import { existsSync, statSync } from 'node:fs'
+import { existsSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
@@ -139,6 +139,16 @@ await describeWith([...GLUSTER_PROGRAMS, 'fio'], 'a Gluster pool', () => {
       await fio(direct(), '--rw=randwrite', '--bs=4k', '--verify=crc32c', '--verify_fatal=1')
     },
   )
+
+  it.skipIf(!CAN)('does without the process that starts its programs when that has gone', async () => {
+    const children = readFileSync(`/proc/${daemon.pid}/task/${daemon.pid}/children`, 'utf8').trim().split(' ')
+    const starter = children.find(pid =>
+      readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('program-main'),
+    )
+    process.kill(Number(starter), 'SIGKILL')
+    const refresh = (): Promise<string> => rpc('pool_refresh', { pool: 'far' }).then(state, String)
+    await expect.poll(refresh, { timeout: 60_000 }).toBe('running')
+  })
 
   it.skipIf(!CAN)('is stopped when nobody uses it, and by force when its server has gone', async () => {
     await expect(rpc('pool_destroy', { pool: 'far' })).rejects.toThrow('Somebody uses files below')

@@ -1,6 +1,8 @@
 /** Pools that are mounted on a directory: `fs` from a block device, `netfs` from a server, `gluster` by its mount. */
 import { realpath } from 'node:fs/promises'
+import { setTimeout as delay } from 'node:timers/promises'
 import { RpcError } from '../../core/errors.ts'
+import { logger } from '../../core/log.ts'
 import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
 import { refuseFormatted } from '../block-devices.ts'
 import { fileBehind, type Mount, mountAt, readMounts } from '../mounts.ts'
@@ -9,12 +11,17 @@ import type { Remote } from '../reach.ts'
 import { install, runTool } from '../tools.ts'
 import { DirectoryPool } from './directory.ts'
 
+const log = logger('volume')
+
 /** As libvirt has them: an image in a pool is data, whatever it says of itself. */
 const SAFE_OPTIONS = ['nodev', 'nosuid', 'noexec']
 /** A server that does not answer is told after this time. */
 const MOUNT_TIMEOUT_MS = 90_000
 /** What waits for a server is ended sooner or later. */
 const UNMOUNT_TIMEOUT_MS = 30_000
+/** Some seconds, in which what waits is ended as long as more of it comes. */
+const LET_GO_ATTEMPTS = 12
+const LET_GO_PAUSE_MS = 250
 /** Where pools without a target of their own are mounted. */
 const MOUNTS = '/run/qpair/pools'
 
@@ -142,11 +149,21 @@ export class MountedPool extends DirectoryPool {
     )
   }
 
-  /** Ends what waits for the server, and then has nobody find the mount any more; whoever has files open keeps them. */
+  /**
+   * Ends what waits for the server, and then has nobody find the mount any more; whoever has files open keeps them. Each time
+   * that fails is what waits just then: a write of many pieces takes several.
+   */
   async #letGo(): Promise<void> {
-    // While something is being ended it is busy still.
-    await this.#unmount(['--force']).catch(() => {})
-    if (await this.isStarted()) await this.#unmount(['--force', '--lazy'])
+    for (let attempt = 0; attempt < LET_GO_ATTEMPTS; attempt++) {
+      await this.#unmount(['--force']).catch(() => {})
+      if (!(await this.isStarted())) return
+      await delay(LET_GO_PAUSE_MS)
+    }
+    await this.#unmount(['--force', '--lazy'])
+    log.warning(
+      `pool ${this.document.name}: files of ${this.#mount.source} are still open, and I/O to them waits until it answers: ` +
+        'volumes that are exported keep their bdevs, which bdev_get_bdevs lists',
+    )
   }
 
   /** Without a look at the path, which a server that has gone would not let end. */

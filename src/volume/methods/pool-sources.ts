@@ -11,20 +11,21 @@ const poolFindSources = method({
   name: 'pool_find_sources',
   summary: 'Looks for storage that pools of a type could be made of: volume groups, exports, targets.',
   params: z.object({
-    type: z.enum(poolTypes).describe('logical, netfs, gluster, iscsi, scsi or zfs'),
-    host: z.string().min(1).optional().describe('The server (netfs, gluster, iscsi)'),
-    port: uint16.optional().describe('Its port (iscsi)'),
+    type: z.enum(poolTypes).describe('logical, netfs, gluster, iscsi, iscsi-direct, scsi or zfs'),
+    host: z.string().min(1).optional().describe('The server (netfs, gluster, iscsi, iscsi-direct)'),
+    port: uint16.optional().describe('Its port (iscsi, iscsi-direct)'),
+    initiator: z.string().min(1).optional().describe('The name to ask under (iscsi-direct)'),
   }),
   result: z.string().describe("libvirt's <sources>"),
   errors: {
-    EINVAL: 'the type needs a host',
+    EINVAL: 'the type needs a host, or an initiator',
     ENOTSUP: 'sources of that type cannot be looked for',
     ENOENT: 'a program that does the work is missing',
     EIO: 'a program that does the work failed; it says why',
   },
   concurrent: true,
   cli: { positional: ['type', 'host'] },
-  run: ({ type, host, port }) => findSources(type, { host, port }),
+  run: ({ type, host, port, initiator }) => findSources(type, { host, port, initiator }),
 })
 
 const importedRow = z.object({

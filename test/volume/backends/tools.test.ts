@@ -339,6 +339,23 @@ describe('pools that the kernel tells of', () => {
     )
   })
 
+  it('has the disks of a port of a Fibre Channel fabric, by its names, and says how one is made', async () => {
+    for (const host of ['host4', 'host5']) file(`class/scsi_host/${host}/state`, 'running\n')
+    // The kernel writes them with 0x, libvirt's documents have them without.
+    file('class/fc_host/host5/node_name', '0x20000000c9831b4b\n')
+    file('class/fc_host/host5/port_name', '0x10000000c9831b4b\n')
+    file('bus/scsi/devices/5:0:0:0/block/sdf/dev', '')
+    file('class/block/sdf/size', '2048\n')
+    const xml = (wwpn: string): string => `<pool type='scsi'><name>p</name><source>
+      <adapter type='fc_host' parent='scsi_host3' managed='yes' wwnn='20000000C9831B4B' wwpn='${wwpn}'/>
+      </source><target><path>/dev</path></target></pool>`
+    const { volumes } = await new ScsiPool(parsePool(xml('10000000c9831b4b')), sys()).refresh()
+    expect(volumes).toMatchObject([{ name: 'unit:0:0:0', path: '/dev/sdf', capacityBytes: 2 ** 20 }])
+    await expect(new ScsiPool(parsePool(xml('10000000c9831b4c')), sys()).start()).rejects.toThrow(
+      'no adapter with the ports 20000000C9831B4B and 10000000c9831b4c: there are host4, host5. A port of its own is made by',
+    )
+  })
+
   it('has multipath devices, and no others of the device mapper', async () => {
     for (const [device, name, uuid] of [
       ['dm-0', 'vg-root', 'LVM-abc'],
