@@ -14,24 +14,22 @@ import { close, eventfd, write } from '../../../sys/libc.ts'
 import { mapAnonymous, viewAt } from '../../../sys/memory.ts'
 import { Lanes } from '../../plugin/lanes.ts'
 import type { RecordingBitmap } from './bitmap-recorder.ts'
+import type { Medium } from './medium.ts'
 
 /** Of the devices, in bytes. A disk that is not a whole number of them ends before its last bytes. */
 export const BLOCK_SIZE = 512
 
-export interface BackingFile {
+export interface BackingFile extends Medium {
   readonly fd: number
   readonly path: string
   readonly format: 'raw' | 'qcow2'
-  readonly isMemory: boolean
 }
 
-export interface Qcow2Device {
+export interface Qcow2Device extends Medium {
   /** Of this process only. */
   readonly id: string
   readonly path: string
   readonly fd: number
-  /** The file lies on tmpfs. */
-  readonly isMemory: boolean
   readonly isReadOnly: boolean
   readonly isDiscarding: boolean
   readonly l2CacheBytes: number

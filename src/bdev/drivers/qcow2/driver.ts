@@ -1,6 +1,5 @@
 /** The `qcow2` driver: disk images in QEMU's format, as `bdev_qcow2_*`. */
 import { randomUUID } from 'node:crypto'
-import { statfs } from 'node:fs/promises'
 import { resolve } from 'node:path'
 import { z } from 'zod'
 import { RpcError } from '../../../core/errors.ts'
@@ -20,13 +19,12 @@ import { Agreement, type BackingFile, BLOCK_SIZE, type Qcow2Device, State, Wante
 import type { Header } from './header.ts'
 import { refuseCorrupt } from './image.ts'
 import { ImageHandle, readHeader } from './image-handle.ts'
+import { mediumOf } from './medium.ts'
 import { refuseCutOff } from './missing.ts'
 import { loadBitmaps, storeBitmaps } from './open-bitmaps.ts'
 
 const log = logger('bdev')
 const SEEK_END = 2
-const TMPFS_MAGIC = 0x01021994
-const RAMFS_MAGIC = 0x858458f6
 const MIB = 1 << 20
 /** Maps 256 GiB with clusters of 64 KiB. */
 const CACHE_MIB_DEFAULT = 32
@@ -96,7 +94,7 @@ async function openDevice(name: string, given: Params): Promise<BdevInfo> {
       id: randomUUID(),
       path: filename,
       fd: image.fd,
-      isMemory: await isMemory(filename),
+      ...(await mediumOf(filename)),
       isReadOnly: read_only,
       isDiscarding: discard,
       ...cacheSizes(header, given.cache_size_mb),
@@ -187,16 +185,11 @@ function cacheSizes(
   return { l2CacheBytes, refcountCacheBytes: Math.max(MIB / 4, l2CacheBytes / 4) }
 }
 
-async function isMemory(path: string): Promise<boolean> {
-  const { type } = await statfs(path)
-  return type === TMPFS_MAGIC || type === RAMFS_MAGIC
-}
-
 const backingOf = async ({ file, format }: ChainLink): Promise<BackingFile> => ({
   fd: file.fd,
   path: file.path,
   format,
-  isMemory: await isMemory(file.path),
+  ...(await mediumOf(file.path)),
 })
 
 async function closeDevice(info: BdevInfo): Promise<void> {

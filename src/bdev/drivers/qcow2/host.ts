@@ -239,10 +239,10 @@ export class Host implements RequestOwner {
     })
   }
 
-  #open({ fd, path, isMemory }: BackingFile | Qcow2Device): RingFile {
-    const file = new RingFile(fd, isMemory, this.#reactor, this.#ring, message => {
+  #open(opened: BackingFile | Qcow2Device): RingFile {
+    const file = new RingFile(opened.fd, opened, this.#reactor, this.#ring, message => {
       this.#isCutOff = true
-      log.error(`${this.#name}: ${path} is damaged: ${message}`)
+      log.error(`${this.#name}: ${opened.path} is damaged: ${message}`)
     })
     this.#files.push(file)
     return file

@@ -16,6 +16,7 @@ import type { RingHandler, Uring } from '../../../sys/uring.ts'
 import { Segments } from '../../io.ts'
 import { IovecList } from '../iovec-list.ts'
 import type { ImageFile } from './image-file.ts'
+import type { Medium } from './medium.ts'
 import type { FileWaiter } from './task.ts'
 
 const { EAGAIN, EINTR, EIO, ENOMEM, EOPNOTSUPP } = constants.errno
@@ -47,12 +48,13 @@ export class RingFile implements ImageFile {
   readonly #all: Operation[] = []
   /** `ZERO_WRITE_MAX` zeroed bytes that nobody writes to. */
   #zeroes = 0
+  readonly #isLocal: boolean
   readonly #whenCutOff: (message: string) => void
 
   /** `whenCutOff` is called once, with what is to be said of the file. */
   constructor(
     fd: number,
-    isMemory: boolean,
+    { isMemory, isLocal }: Medium,
     reactor: Reactor,
     ring: Uring,
     whenCutOff: (message: string) => void,
@@ -61,6 +63,7 @@ export class RingFile implements ImageFile {
     this.sizeBytes = lseek(fd, 0, SEEK_END)
     this.endBytes = this.sizeBytes
     this.isMemory = isMemory
+    this.#isLocal = isLocal
     this.reactor = reactor
     this.ring = ring
     this.#whenCutOff = whenCutOff
@@ -109,9 +112,9 @@ export class RingFile implements ImageFile {
     for (const { token } of this.#all) this.ring.unregister(token)
   }
 
-  /** Looks whether it is still as long as it was. */
+  /** Looks whether it is still as long as it was, where no server has to be asked. */
   checkEnd(): void {
-    if (!this.isCutOff && lseek(this.fd, 0, SEEK_END) < this.endBytes) this.cutOff()
+    if (this.#isLocal && !this.isCutOff && lseek(this.fd, 0, SEEK_END) < this.endBytes) this.cutOff()
   }
 
   cutOff(): void {
