@@ -219,6 +219,13 @@ function unknownCommand(table: Declarations, noun: string, verb: string | undefi
     return new UsageError(`there is no command ${noun}${hint}${see('qpair --help', hint)}`)
   }
   const verbs = commandsOfNoun(table, noun).map(({ words }) => words[1]!)
+  // `snapshot` of volumes is the beginning of several.
+  const begun = verbs.filter(each => each.startsWith(`${verb}-`)).map(each => each.slice(verb.length + 1))
+  if (begun.length > 0) {
+    return new UsageError(
+      `${noun} ${verb} has another word behind it: ${begun.join(', ')}; see qpair ${noun} --help`,
+    )
+  }
   const hint = didYouMean(verb, verbs)
   return new UsageError(`there is no command ${noun} ${verb}${hint}${see(`qpair ${noun} --help`, hint)}`)
 }

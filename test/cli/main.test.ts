@@ -96,6 +96,14 @@ describe('qpair NOUN VERB', () => {
     expect(error).toContain(message)
   })
 
+  it('names the words that may follow the beginning of a verb', async () => {
+    const terminal = new RecordingTerminal({ isTerminal: true })
+    expect(await main(['volume', 'snapshot', '--help'], terminal)).toBe(2)
+    expect(terminal.error).toContain(
+      'volume snapshot has another word behind it: create, list, revert, delete; see qpair volume --help',
+    )
+  })
+
   it('finds the daemon by -r, --rpc-socket and QPAIR_SOCKET', async () => {
     const { address } = await serveShelf(openShelf())
     for (const args of [

@@ -67,7 +67,7 @@ const KNOWN: readonly { readonly pattern: RegExp; readonly code: RpcCode; readon
   {
     pattern: /Address already in use|Failed to bind/,
     code: 'EADDRINUSE',
-    remedy: 'choose another display with --vnc',
+    remedy: 'choose another display with --vnc, or the first that is free: --vnc auto',
   },
 ]
 
