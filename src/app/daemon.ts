@@ -19,7 +19,7 @@ import { resolveAccess, type SocketAccess } from '../reactor/socket-access.ts'
 import { ReactorThreads } from '../reactor/thread.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import { Dispatcher, type RpcInfo } from '../rpc/dispatcher.ts'
-import { Jobs } from '../rpc/jobs.ts'
+import { type JobStatus, Jobs } from '../rpc/jobs.ts'
 import { RpcServer } from '../rpc/server.ts'
 import { lockFile } from '../sys/file-lock.ts'
 import { VhostControllers } from '../vhost/controllers.ts'
@@ -113,7 +113,7 @@ function buildContext(
     },
     removed: ({ name }) => notifications.add('bdev_unregister', name),
   })
-  const jobs = new Jobs(({ id }, wasSaved) => {
+  const jobEnded = ({ id }: JobStatus, wasSaved: boolean): void => {
     notifications.add('job_end', String(id))
     if (!wasSaved) return
     // What is saved while the daemon comes up would be half of the configuration.
@@ -121,7 +121,12 @@ function buildContext(
       .wait()
       .then(() => dispatch.exclusive(save))
       .catch((error: Error) => log.error(`job ${id} has ended: ${error.message}`))
-  })
+  }
+  // While the daemon comes up, the jobs that start are those that were saved. The method that started one fails when it cannot
+  // be saved.
+  const jobSaved = (): Promise<void> =>
+    rest.rpc.state === 'startup' ? Promise.resolve() : dispatch.exclusive(save).catch(() => {})
+  const jobs = new Jobs(jobEnded, undefined, jobSaved)
   const nvme = new NvmeControllers(bdevs, reactors)
   const acceptor = new Acceptor(reactors)
   const sockets = new MessageSockets(reactors, acceptor)

@@ -31,6 +31,7 @@
  * - `resume` is the call that starts the job again after the daemon was stopped or killed. It is in the saved
  *   configuration as long as the job runs; the work finds out by itself how far it was, and says so by `done`. A job that
  *   ends by itself, by failure or by `job_cancel` is not resumed.
+ *   Work begins when that is safe, so that what was begun is gone on with whenever the daemon is killed.
  * - Two jobs of one kind on one object do not run at once: the second is refused with EBUSY.
  */
 import { type Clock, systemClock } from '../core/clock.ts'
@@ -97,14 +98,23 @@ export class Jobs implements Configurable {
   readonly dependsOn = ['bdev']
   readonly #clock: Clock
   readonly #ended: (status: JobStatus, wasSaved: boolean) => void
+  readonly #saved: (() => Promise<void>) | undefined
   readonly #jobs = new Map<number, Job>()
   #lastId = 0
   #isStopping = false
 
-  /** `ended` is told of each end, and whether the saved configuration has a call for the job. */
-  constructor(ended: (status: JobStatus, wasSaved: boolean) => void = () => {}, clock: Clock = systemClock) {
+  /**
+   * `ended` is told of each end, and whether the saved configuration has a call for the job; `saved` resolves, always well,
+   * when that has been written.
+   */
+  constructor(
+    ended: (status: JobStatus, wasSaved: boolean) => void = () => {},
+    clock: Clock = systemClock,
+    saved?: () => Promise<void>,
+  ) {
     this.#ended = ended
     this.#clock = clock
+    this.#saved = saved
   }
 
   /** Begins work and answers what a method answers that does so. Throws `RpcError` EBUSY. */
@@ -119,7 +129,8 @@ export class Jobs implements Configurable {
     const job = new Job(++this.#lastId, options, this.#clock)
     this.#jobs.set(job.id, job)
     log.notice(`job ${job.id}: ${kind} of ${name} started`)
-    void job.run(work).then(() => this.#hasEnded(job))
+    const saved = options.resume === undefined ? undefined : this.#saved
+    void job.run(work, saved).then(() => this.#hasEnded(job))
     return { job_id: job.id }
   }
 
@@ -229,8 +240,9 @@ class Job {
     this.#abort.abort(reason)
   }
 
-  async run(work: JobWork): Promise<void> {
+  async run(work: JobWork, saved?: () => Promise<void>): Promise<void> {
     try {
+      if (saved !== undefined) await saved()
       await work((done, total) => this.#report(done, total), this.#abort.signal)
       this.#done = this.#total ?? this.#done
       this.#state = 'completed'

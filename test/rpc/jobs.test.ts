@@ -188,6 +188,24 @@ describe('a job that is resumed', () => {
     expect(ended).toMatchObject([{ status: { id }, wasSaved: true }])
   })
 
+  it('begins its work when the call that goes on with it is safe', async () => {
+    let save = (): void => {}
+    const saved = new Promise<void>(resolve => {
+      save = resolve
+    })
+    const begun: string[] = []
+    const saving = new Jobs(undefined, clock, () => saved)
+    const resume = { method: 'volume_fill', params: {} }
+    const { job_id } = saving.start({ ...FILL, resume }, async () => void begun.push('resumable'))
+    saving.start({ ...FILL, name: 'v2' }, async () => void begun.push('other'))
+    await Promise.resolve()
+    expect(begun).toEqual(['other'])
+    expect(saving.config()).toEqual([resume])
+    save()
+    expect(await saving.wait(job_id, 1000)).toMatchObject({ state: 'completed' })
+    expect(begun).toEqual(['other', 'resumable'])
+  })
+
   it('stays there when the daemon ends it, which does not wait for what cannot be ended', async () => {
     const { id } = start({ resume })
     start({ kind: 'flatten', isCancellable: false })
