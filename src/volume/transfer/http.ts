@@ -2,8 +2,9 @@
 import { RpcError } from '../../core/errors.ts'
 import type { Progress } from '../pool.ts'
 
-/** A server that sends nothing for that long has gone. */
+/** A server that sends less than this in that time has gone, or holds us up with a byte now and then. */
 const STALL_MS = 60_000
+const STALL_BYTES = 64 << 10
 const ATTEMPTS = 5
 const RETRY_MS = 1000
 
@@ -40,8 +41,9 @@ export async function download(
     } catch (error) {
       progress.signal.throwIfAborted()
       if (error instanceof RpcError) throw error
-      // As long as anything comes there is hope.
-      failures = attempt.state.doneBytes > now.doneBytes ? 0 : failures + 1
+      if (isFinal(error)) throw new RpcError('EPROTO', `${url}: ${reasonOf(error)}`, { cause: error })
+      // As long as something comes there is hope.
+      failures = attempt.state.doneBytes - now.doneBytes >= STALL_BYTES ? 0 : failures + 1
       now = attempt.state
       if (failures >= ATTEMPTS) {
         throw new RpcError('EIO', `${url}: ${reasonOf(error)}, ${ATTEMPTS} times in a row`, { cause: error })
@@ -70,14 +72,28 @@ class Attempt {
 
   async run(): Promise<number> {
     const response = await this.#ask()
+    try {
+      return await this.#receive(response)
+    } catch (error) {
+      // Nobody reads the rest.
+      await response.body?.cancel().catch(() => {})
+      throw error
+    }
+  }
+
+  async #receive(response: Response): Promise<number> {
     const totalBytes = await this.#begin(response)
     let done = this.state.doneBytes
     let remembered = done
+    let timed = done
     let isFirst = done === 0
     const timer = this.#watch()
     try {
       for await (const chunk of response.body!) {
-        timer.refresh()
+        if (done - timed >= STALL_BYTES) {
+          timer.refresh()
+          timed = done
+        }
         const bytes = Buffer.from(chunk)
         if (isFirst) await this.#target.begin(bytes, totalBytes)
         isFirst = false
@@ -118,7 +134,9 @@ class Attempt {
   /** Where the answer begins and how much there will be in all. */
   async #begin(response: Response): Promise<number | undefined> {
     const { status, statusText, headers } = response
-    const validator = strongEtag(headers) || headers.get('last-modified') || ''
+    // What is packed on the way cannot be gone on with: its parts are those of the package.
+    const isPacked = headers.has('content-encoding')
+    const validator = isPacked ? '' : strongEtag(headers) || headers.get('last-modified') || ''
     if (status === 206) {
       const range = /^bytes (\d+)-\d+\/(\d+)$/.exec(headers.get('content-range') ?? '')
       if (range === null || Number(range[1]) !== this.state.doneBytes) {
@@ -142,7 +160,7 @@ class Attempt {
     if (this.state.doneBytes > 0) await this.#target.restart()
     this.state = { doneBytes: 0, validator }
     const length = headers.get('content-length')
-    return length === null || headers.has('content-encoding') ? undefined : Number(length)
+    return length === null || isPacked ? undefined : Number(length)
   }
 
   /** What is here counts for nothing; the next attempt asks for all. */
@@ -153,7 +171,7 @@ class Attempt {
 
   #watch(): NodeJS.Timeout {
     return setTimeout(
-      () => this.#stall.abort(new Error(`the server sends nothing for ${STALL_MS / 1000} s`)),
+      () => this.#stall.abort(new Error(`the server sends next to nothing for ${STALL_MS / 1000} s`)),
       STALL_MS,
     )
   }
@@ -164,6 +182,9 @@ function strongEtag(headers: Headers): string {
   const etag = headers.get('etag') ?? ''
   return etag.startsWith('W/') ? '' : etag
 }
+
+/** A redirection to what is no web server, or in a circle: it will not be another next time. */
+const isFinal = (error: unknown): boolean => /URL scheme must be|redirect count/i.test(reasonOf(error))
 
 /** `fetch failed` is what Node says; why stands behind it. */
 function reasonOf(error: unknown): string {

@@ -1,6 +1,7 @@
 import { createServer, type IncomingHttpHeaders, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { gzipSync } from 'node:zlib'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { download, type HttpState } from '../../../src/volume/transfer/http.ts'
 
 const CONTENT = Buffer.from(Array.from({ length: 200_000 }, (_, i) => i % 251))
@@ -155,6 +156,61 @@ describe('download', () => {
       message: expect.stringContaining(`${status}`),
     })
     expect(asked).toHaveLength(1)
+  })
+
+  it.each(['file:///etc/passwd', 'ftp://127.0.0.1/x', 'unix:/run/x'])(
+    'does not follow a redirection to %s',
+    async location => {
+      answers = [() => ({ status: 302, headers: { location } })]
+      const target = new Target()
+      await expect(get(target)).rejects.toMatchObject({ code: 'EPROTO' })
+      expect([asked.length, target.content.length]).toEqual([1, 0])
+    },
+  )
+
+  it('does not follow redirections for ever', async () => {
+    answers = [() => ({ status: 302, headers: { location: url } })]
+    await expect(get(new Target())).rejects.toMatchObject({
+      code: 'EPROTO',
+      message: expect.stringContaining('redirect count'),
+    })
+  })
+
+  it('takes a file for whole only when all came that was told', async () => {
+    const headers = { 'content-length': `${CONTENT.length + 10}` }
+    answers = [() => ({ status: 200, headers, body: CONTENT, breakAt: CONTENT.length }), ranged('"a"')]
+    const target = new Target()
+    expect(await get(target)).toBe(CONTENT.length)
+    expect(target.restarts).toBe(1)
+    expect(target.content.equals(CONTENT)).toBe(true)
+  })
+
+  it('does not go on within what was packed on the way', async () => {
+    const headers = { etag: '"a"', 'content-encoding': 'gzip' }
+    const body = gzipSync(CONTENT)
+    answers = [() => ({ status: 200, headers, body, breakAt: body.length - 10 }), ranged('"a"')]
+    const target = new Target()
+    await get(target)
+    expect(target.content.equals(CONTENT)).toBe(true)
+    expect(asked.map(({ range }) => range)).toEqual([undefined, undefined])
+  })
+
+  it('gives up a server that sends a byte now and then', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] })
+    server.removeAllListeners('request').on('request', (_, response) => {
+      asked.push({})
+      response.writeHead(200, { etag: '"a"' })
+      response.write('x')
+      const drip = setInterval(() => response.write('x'), 5)
+      response.on('close', () => clearInterval(drip))
+    })
+    const failed = expect(get(new Target())).rejects.toThrow('next to nothing for 60 s, 5 times in a row')
+    const isOver = failed.then(() => true)
+    while (!(await Promise.race([isOver, new Promise<false>(done => setImmediate(done, false))]))) {
+      vi.advanceTimersByTime(1000)
+    }
+    vi.useRealTimers()
+    expect(asked).toHaveLength(5)
   })
 
   it('ends at once when the first bytes are refused', async () => {
