@@ -12,6 +12,7 @@ import type { PoolDocument } from '../../libvirt/pool-xml.ts'
 import type { MethodCall } from '../../rpc/config.ts'
 import { blockVolume, fullOf, pathBelow, settleDevices } from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
+import { recordPassword } from '../iscsi-records.ts'
 import type {
   OpenOptions,
   PoolBackend,
@@ -169,7 +170,6 @@ class IscsiPool implements PoolBackend {
     await this.#run('set its initiator', set)
   }
 
-  /** iscsiadm takes a password as an argument only: for a moment others on the machine may see it. */
   async #authenticate(): Promise<void> {
     const { name, source } = this.#document
     const { auth } = source
@@ -183,12 +183,8 @@ class IscsiPool implements PoolBackend {
     const { bytes } = await this.#secrets.valueFor(name, auth)
     await this.#set('node.session.auth.authmethod', 'CHAP')
     await this.#set('node.session.auth.username', auth.username)
-    try {
-      await this.#set('node.session.auth.password', bytes.toString())
-    } catch {
-      // Without its cause, which has the password among the arguments.
-      throw new RpcError('EIO', `pool ${name}: iscsiadm does not take the password of ${auth.username}`)
-    }
+    const shown = await this.#run('read its record', this.#node())
+    await recordPassword(this.#target, shown, bytes.toString())
   }
 
   async #set(name: string, value: string): Promise<void> {
