@@ -2,8 +2,9 @@
  * `qpair volume export`: a volume as a disk, by the methods that anybody could call one by one, so that the saved
  * configuration says nothing that SPDK's would not. What a volume is exported by is found from the bdev over it.
  */
+import type { BdevInfo } from '../bdev/bdev.ts'
 import { RpcError } from '../core/errors.ts'
-import { type Call, exportOverNvme, unexportFromNvme } from './nvme-export.ts'
+import { type Call, exportOverNvme, type Serving, servedOverNvme, volumeSerialOf } from './nvme-export.ts'
 import { Turns } from './turns.ts'
 import type { VolumeUse } from './use.ts'
 import type { Found, Volumes } from './volumes.ts'
@@ -12,7 +13,7 @@ export type ExportKind = 'nvme' | 'vhost' | 'nbd'
 
 export interface ExportOptions {
   readonly kind: ExportKind
-  /** The bdev's name; made of the names of pool and volume when absent. */
+  /** The name of the bdev and of what serves it, for `unexport`, too; made of the names of pool and volume when absent. */
   readonly bdev?: string | undefined
   /** `IP:PORT` (nvme, nbd). */
   readonly listen: readonly string[]
@@ -22,6 +23,13 @@ export interface ExportOptions {
   readonly readOnly: boolean
   /** Go on though somebody has the volume. */
   readonly shared: boolean
+}
+
+export interface UnexportOptions {
+  /** The one that was given to `export`. */
+  readonly bdev?: string | undefined
+  /** Go on though somebody has it open at this moment. */
+  readonly force: boolean
 }
 
 export interface Exported {
@@ -58,34 +66,33 @@ export class VolumeExports {
     })
   }
 
-  /** Takes a volume back from whatever serves it. Answers what that was. */
-  async unexport(found: Found): Promise<string[]> {
+  /**
+   * Takes back what `export` has made, and nothing that somebody made by hand over the same volume. Answers what that was.
+   * Throws `RpcError` EBUSY when somebody has it open at this moment, unless `force`, and when it serves others by hand only.
+   */
+  async unexport(found: Found, { bdev, force }: UnexportOptions): Promise<string[]> {
+    const label = bdev ?? bdevName(found)
     return this.#turns.next(async () => {
       const { bdevs } = await this.#volumes.useOf(found)
-      if (bdevs.length === 0) {
-        throw new RpcError('EINVAL', `volume ${found.volume.name} is not exported: nothing has it open here`)
+      const servings = (await Promise.all(bdevs.map(({ name }) => this.#servingsOf(name, label)))).flat()
+      const users = servings.flatMap(each => each.users)
+      if (users.length > 0 && !force) throw stillUsed(found, users)
+      for (const { take } of servings) await take()
+      const closed = servings.map(({ what }) => what)
+      const own = bdevs.find(({ name }) => name === label)
+      if (own !== undefined && this.#volumes.bdevs.ownersOf(own.name) === '') {
+        await this.#volumes.close(own.name)
+        closed.push(`bdev ${own.name}`)
       }
-      const left: string[] = []
-      for (const { name } of bdevs) {
-        left.push(...(await this.#release(name)))
-        const others = this.#volumes.bdevs.ownersOf(name)
-        if (others !== '') {
-          throw new RpcError(
-            'EBUSY',
-            `bdev ${name} over volume ${found.volume.name} is used by ${others}: take it away from there first`,
-          )
-        }
-        await this.#volumes.close(name)
-        left.push(`bdev ${name}`)
-      }
-      return left
+      if (closed.length === 0) throw this.#notOurs(found, bdevs)
+      return closed
     })
   }
 
   /** From the look at who uses the volume until it is open nobody else begins anything with it. */
   async #openAlone(found: Found, options: ExportOptions): Promise<{ bdev: string; isNew: boolean }> {
     const { pool, volume } = found
-    const doing = `${volume.name} is being exported`
+    const doing = 'is being exported'
     const free = options.readOnly
       ? this.#volumes.take(pool, [], [`${pool.name}/${volume.name}`], doing)
       : this.#volumes.take(pool, [volume.name], [], doing)
@@ -98,23 +105,50 @@ export class VolumeExports {
     }
   }
 
-  async #release(bdev: string): Promise<string[]> {
-    const left = (await unexportFromNvme(this.#call, bdev)).map(nqn => `subsystem ${nqn}`)
-    const exports = (await this.#call('nbd_export_list')) as { name: string; bdev_name: string }[]
-    for (const { name } of exports.filter(({ bdev_name }) => bdev_name === bdev)) {
-      await this.#call('nbd_export_stop', { name })
-      left.push(`NBD export ${name}`)
-    }
-    const controllers = (await this.#call('vhost_get_controllers')) as {
+  /** What `export` has made over a bdev has that label for a name, or a serial number of ours. */
+  async #servingsOf(bdev: string, label: string): Promise<Serving[]> {
+    const call = this.#call
+    const exports = (await call('nbd_export_list')) as {
+      name: string
+      bdev_name: string
+      connections: number
+    }[]
+    const controllers = (await call('vhost_get_controllers')) as {
       ctrlr: string
+      sessions: readonly { name: string }[]
       backend_specific: { block?: { bdev: string } }
     }[]
-    for (const { ctrlr, backend_specific } of controllers) {
-      if (backend_specific.block?.bdev !== bdev) continue
-      await this.#call('vhost_delete_controller', { ctrlr })
-      left.push(`vhost controller ${ctrlr}`)
+    return [
+      ...(await servedOverNvme(call, bdev)),
+      ...exports
+        .filter(({ name, bdev_name }) => bdev_name === bdev && name === label)
+        .map(({ name, connections }) => ({
+          what: `NBD export ${name}`,
+          users: connections === 0 ? [] : [`${connections} NBD clients`],
+          take: async () => void (await call('nbd_export_stop', { name })),
+        })),
+      ...controllers
+        .filter(({ ctrlr, backend_specific }) => backend_specific.block?.bdev === bdev && ctrlr === label)
+        .map(({ ctrlr, sessions }) => ({
+          what: `vhost controller ${ctrlr}`,
+          users: sessions.map(({ name }) => `guest at ${name}`),
+          take: async () => void (await call('vhost_delete_controller', { ctrlr })),
+        })),
+    ]
+  }
+
+  #notOurs({ volume }: Found, bdevs: readonly BdevInfo[]): RpcError {
+    if (bdevs.length === 0) {
+      return new RpcError('EINVAL', `volume ${volume.name} is not exported: nothing has it open here`)
     }
-    return left
+    const open = bdevs.map(({ name }) => {
+      const owners = this.#volumes.bdevs.ownersOf(name)
+      return `bdev ${name}${owners === '' ? '' : ` for ${owners}`}`
+    })
+    return new RpcError(
+      'EBUSY',
+      `volume ${volume.name} is open by what was not made by exporting it: ${open.join('; ')}. Take it away there`,
+    )
   }
 
   /** The bdev over the volume: that which is there, or a new one. */
@@ -130,11 +164,14 @@ export class VolumeExports {
   }
 
   async #publish(bdev: string, found: Found, options: ExportOptions): Promise<string> {
+    const label = options.bdev ?? bdevName(found)
     switch (options.kind) {
       case 'nvme': {
         const nqn = options.nqn ?? nqnOf(found)
         const listen = options.listen.length > 0 ? options.listen : [NVME_LISTEN]
-        const connect = await exportOverNvme(this.#call, { bdev, nqn, listen })
+        const connect = await exportOverNvme(this.#call, {
+          ...{ bdev, nqn, listen, serialNumber: volumeSerialOf(nqn) },
+        })
         return [
           'On the Linux host that is to use it, as root:',
           '  modprobe nvme-tcp',
@@ -143,17 +180,19 @@ export class VolumeExports {
       }
       case 'vhost': {
         await this.#call('vhost_create_blk_controller', {
-          ...{ ctrlr: bdev, dev_name: bdev },
+          ...{ ctrlr: label, dev_name: bdev },
           ...(options.readOnly ? { readonly: true } : {}),
         })
-        const args = (await this.#call('vhost_qemu_args', { ctrlr: bdev })) as string
-        return ['Arguments of QEMU:', ...indent([args]), `For libvirt: qpair vhost libvirt-xml ${bdev}`].join(
-          '\n',
-        )
+        const args = (await this.#call('vhost_qemu_args', { ctrlr: label })) as string
+        return [
+          'Arguments of QEMU:',
+          ...indent([args]),
+          `For libvirt: qpair vhost libvirt-xml ${label}`,
+        ].join('\n')
       }
       case 'nbd': {
         const started = (await this.#call('nbd_export_start', {
-          ...{ bdev_name: bdev, read_only: options.readOnly },
+          ...{ name: label, bdev_name: bdev, read_only: options.readOnly },
           ...nbdAddress(options),
         })) as { name: string; uri: string }
         return [
@@ -164,6 +203,14 @@ export class VolumeExports {
       }
     }
   }
+}
+
+function stillUsed({ volume }: Found, users: readonly string[]): RpcError {
+  return new RpcError(
+    'EBUSY',
+    `volume ${volume.name} is in use at this moment by ${users.join(', ')}: disconnect there first (nvme disconnect, the ` +
+      "guest's detaching), or --force takes it away, and what was not written there is lost",
+  )
 }
 
 const indent = (lines: readonly string[]): string[] => lines.map(line => `  ${line}`)

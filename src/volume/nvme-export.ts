@@ -1,4 +1,5 @@
 /** A bdev as an NVMe/TCP disk, by the methods anybody would use: what is there already stays as it is. */
+import { createHash } from 'node:crypto'
 import { RpcError } from '../core/errors.ts'
 
 /** Calls a method of the daemon. */
@@ -19,6 +20,7 @@ interface Listener {
 
 interface Subsystem {
   readonly nqn: string
+  readonly serial_number?: string
   readonly namespaces?: readonly { readonly nsid: number; readonly bdev_name: string }[]
 }
 
@@ -56,18 +58,35 @@ export async function exportOverNvme(call: Call, disk: NvmeExport): Promise<stri
   return listeners.map(({ traddr, trsvcid }) => `nvme connect -t tcp -a ${traddr} -s ${trsvcid} -n ${nqn}`)
 }
 
-/** Takes a bdev out of every subsystem, and removes those that have nothing else. Answers their names. */
-export async function unexportFromNvme(call: Call, bdev: string): Promise<string[]> {
+/** By its serial number a subsystem of a volume is told from one that somebody made by hand. */
+export const volumeSerialOf = (nqn: string): string =>
+  `VOL${createHash('sha256').update(nqn).digest('hex').slice(0, 17).toUpperCase()}`
+
+/** What serves a bdev by our making. */
+export interface Serving {
+  /** `subsystem nqn…`. */
+  readonly what: string
+  /** Who has it open at this moment. */
+  readonly users: readonly string[]
+  take(): Promise<void>
+}
+
+/** The subsystems of `volumeSerialOf` that have a bdev: it is taken out of them, and those that have nothing else go. */
+export async function servedOverNvme(call: Call, bdev: string): Promise<Serving[]> {
   const subsystems = (await call('nvmf_get_subsystems')) as Subsystem[]
-  const left: string[] = []
-  for (const { nqn, namespaces = [] } of subsystems) {
+  const found: Serving[] = []
+  for (const { nqn, serial_number, namespaces = [] } of subsystems) {
     const own = namespaces.filter(({ bdev_name }) => bdev_name === bdev)
-    if (own.length === 0) continue
-    if (own.length === namespaces.length) await call('nvmf_delete_subsystem', { nqn })
-    else for (const { nsid } of own) await call('nvmf_subsystem_remove_ns', { nqn, nsid })
-    left.push(nqn)
+    if (own.length === 0 || serial_number !== volumeSerialOf(nqn)) continue
+    const hosts = (await call('nvmf_subsystem_get_controllers', { nqn })) as { hostnqn: string }[]
+    const take = async (): Promise<void> => {
+      if (own.length === namespaces.length) await call('nvmf_delete_subsystem', { nqn })
+      else for (const { nsid } of own) await call('nvmf_subsystem_remove_ns', { nqn, nsid })
+    }
+    const users = [...new Set(hosts.map(({ hostnqn }) => `host ${hostnqn}`))]
+    found.push({ what: `subsystem ${nqn}`, users, take })
   }
-  return left
+  return found
 }
 
 async function namespaceOf(call: Call, nqn: string, bdev: string): Promise<number | undefined> {

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { exportOverNvme, parseListen, unexportFromNvme } from '../../src/volume/nvme-export.ts'
+import { exportOverNvme, parseListen, servedOverNvme, volumeSerialOf } from '../../src/volume/nvme-export.ts'
 
 const NQN = 'nqn.2026-11.io.example:a'
 
@@ -76,22 +76,34 @@ describe('exportOverNvme', () => {
   })
 })
 
-describe('unexportFromNvme', () => {
-  it('removes a subsystem that has nothing else, and only the namespace of one that has', async () => {
+describe('servedOverNvme', () => {
+  it('tells subsystems of volumes from others, and takes no more of them than the bdev', async () => {
     const daemon = fake({
       nvmf_get_subsystems: [
         { nqn: 'discovery' },
-        { nqn: 'own', namespaces: [{ nsid: 1, bdev_name: 'b0' }] },
+        { nqn: 'by-hand', serial_number: 'VOL1', namespaces: [{ nsid: 1, bdev_name: 'b0' }] },
+        {
+          nqn: 'own',
+          serial_number: volumeSerialOf('own'),
+          namespaces: [{ nsid: 1, bdev_name: 'b0' }],
+        },
         {
           nqn: 'shared',
+          serial_number: volumeSerialOf('shared'),
           namespaces: [
             { nsid: 1, bdev_name: 'b1' },
             { nsid: 4, bdev_name: 'b0' },
           ],
         },
       ],
+      nvmf_subsystem_get_controllers: [{ hostnqn: 'h' }, { hostnqn: 'h' }],
     })
-    expect(await unexportFromNvme(daemon.call, 'b0')).toEqual(['own', 'shared'])
+    const served = await servedOverNvme(daemon.call, 'b0')
+    expect(served).toMatchObject([
+      { what: 'subsystem own', users: ['host h'] },
+      { what: 'subsystem shared', users: ['host h'] },
+    ])
+    for (const { take } of served) await take()
     expect(daemon.changes).toEqual([
       ['nvmf_delete_subsystem', { nqn: 'own' }],
       ['nvmf_subsystem_remove_ns', { nqn: 'shared', nsid: 4 }],

@@ -27,7 +27,9 @@ const volumeExport = method({
     bdev: z
       .string()
       .optional()
-      .describe('The name of the bdev; made of the names of pool and volume when absent'),
+      .describe(
+        'The name of the bdev and of what serves it; made of the names of pool and volume when absent',
+      ),
     read_only: z.boolean().default(false).describe('Refuse writes'),
     shared: z
       .boolean()
@@ -65,13 +67,24 @@ function kindOf(given: { readonly [kind in ExportKind]: boolean }): ExportKind {
 
 const volumeUnexport = method({
   name: 'volume_unexport',
-  summary: 'Takes a volume back from whatever serves it. Those who use it see it go.',
-  params: z.object({ volume: volumeName, pool: inPool }),
+  summary: 'Takes back what volume_export has made, and nothing that was made by hand over the same volume.',
+  params: z.object({
+    volume: volumeName,
+    pool: inPool,
+    bdev: z.string().optional().describe('The name that was given to volume_export, if one was'),
+    force: z
+      .boolean()
+      .default(false)
+      .describe(
+        'Though hosts, guests or clients have it open, who see it go and lose what they have not written',
+      ),
+  }),
   result: z.array(z.string()).describe('What served it'),
-  errors: { ...NO_VOLUME, EBUSY: 'something has it that is not an export' },
+  errors: { ...NO_VOLUME, EBUSY: 'somebody has it open, or what has it was not made by volume_export' },
   concurrent: true,
   cli: { positional: ['volume'], columns: [{ title: 'closed', value: name => name }] },
-  run: ({ volume, pool }, { volumes }: VolumeContext) => volumes.exports.unexport(volumes.find(volume, pool)),
+  run: ({ volume, pool, ...options }, { volumes }: VolumeContext) =>
+    volumes.exports.unexport(volumes.find(volume, pool), options),
 })
 
 export const exportMethods = [volumeExport, volumeUnexport]
