@@ -2,8 +2,7 @@
  * The images of a Ceph pool as things to be listed, made and removed, whether or not they are open as devices. Each piece
  * of work has the pool open for as long as it lasts, so that nothing of it stands in the way of a change of the client.
  */
-import { randomUUID } from 'node:crypto'
-import { type RpcCode, RpcError, SysError } from '../core/errors.ts'
+import { errnoNumber, type RpcCode, RpcError, SysError } from '../core/errors.ts'
 import { librbd } from '../sys/librbd.ts'
 import { type CreateImageOptions, type LibrbdPool, librbdPool } from '../sys/librbd-pool.ts'
 import { USER_SNAPSHOT } from '../sys/librbd-snapshots.ts'
@@ -63,9 +62,13 @@ export class ImageStore {
       const ids = listed.flatMap(({ id }) => (id === '' ? [] : [id]))
       const sizes = await store.imageSizes(pool, ids)
       if (typeof sizes === 'number') throw this.#refusal('read the sizes of the images', undefined, sizes)
+      // One without a size has gone between the two questions, or is what an interrupted deletion has left.
+      const isComplete = ids.every(id => sizes.get(id) !== undefined)
+      const still = isComplete ? listed : await store.listImages(pool)
+      if (typeof still === 'number') throw this.#refusal('list the images', undefined, still)
+      const there = new Set(still.map(({ name }) => name))
       const images = listed
-        // One that has gone between the two questions.
-        .filter(({ id }) => id === '' || sizes.get(id) !== undefined)
+        .filter(({ name }) => there.has(name))
         .map(({ id, name }) => ({ name, sizeBytes: sizes.get(id) }))
       return { images, usage: await this.#usage({ cluster, pool, store }) }
     })
@@ -153,13 +156,15 @@ export class ImageStore {
   }
 
   /**
-   * A clone of the image as it is now. The snapshot beneath it is removed from sight at once; Ceph keeps it for as long as
-   * the clone stands on it, and the image, too.
+   * A clone of the image as it is now, on a snapshot that may be there from an attempt that was interrupted. It is removed
+   * from sight at once; Ceph keeps it for as long as the clone stands on it, and the image, too.
    */
-  clone(name: string, child: string): Promise<void> {
+  clone(name: string, child: string, snapshot: string): Promise<void> {
     return this.#open(name, false, async (image, { pool }) => {
       const library = librbd()
-      const snapshot = `clone-${randomUUID()}`
+      const removed = await library.removeSnapshot(image, snapshot)
+      if (removed !== -errnoNumber('ENOENT'))
+        this.#check('delete the snapshot', `${name}@${snapshot}`, removed)
       this.#check('make the snapshot', `${name}@${snapshot}`, await library.createSnapshot(image, snapshot))
       try {
         this.#check('clone', name, await library.clone(pool, name, snapshot, pool, child, 2))
@@ -225,12 +230,16 @@ const CODES = new Set([
 
 const MEANINGS: ReadonlyMap<string, string> = new Map([
   ['open it ENOENT', 'it has no pool of that name, see "ceph osd pool ls"'],
-  ['delete EBUSY', 'somebody has it open, "rbd status" says where'],
+  [
+    'delete EBUSY',
+    'somebody has it open, "rbd status" says where; a client that was killed counts for half a minute',
+  ],
   ['delete ENOTEMPTY', 'it has snapshots, which clones may stand on: "rbd children --all" names those'],
   ['delete the snapshot EBUSY', 'clones need it; qpair rbd flatten makes them independent of it'],
   ['EPERM', 'this user may not, "ceph auth caps" with osd \'profile rbd\' allows it'],
   ['EACCES', 'this user may not, "ceph auth caps" with osd \'profile rbd\' allows it'],
   ['EEXIST', 'there is one of that name already'],
+  ['open ENOENT', 'it has gone, or is what an interrupted deletion has left, which deleting it removes'],
   ['ENOENT', 'it has gone'],
   ['EDQUOT', 'the quota of the pool is used up, see "ceph osd pool get-quota"'],
   ['ENOSPC', 'the cluster is full, see "ceph df"'],

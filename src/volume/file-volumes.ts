@@ -1,8 +1,9 @@
 /** Volumes that are files of one directory. */
 import { chmod, chown, lstat, readdir, rename, rm, stat, statfs } from 'node:fs/promises'
 import { dirname, isAbsolute, join, resolve } from 'node:path'
-import { createImage, imageInfo } from '../bdev/drivers/qcow2/image.ts'
+import { checkImage, createImage, imageInfo } from '../bdev/drivers/qcow2/image.ts'
 import { RpcError } from '../core/errors.ts'
+import { logger } from '../core/log.ts'
 import type { Permissions, PoolUsage } from '../libvirt/pool-xml.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import { FileSnapshots } from './formats/file-snapshots.ts'
@@ -21,8 +22,17 @@ import type {
   VolumeOperations,
   WipeAlgorithm,
 } from './pool.ts'
-import { isPartial, partialName, partialStateName, SNAPSHOT_DIRECTORY } from './volume-name.ts'
+import {
+  imageToCheck,
+  isPartial,
+  isPartialState,
+  partialName,
+  partialStateName,
+  SNAPSHOT_DIRECTORY,
+} from './volume-name.ts'
 import { wipeFile } from './wipe.ts'
+
+const log = logger('volume')
 
 /** Files that are looked at together: as many of the daemon's 32 threads wait for a server that goes away meanwhile. */
 const PROBES_AT_ONCE = 8
@@ -85,8 +95,27 @@ export class FileVolumes implements VolumeOperations {
   async removeLeftovers(): Promise<void> {
     const names = new Set(await readdir(this.directory))
     for (const name of names) {
-      if (isPartial(name) && !names.has(`${name}.json`)) await rm(join(this.directory, name), { force: true })
+      const path = join(this.directory, name)
+      if (isPartial(name) && !names.has(`${name}.json`)) await rm(path, { force: true })
+      // The note of a file that is whole.
+      if (isPartialState(name) && !names.has(name.replace(/\.json$/, ''))) await rm(path, { force: true })
+      const image = imageToCheck(name)
+      if (image !== undefined) await this.#repair(image, path)
     }
+    await this.snapshots.removeLeftovers()
+  }
+
+  async #repair(name: string, note: string): Promise<void> {
+    try {
+      const { repaired } = await checkImage(join(this.directory, name), { repair: true })
+      log.notice(`volume ${name} was being changed when that was interrupted: ${repaired} counts are mended`)
+    } catch (error) {
+      log.warning(
+        `volume ${name} was being changed when that was interrupted, and cannot be checked: ${(error as Error).message}. ` +
+          'Its content is whole; qemu-img check -r all finds what room it has lost',
+      )
+    }
+    await rm(note, { force: true })
   }
 
   async create(request: CreateVolume, progress: Progress): Promise<void> {
@@ -112,15 +141,17 @@ export class FileVolumes implements VolumeOperations {
     work: (path: string) => Promise<void>,
   ): Promise<void> {
     const partial = join(this.directory, partialName(name))
-    // Of an earlier attempt; whoever goes on with one does not come here.
-    await rm(partial, { force: true })
-    await rm(join(this.directory, partialStateName(name)), { force: true })
     try {
+      // Of an earlier attempt; whoever goes on with one does not come here.
+      await rm(partial, { force: true })
+      await rm(join(this.directory, partialStateName(name)), { force: true })
       await work(partial)
       await this.finish(name, permissions)
     } catch (error) {
-      await rm(partial, { force: true })
-      throw error
+      await rm(partial, { force: true }).catch(() => {
+        // On a file system that has become read only.
+      })
+      throw writeError(this.directory, error)
     }
   }
 
@@ -157,8 +188,7 @@ export class FileVolumes implements VolumeOperations {
   async rename(volume: VolumeFacts, name: string): Promise<void> {
     const path = join(this.directory, name)
     await refuseExisting(path)
-    await rename(volume.path, path)
-    await this.snapshots.renameAll(volume, name)
+    await this.snapshots.renameAll(volume, name, () => rename(volume.path, path))
   }
 
   async clone(volume: VolumeFacts, name: string, progress: Progress): Promise<void> {
@@ -181,6 +211,14 @@ export class FileVolumes implements VolumeOperations {
 function backingPath(image: string, name: string): string {
   if (isAbsolute(name) || /^[a-z]+:/.test(name)) return name
   return resolve(dirname(image), name)
+}
+
+/** What the file system says of a file that is made, in the words of who made it. */
+export function writeError(directory: string, error: unknown): unknown {
+  const { code, syscall } = error as NodeJS.ErrnoException
+  if (error instanceof RpcError || code === undefined || syscall === undefined) return error
+  const remedy = code === 'EROFS' ? ', it is mounted read only: dmesg says why, if nobody did that' : ''
+  return new RpcError(code as 'EIO', `${directory} cannot be written: ${code}${remedy}`, { cause: error })
 }
 
 /** Whatever has come there since the last look, or is no volume: a directory, a pipe, a link to nothing. */

@@ -24,6 +24,8 @@ export interface LogicalVolume {
   /** Of a thin volume. */
   readonly pool: string
   readonly isActive: boolean
+  /** A snapshot is becoming its content. */
+  readonly isMerging: boolean
   /** It has `SNAPSHOT_TAG`. */
   readonly isSnapshot: boolean
   readonly created: Date
@@ -64,6 +66,8 @@ export function parseLogicalVolumes(text: string): LogicalVolume[] {
       kind: segment === 'thin-pool' || segment === 'thin' ? segment : 'linear',
       pool: row['pool_lv'] ?? '',
       isActive: row['lv_active'] === 'active',
+      // The first letter (lvs(8)): an origin with a merging snapshot.
+      isMerging: row['lv_attr']?.startsWith('O') ?? false,
       isSnapshot: (row['lv_tags'] ?? '').split(',').includes(SNAPSHOT_TAG),
       created: new Date(row['lv_time'] ?? 0),
     }

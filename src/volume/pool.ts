@@ -118,20 +118,25 @@ export interface VolumeOperations {
   /** Why an absent operation is absent, as a sentence that goes on "cannot …: ". */
   readonly reasons?: { readonly [operation in VolumeOperation]?: string }
   create?(request: CreateVolume, progress: Progress): Promise<void>
+  /** A volume may have a hidden name (`partialName`) until it is whole, and get its own by `rename`. */
+  readonly canHide?: true
   delete?(volume: VolumeFacts): Promise<void>
   /** Facts that take opening it: capacity, allocation, backing. Absent: `refresh` has found all. */
   describe?(volume: VolumeFacts): Promise<VolumeFacts>
   /** Another size, which those who have it open hear of. */
   resize?(volume: VolumeFacts, capacityBytes: number, options: ResizeOptions): Promise<void>
   rename?(volume: VolumeFacts, name: string): Promise<void>
-  /** A volume of the same pool that can be written without changing this one. */
+  /**
+   * A volume of the same pool that can be written without changing this one. It has its name only when it is whole; what is
+   * interrupted is begun again.
+   */
   clone?(volume: VolumeFacts, name: string, progress: Progress): Promise<void>
   snapshots?: SnapshotOperations
   /** Overwrites all of it. */
   wipe?(volume: VolumeFacts, algorithm: WipeAlgorithm, progress: Progress): Promise<void>
 }
 
-export type VolumeOperation = Exclude<keyof VolumeOperations, 'reasons' | 'describe'>
+export type VolumeOperation = Exclude<keyof VolumeOperations, 'reasons' | 'describe' | 'canHide'>
 
 export interface CreateVolume {
   readonly name: string
@@ -172,12 +177,18 @@ export interface VolumeSnapshot {
 
 export type SnapshotAction = 'create' | 'revert' | 'delete'
 
+export interface RevertOptions extends Progress {
+  /** It was begun before, and interrupted anywhere. */
+  readonly isResumed: boolean
+}
+
 export interface SnapshotOperations {
-  /** What may be done while a bdev has the volume open; the rest is refused then. */
-  whileOpen(volume: VolumeFacts): readonly SnapshotAction[]
+  /** What may be done while a bdev has the volume open; the rest is refused then, and reverting always. */
+  whileOpen(volume: VolumeFacts): readonly ('create' | 'delete')[]
   create(volume: VolumeFacts, snapshot: string, openBy: OpenBy): Promise<void>
   list(volume: VolumeFacts): Promise<VolumeSnapshot[]>
-  revert(volume: VolumeFacts, snapshot: string, openBy: OpenBy): Promise<void>
+  /** Nobody has the volume open. What is interrupted is begun again, with the same words. */
+  revert(volume: VolumeFacts, snapshot: string, options: RevertOptions): Promise<void>
   delete(volume: VolumeFacts, snapshot: string, openBy: OpenBy): Promise<void>
 }
 

@@ -23,8 +23,10 @@ import type {
   StopOptions,
   VolumeFacts,
 } from './pool.ts'
+import { holdingsOf } from './pool-source.ts'
 import { Reach } from './reach.ts'
 import { Turns } from './turns.ts'
+import { isHidden, isPartial } from './volume-name.ts'
 import { DEFAULT_LEVELS, levelOf, percentOf, sayLevel } from './watermarks.ts'
 
 const log = logger('volume')
@@ -64,6 +66,8 @@ export interface Pool {
 type State = { -readonly [key in keyof Pool]: Pool[key] } & {
   /** What happens to a pool happens in order; what happens to its volumes, too. */
   readonly turns: Turns
+  /** What no other pool may have. */
+  holdings: readonly string[]
   /** Long work on its volumes: as long as there is any, it is not stopped. */
   readonly work: Set<string>
 }
@@ -99,20 +103,22 @@ export class StoragePools implements Configurable {
   /** Keeps a pool of this document, or changes the document of one that is there and inactive. */
   async define(xml: string): Promise<Pool> {
     const document = parsePool(xml)
+    const holdings = await holdingsOf(document)
     const old = this.#pools.get(document.name)
     if (old?.isActive && !old.isPersistent) throw running(old, 'defined while it is transient')
     const uuid = document.uuid ?? old?.uuid ?? randomUUID()
-    this.#refuseTwin(document, uuid)
+    this.#refuseTwin(document, uuid, holdings)
     const backend = this.#backend(document)
     this.#refuseReserved(document.name)
     if (old !== undefined) {
       refuseBusy(old)
       if (old.isActive) throw running(old, 'defined anew')
       const reach = new Reach(old.name, backend.remote)
-      Object.assign(old, { document: { ...document, uuid, usage: undefined }, uuid, backend, reach })
+      const changed = { ...document, uuid, usage: undefined }
+      Object.assign(old, { document: changed, uuid, backend, holdings, reach })
       return old
     }
-    const pool = this.#add(document, uuid, backend, true)
+    const pool = this.#add({ ...document, uuid }, backend, holdings, true)
     // What was mounted stays mounted while the daemon is away.
     if (this.#isStarting && (await backend.isStarted?.())) await this.#startOrTell(pool)
     return pool
@@ -121,6 +127,7 @@ export class StoragePools implements Configurable {
   /** Starts a pool that is gone when it is stopped. */
   async create(xml: string, build?: BuildMode): Promise<Pool> {
     const document = parsePool(xml)
+    const holdings = await holdingsOf(document)
     const old = this.#pools.get(document.name)
     if (old !== undefined) {
       throw new RpcError(
@@ -129,13 +136,15 @@ export class StoragePools implements Configurable {
       )
     }
     const uuid = document.uuid ?? randomUUID()
-    this.#refuseTwin(document, uuid)
+    this.#refuseTwin(document, uuid, holdings)
     const backend = this.#backend(document)
     this.#refuseReserved(document.name)
     this.#reserved.add(document.name)
     try {
       if (build !== undefined) await this.#needBuild(document, backend)(build)
-      const pool = this.#add(document, uuid, backend, false)
+      // Another may have been defined meanwhile.
+      this.#refuseTwin(document, uuid, holdings)
+      const pool = this.#add({ ...document, uuid }, backend, holdings, false)
       try {
         await this.#start(pool)
       } catch (error) {
@@ -314,10 +323,15 @@ export class StoragePools implements Configurable {
       ])
   }
 
-  #add(document: PoolDocument, uuid: string, backend: PoolBackend, isPersistent: boolean): State {
+  #add(
+    document: PoolDocument & { readonly uuid: string },
+    backend: PoolBackend,
+    holdings: readonly string[],
+    isPersistent: boolean,
+  ): State {
     const pool: State = {
-      ...{ name: document.name, uuid, backend, isPersistent },
-      document: { ...document, uuid, usage: undefined },
+      ...{ name: document.name, uuid: document.uuid, backend, isPersistent, holdings },
+      document: { ...document, usage: undefined },
       ...{ isAutostart: false, isActive: false, contents: undefined },
       ...{ levels: DEFAULT_LEVELS, level: 0, turns: new Turns(), work: new Set<string>() },
       reach: new Reach(document.name, backend.remote),
@@ -359,6 +373,7 @@ export class StoragePools implements Configurable {
     await pool.backend.start()
     pool.isActive = true
     try {
+      await removeLeftovers(pool)
       await this.#look(pool)
     } catch (error) {
       pool.isActive = false
@@ -385,11 +400,11 @@ export class StoragePools implements Configurable {
 
   async #look(pool: State): Promise<void> {
     await pool.reach.check()
-    const contents = await pool.backend.refresh()
+    const { volumes, ...usage } = await pool.backend.refresh()
     // It may have been given up meanwhile.
     if (!pool.isActive) return
-    pool.contents = contents
-    this.#judge(pool, contents)
+    pool.contents = { ...usage, volumes: volumes.filter(({ name }) => !isHidden(name)) }
+    this.#judge(pool, pool.contents)
   }
 
   /** Keeps an eye on pools while any runs. */
@@ -434,8 +449,7 @@ export class StoragePools implements Configurable {
     pool.level = level
   }
 
-  /** Two pools over one directory or source would each believe that it is theirs. */
-  #refuseTwin({ name, target, type }: PoolDocument, uuid: string): void {
+  #refuseTwin({ name }: PoolDocument, uuid: string, holdings: readonly string[]): void {
     for (const other of this.#pools.values()) {
       if (other.name === name) {
         if (other.uuid === uuid) continue
@@ -447,11 +461,11 @@ export class StoragePools implements Configurable {
       if (other.uuid === uuid) {
         throw new RpcError('EEXIST', `pool ${other.name} has the UUID ${uuid}: leave the UUID of ${name} out`)
       }
-      const isSame = target !== undefined && other.document.target?.path === target.path
-      if (!isSame || !HAVE_OWN_TARGET.has(type) || !HAVE_OWN_TARGET.has(other.document.type)) continue
+      const shared = holdings.find(each => other.holdings.includes(each))
+      if (shared === undefined) continue
       throw new RpcError(
         'EEXIST',
-        `${target.path} is the target of pool ${other.name} already: give ${name} another one`,
+        `Storage source conflict with pool: '${other.name}', which has ${shared} already: use that one, or give ${name} another`,
       )
     }
   }
@@ -468,14 +482,22 @@ export class StoragePools implements Configurable {
   }
 }
 
-/** Types whose target is a directory of their own; the others say /dev, all of them. */
-const HAVE_OWN_TARGET = new Set(['dir', 'fs', 'netfs', 'gluster', 'vstorage'])
-
 export const usageOf = ({ capacityBytes, allocationBytes, availableBytes }: PoolUsage): PoolUsage => ({
   capacityBytes,
   allocationBytes,
   availableBytes,
 })
+
+/** Removes what this machine was making when it was interrupted; work that goes on begins it again. */
+async function removeLeftovers({ name, backend }: Pool): Promise<void> {
+  if (backend.volumes.canHide !== true) return
+  for (const volume of (await backend.refresh()).volumes) {
+    if (!isPartial(volume.name)) continue
+    await backend.volumes.delete?.(volume).catch((error: Error) => {
+      log.warning(`pool ${name} keeps a volume that was never whole: ${error.message}`)
+    })
+  }
+}
 
 /** The volume of that name in what a pool has. */
 export const volumeIn = (pool: Pool, name: string): VolumeFacts | undefined =>

@@ -9,21 +9,24 @@
  * What fills a file notes how far it is, and goes on from there when the daemon comes back; other targets start over.
  */
 import { randomUUID } from 'node:crypto'
-import { readdir } from 'node:fs/promises'
+import { readdir, statfs } from 'node:fs/promises'
 import { basename, dirname, isAbsolute } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
+import { checkImage } from '../bdev/drivers/qcow2/image.ts'
 import type { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError } from '../core/errors.ts'
+import { formatSize } from '../core/format-size.ts'
 import { logger } from '../core/log.ts'
 import type { Permissions } from '../libvirt/pool-xml.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import { DAEMON_STOPS } from '../rpc/jobs.ts'
-import { FileVolumes, fileOpening } from './file-volumes.ts'
-import { probeHead } from './formats/probe.ts'
-import { reflink } from './formats/raw.ts'
+import { FileVolumes, fileOpening, writeError } from './file-volumes.ts'
+import { probe, probeHead, readHead } from './formats/probe.ts'
+import { checkRoom, reflink } from './formats/raw.ts'
+import { deleteLeftover } from './leftovers.ts'
 import type { Call } from './nvme-export.ts'
-import type { Progress, VolumeFormat } from './pool.ts'
+import type { Progress, VolumeFacts, VolumeFormat } from './pool.ts'
 import { type Pool, volumeIn } from './pools.ts'
 import { copyDisk, type Sink, type Source } from './transfer/copy.ts'
 import { BdevDisk } from './transfer/disk.ts'
@@ -31,10 +34,10 @@ import { FileSink, FileSource } from './transfer/file.ts'
 import { download } from './transfer/http.ts'
 import { NbdSource } from './transfer/nbd-source.ts'
 import { PartialFile } from './transfer/partial.ts'
-import { sourceOf, type TransferSource, volumeSource } from './transfer/source.ts'
+import { identityOf, sourceOf, type TransferSource, volumeSource } from './transfer/source.ts'
 import { refuseInUse } from './use.ts'
-import { checkFileName } from './volume-name.ts'
-import type { Found, Volumes } from './volumes.ts'
+import { checkFileName, partialName } from './volume-name.ts'
+import type { Again, Found, VolumeJob, Volumes } from './volumes.ts'
 
 const log = logger('volume')
 
@@ -75,11 +78,15 @@ export class Transfers {
     const there = options.isResumed ? volumeIn(pool, name) : undefined
     const job = { kind: 'volume_import', name, takes: [name], resume: options.resume }
     if (there === undefined) this.#volumes.refuseTaken(pool, name)
-    // A file has its name only when it is whole: the daemon was killed between that and the job's end.
-    else if (files !== undefined) return this.#volumes.job(pool, job, async () => {})
-    else refuseInUse(there, 'imported', await this.#volumes.useOfMedium(there))
+    // It has its name only when it is whole: the daemon was killed between that and the job's end.
+    else if (files !== undefined || pool.backend.volumes.canHide) {
+      return this.#volumes.job(pool, job, async () => {})
+    } else refuseInUse(there, 'imported', await this.#volumes.useOfMedium(there))
     const source = await sourceOf(options.source, this.#volumes)
     const format = formatFor(name, source, options.format ?? (files === undefined ? 'raw' : undefined))
+    if (source.kind === 'file' && source.format === 'raw' && options.format === undefined) {
+      refusePacked(source.text, await readHead(source.path))
+    }
     const plan = { source, name, permissions, format, isResumed: options.isResumed }
     if (files === undefined && plan.format !== 'raw') {
       throw new RpcError(
@@ -87,7 +94,14 @@ export class Transfers {
         `pool ${pool.name} is of type ${pool.document.type}, whose volumes are raw: ${name} cannot be ${plan.format}`,
       )
     }
-    return this.#volumes.job(pool, { ...job, holds: volumesOf(source) }, progress =>
+    if (files === undefined && source.kind === 'http') {
+      throw new RpcError(
+        'ENOTSUP',
+        `${source.text} cannot be read into pool ${pool.name} of type ${pool.document.type}: ` +
+          'import it into a directory pool first, and that volume into this one',
+      )
+    }
+    return this.#volumes.job(pool, { ...job, ...this.#holding(source) }, progress =>
       files === undefined ? this.#fillVolume(pool, plan, progress) : this.#fillFile(files, plan, progress),
     )
   }
@@ -97,7 +111,7 @@ export class Transfers {
     found: Found,
     file: string,
     format: VolumeFormat | undefined,
-    resume: MethodCall,
+    { call: resume, isResumed }: Again,
   ): Promise<{ job_id: number }> {
     const { pool, volume } = found
     if (!isAbsolute(file)) {
@@ -114,18 +128,31 @@ export class Transfers {
         cause,
       })
     })
+    const job = { kind: 'volume_save', name: volume.name, takes: [], resume }
+    // A file has its name only when it is whole: the daemon was killed between that and the job's end.
+    if (isResumed && names.includes(name) && !names.includes(partialName(name))) {
+      return this.#volumes.job(pool, job, async () => {})
+    }
     if (names.includes(name))
       throw new RpcError('EEXIST', `${file} exists already: name another file, or remove it`)
     const source = await volumeSource(found, this.#volumes)
     const plan = {
-      ...{ source, name, permissions: undefined, isResumed: false },
+      ...{ source, name, permissions: undefined, isResumed },
       format: formatFor(name, source, format),
     }
-    return this.#volumes.job(
-      pool,
-      { kind: 'volume_save', name: volume.name, takes: [], holds: [`${pool.name}/${volume.name}`], resume },
-      progress => this.#fillFile(files, plan, progress),
+    return this.#volumes.job(pool, { ...job, ...this.#holding(source) }, progress =>
+      this.#fillFile(files, plan, progress),
     )
+  }
+
+  /** The volume that a copy is made of, which nobody is to change meanwhile; and a last look whether somebody does. */
+  #holding(source: TransferSource): Pick<VolumeJob, 'holds' | 'check'> {
+    if (source.kind !== 'file' && source.kind !== 'bdev') return {}
+    const { volume, facts } = source
+    return {
+      holds: volume === undefined ? [] : [volume],
+      check: async () => refuseInUse(facts, 'read', await this.#volumes.useOfMedium(facts)),
+    }
   }
 
   async #fillFile(files: FileVolumes, plan: Plan, progress: Progress): Promise<void> {
@@ -135,10 +162,15 @@ export class Transfers {
       if (source.kind === 'http') await this.#downloadFile(partial, source.text, format, progress)
       else if (isAsItIs(source, format)) await copyBytes(partial, source, progress)
       else await this.#copyContent(files, partial, plan, progress)
+      await refuseChanged(source)
       await partial.finish(plan.permissions)
     } catch (error) {
-      if (progress.signal.reason !== DAEMON_STOPS) await partial.discard()
-      throw error
+      const failure = writeError(files.directory, error)
+      if (progress.signal.reason === DAEMON_STOPS) throw failure
+      await partial.discard().catch(() => {
+        // On a file system that has become read only.
+      })
+      throw failure
     }
   }
 
@@ -153,16 +185,24 @@ export class Transfers {
     const sink = await FileSink.file(partial.path, undefined, earlier === undefined)
     try {
       const state = { doneBytes: earlier?.doneBytes ?? 0, validator: earlier?.identity ?? '' }
+      // What is gone on with told its size when it began.
+      let hasEnd = true
       const size = await download(
         url,
         state,
         {
-          begin: async head => refuseOther(url, head, format),
+          begin: async (head, totalBytes) => {
+            refuseOther(url, head, format)
+            if (format === undefined) refusePacked(url, head)
+            hasEnd = totalBytes !== undefined
+            await checkRoom(partial.path, totalBytes ?? 0)
+          },
           restart: () => sink.truncate(0),
           write: (bytes, offset) => sink.writeBytes(bytes, offset),
           remember: async ({ doneBytes, validator: identity }) => {
             await sink.flush()
             await partial.remember({ ...wanted, identity, doneBytes })
+            if (!hasEnd) await refuseFlood(url, partial.path)
           },
         },
         progress,
@@ -170,6 +210,8 @@ export class Transfers {
       // A file that was there before may have been longer.
       await sink.truncate(size)
       await sink.flush()
+      const { backing } = await probe(partial.path, size)
+      if (backing !== undefined) throw standsOnOurs(url, backing.path)
     } finally {
       await sink.close()
     }
@@ -199,6 +241,9 @@ export class Transfers {
       if (earlier === undefined) {
         await files.createImage(partial.path, { name, format, capacityBytes: from.sizeBytes }, progress)
         await partial.remember({ ...note, doneBytes: 0 })
+      } else {
+        // Interrupted, it may count clusters that nobody has.
+        await checkImage(partial.path, { repair: true }, { signal: progress.signal })
       }
       const facts = { name, key: partial.path, path: partial.path, type: 'file', format } as const
       const opening = fileOpening(
@@ -209,39 +254,46 @@ export class Transfers {
     })
   }
 
-  /** Into a volume that is no file: it is made first, and goes again when it cannot be filled. */
+  /**
+   * Into a volume that is no file: it is made first, under a hidden name where it can have one, and goes again when it cannot
+   * be filled.
+   */
   async #fillVolume(pool: Pool, plan: Plan, progress: Progress): Promise<void> {
-    const { source, name, permissions } = plan
     const { volumes: operations } = pool.backend
+    const name = operations.canHide ? partialName(plan.name) : plan.name
+    const find = async (): Promise<VolumeFacts | undefined> =>
+      (await pool.backend.refresh()).volumes.find(each => each.name === name)
     try {
-      if (source.kind === 'http') {
-        throw new RpcError(
-          'ENOTSUP',
-          `${source.text} cannot be read into pool ${pool.name} of type ${pool.document.type}: ` +
-            'import it into a directory pool first, and that volume into this one',
-        )
-      }
       await this.#withSource(plan, progress, async from => {
-        if (volumeIn(pool, name) === undefined) {
-          const preallocation = 'off' as const
-          await this.#volumes.operation(pool, 'create')(
-            { name, format: 'raw', capacityBytes: from.sizeBytes, preallocation, permissions, features: {} },
-            progress,
-          )
-          await this.#volumes.pools.lookAgain(pool)
+        let volume = await find()
+        if (volume !== undefined && operations.canHide) {
+          await deleteLeftover(operations, volume, progress.signal)
+          volume = undefined
         }
-        const volume = volumeIn(pool, name)
+        volume ??= await this.#makeVolume(pool, { ...plan, name }, from.sizeBytes, progress).then(find)
         if (volume === undefined) throw new RpcError('ENOENT', `volume ${name} of pool ${pool.name} has gone`)
         const options = { ...progress, fromBytes: 0 }
         if (volume.type === 'block') return copyAndClose(from, await FileSink.device(volume.path), options)
         const opening = pool.backend.opening(volume, { readOnly: false })
         return this.#withBdev(opening, 'zeroed', sink => copyDisk(from, sink, options))
       })
+      await refuseChanged(plan.source)
+      if (name !== plan.name) await operations.rename!((await find())!, plan.name)
     } catch (error) {
-      const left = volumeIn(pool, name)
-      if (progress.signal.reason !== DAEMON_STOPS && left !== undefined) await operations.delete?.(left)
+      const left = progress.signal.reason === DAEMON_STOPS ? undefined : await find()
+      if (left !== undefined) await operations.delete?.(left)
       throw error
     }
+  }
+
+  #makeVolume(pool: Pool, { name, permissions }: Plan, sizeBytes: number, progress: Progress): Promise<void> {
+    return this.#volumes.operation(pool, 'create')(
+      {
+        ...{ name, format: 'raw', capacityBytes: sizeBytes, preallocation: 'off', permissions },
+        features: {},
+      },
+      progress,
+    )
   }
 
   /** Lends the content of a source. */
@@ -310,9 +362,52 @@ async function openNbd(uri: string, attempts: number, signal: AbortSignal): Prom
   }
 }
 
-/** The volume that a copy is made of, which nobody is to change meanwhile. */
-const volumesOf = (source: TransferSource): readonly string[] =>
-  (source.kind === 'file' || source.kind === 'bdev') && !source.text.startsWith('/') ? [source.text] : []
+/** Somebody else's image that names a file beneath it would show that file of this machine. */
+function standsOnOurs(url: string, path: string): RpcError {
+  return new RpcError(
+    'EINVAL',
+    `${url} is an image that stands on ${path}, which would be looked for on this machine: have it flattened where it ` +
+      'is (qemu-img convert)',
+  )
+}
+
+/** As a disk it would be noise. */
+function refusePacked(text: string, head: Buffer): void {
+  const found = PACKERS.find(({ magic }) => head.subarray(0, magic.length).equals(magic))
+  if (found === undefined) return
+  throw new RpcError(
+    'EINVAL',
+    `${text} is packed: unpack it first (${found.unpack}), or take it as it is with --format raw`,
+  )
+}
+
+const PACKERS = [
+  { magic: Buffer.from('1f8b08', 'hex'), unpack: 'gunzip' },
+  { magic: Buffer.from('28b52ffd', 'hex'), unpack: 'zstd -d' },
+  { magic: Buffer.from('fd377a585a00', 'hex'), unpack: 'xz -d' },
+  { magic: Buffer.from('425a68', 'hex'), unpack: 'bzip2 -d' },
+] as const
+
+/** What a server that never ends leaves to the other volumes. */
+const ROOM_KEPT = 0.02
+
+async function refuseFlood(url: string, path: string): Promise<void> {
+  const { blocks, bavail, bsize } = await statfs(dirname(path))
+  if (bavail > blocks * ROOM_KEPT) return
+  throw new RpcError(
+    'ENOSPC',
+    `${url}: it has no end yet, and ${dirname(path)} has ${formatSize(bavail * bsize)} left, which its other volumes need`,
+  )
+}
+
+/** Who writes without a lock is known by what he leaves: half of a file from before and half from after is neither. */
+async function refuseChanged(source: TransferSource): Promise<void> {
+  if (source.kind !== 'file' || (await identityOf(source.path)) === source.identity) return
+  throw new RpcError(
+    'ESTALE',
+    `${source.text} was written to while it was read: have whoever does that stop, and begin again`,
+  )
+}
 
 interface Plan {
   readonly source: TransferSource

@@ -2,7 +2,7 @@
  * Who uses a volume, told from what is there and not from a book of ours: the bdevs that have it open, whoever has those, and
  * other programs, which QEMU's images are locked by.
  */
-import { readdir, readFile, readlink, realpath, stat } from 'node:fs/promises'
+import { lstat, readdir, readFile, readlink, realpath, stat } from 'node:fs/promises'
 import type { BdevInfo } from '../bdev/bdev.ts'
 import { deviceNumbers, readText } from '../bdev/drivers/file-identity.ts'
 import type { BdevRegistry } from '../bdev/registry.ts'
@@ -29,19 +29,28 @@ export async function useOf(
   bdevs: BdevRegistry,
   pools: readonly Pool[],
 ): Promise<VolumeUse> {
-  const path = volume.type === 'network' ? volume.path : await realpath(volume.path).catch(() => volume.path)
+  const path = volume.type === 'network' ? volume.path : await realPath(volume.path)
   const all: BdevInfo[] = []
   for (const info of bdevs.list()) if ((await mediumOnce(info)) === path) all.push(info)
   // A copy's own is there for a while: whoever may not come near is kept off by the copy's job.
   const over = all.filter(({ name }) => !bdevs.unsaved.has(name))
   const owners = over.map(({ name }) => bdevs.ownersOf(name)).filter(each => each !== '')
-  const volumes = pools.flatMap(({ contents }) => contents?.volumes ?? [])
+  const dependents: VolumeFacts[] = []
+  for (const { contents, backend } of pools) {
+    for (const each of contents?.volumes ?? []) {
+      if (each.backing === undefined) continue
+      // A server may be gone, and nobody waits for it here.
+      const isNear = each.type !== 'network' && backend.remote === undefined
+      const beneath = isNear ? await realPath(each.backing.path) : each.backing.path
+      if (beneath === path || beneath === volume.path) dependents.push(each)
+    }
+  }
   return {
     bdev: over.find(({ readOnly }) => !readOnly) ?? over[0],
     bdevs: over,
     owners: owners.join(', '),
     programs: volume.type === 'network' ? [] : await lockersOf(path, all.some(locksItsFile)),
-    dependents: volumes.filter(({ backing }) => backing?.path === volume.path),
+    dependents,
   }
 }
 
@@ -54,6 +63,8 @@ function mediumOnce(info: BdevInfo): Promise<string | undefined> {
   return medium
 }
 
+const realPath = (path: string): Promise<string> => realpath(path).catch(() => path)
+
 /** The path of the file or block device that a bdev has, or Ceph's names of the image; undefined for others. */
 export async function mediumOf({ driver, driverSpecific }: BdevInfo): Promise<string | undefined> {
   const facts = driverSpecific[driver] as Record<string, unknown> | undefined
@@ -65,7 +76,7 @@ export async function mediumOf({ driver, driverSpecific }: BdevInfo): Promise<st
   if (driver === 'iscsi') return String(facts?.url).replace(/\/\/[^@/]*@/, '//')
   const filename = facts?.filename
   if (typeof filename !== 'string') return undefined
-  return realpath(filename).catch(() => filename)
+  return realPath(filename)
 }
 
 /**
@@ -135,6 +146,22 @@ export function refuseInUse(volume: VolumeFacts, done: string, use: VolumeUse): 
   if (who.length === 0) return
   const remedy = bdev === undefined ? 'End that first' : `qpair volume unexport ${volume.name} gives it back`
   throw new RpcError('EBUSY', `volume ${volume.name} cannot be ${done}: ${who.join('; ')}. ${remedy}`)
+}
+
+/**
+ * Throws `RpcError` EINVAL for a volume that is a symbolic link: what is done to it would be done to whatever it leads to, which
+ * may be anything of this machine. `remedy` says how to do it all the same.
+ */
+export async function refuseLink(
+  { type, name, path }: VolumeFacts,
+  done: string,
+  remedy: string,
+): Promise<void> {
+  if (type !== 'file' || !(await lstat(path)).isSymbolicLink()) return
+  throw new RpcError(
+    'EINVAL',
+    `volume ${name} cannot be ${done}: it is a symbolic link to ${await realPath(path)}. ${remedy}`,
+  )
 }
 
 /** Throws `RpcError` EBUSY when other volumes are made of what this one has. */

@@ -44,5 +44,19 @@ export const partialStateName = (name: string): string => `${partialName(name)}.
 /** Whether this machine was making the file when it was interrupted. */
 export const isPartial = (file: string): boolean => file.endsWith(`.${MACHINE}.partial`)
 
+export const isPartialState = (file: string): boolean => file.endsWith(`.${MACHINE}.partial.json`)
+
+/** Beside an image whose tables are being changed: interrupted, they count clusters that nobody has. */
+export const checkNoteName = (name: string): string => `.${name}.${MACHINE}.check`
+
+/** The image of such a note of this machine; undefined for other files. */
+export function imageToCheck(file: string): string | undefined {
+  const end = `.${MACHINE}.check`
+  return file.startsWith('.') && file.endsWith(end) ? file.slice(1, -end.length) : undefined
+}
+
+/** Whether any machine is making it, or was: it is no volume yet, and nobody's business. */
+export const isHidden = (name: string): boolean => /^\..+\.[0-9a-f]{8}\.partial$/.test(name)
+
 /** Where the snapshots of raw volumes are, below the directory of the pool: one directory a volume. */
 export const SNAPSHOT_DIRECTORY = '.snapshots'

@@ -13,7 +13,6 @@ import {
   type CreateVolume,
   type Progress,
   QUIET,
-  type SnapshotAction,
   type SnapshotOperations,
   type VolumeFacts,
   type VolumeOperation,
@@ -23,10 +22,12 @@ import {
 } from './pool.ts'
 import { type Pool, type StoragePools, volumeIn } from './pools.ts'
 import { Transfers } from './transfers.ts'
-import { refuseInUse, refuseWithDependents, useOf, type VolumeUse } from './use.ts'
+import { refuseInUse, refuseLink, refuseWithDependents, useOf, type VolumeUse } from './use.ts'
 import { checkFileName } from './volume-name.ts'
 
 const log = logger('volume')
+
+const FOLLOW_LINK = '--follow-link does it to that'
 
 export interface VolumesOptions {
   readonly pools: StoragePools
@@ -53,8 +54,18 @@ export interface VolumeJob {
   readonly holds?: readonly string[]
   readonly total?: number | undefined
   readonly resume?: MethodCall
+  /** Absent: it is. */
+  readonly isCancellable?: boolean
   /** Refuses by throwing, when nobody else can begin anything with these volumes any more. */
   readonly check?: () => Promise<void>
+}
+
+/** How work goes on after an interruption. */
+export interface Again {
+  /** The call that goes on with it. */
+  readonly call: MethodCall
+  /** It is that call. */
+  readonly isResumed: boolean
 }
 
 export class Volumes {
@@ -144,7 +155,7 @@ export class Volumes {
     if (request.preallocation === 'off') {
       await this.pools.change(pool, async () => {
         this.refuseTaken(pool, request.name)
-        const free = this.take(pool, [request.name], [], `volume_create of ${request.name}`)
+        const free = this.take(pool, [request.name], [], 'is being made')
         await operation(request, QUIET).finally(free)
       })
       return {}
@@ -179,11 +190,12 @@ export class Volumes {
   async resize(
     found: Found,
     capacityBytes: number,
-    options: { readonly allocate: boolean; readonly shrink: boolean },
+    options: { readonly allocate: boolean; readonly shrink: boolean; readonly followLink: boolean },
   ): Promise<void> {
     const { pool, volume } = found
     const operation = this.operation(pool, 'resize')
     await this.#change(found, 'resized', [], async use => {
+      if (!options.followLink) await refuseLink(volume, 'resized', FOLLOW_LINK)
       const { capacityBytes: before = 0 } = await this.describe(found)
       refuseWithDependents(volume, 'resized', use)
       if (capacityBytes < before) {
@@ -211,16 +223,17 @@ export class Volumes {
   }
 
   /** A copy that is as the volume was at one moment; long unless the storage shares blocks. A job, always. */
-  async clone(found: Found, name: string): Promise<{ job_id: number }> {
+  async clone(found: Found, name: string, again: Again): Promise<{ job_id: number }> {
     const { pool, volume } = found
     const operation = this.operation(pool, 'clone')
+    const job = { kind: 'volume_clone', name, takes: [name], resume: again.call }
+    // It has its name only when it is whole: the daemon was killed between that and the job's end.
+    if (again.isResumed && volumeIn(pool, name) !== undefined) return this.job(pool, job, async () => {})
     this.refuseTaken(pool, name)
     return this.job(
       pool,
       {
-        kind: 'volume_clone',
-        name: name,
-        takes: [name],
+        ...job,
         holds: [`${pool.name}/${volume.name}`],
         total: volume.capacityBytes,
         check: async () => refuseInUse(volume, 'cloned', await this.useOf(found)),
@@ -229,10 +242,15 @@ export class Volumes {
     )
   }
 
-  async wipe(found: Found, algorithm: WipeAlgorithm, resume: MethodCall): Promise<{ job_id: number }> {
+  async wipe(
+    found: Found,
+    { algorithm, followLink }: { readonly algorithm: WipeAlgorithm; readonly followLink: boolean },
+    resume: MethodCall,
+  ): Promise<{ job_id: number }> {
     const { pool, volume } = found
     const operation = this.operation(pool, 'wipe')
     const check = async (): Promise<void> => {
+      if (!followLink) await refuseLink(volume, 'wiped', FOLLOW_LINK)
       const use = await this.useOf(found)
       refuseInUse(volume, 'wiped', use)
       refuseWithDependents(volume, 'wiped', use)
@@ -243,18 +261,40 @@ export class Volumes {
     )
   }
 
-  async snapshot(found: Found, action: SnapshotAction, snapshot: string): Promise<void> {
+  async snapshot(found: Found, action: 'create' | 'delete', snapshot: string): Promise<void> {
     const { pool, volume } = found
     const operations = this.#snapshots(pool)
     checkFileName(snapshot, 'a snapshot')
-    const done = { create: 'snapshotted', revert: 'reverted', delete: 'relieved of a snapshot' }[action]
+    const done = { create: 'snapshotted', delete: 'relieved of a snapshot' }[action]
     await this.#change(found, done, [], async use => {
       if (!operations.whileOpen(volume).includes(action)) refuseInUse(volume, done, use)
       else if (use.programs.length > 0) refuseInUse(volume, done, { ...use, bdev: undefined })
-      if (action === 'revert') refuseWithDependents(volume, done, use)
       await operations[action](volume, snapshot, use.bdevs)
     })
     log.notice(`volume ${pool.name}/${volume.name}: ${action} of snapshot ${snapshot}`)
+  }
+
+  /** Half of a volume as it was and half as it is would be neither: a job, which goes on after an interruption. */
+  async revert(found: Found, snapshot: string, { call, isResumed }: Again): Promise<{ job_id: number }> {
+    const { pool, volume } = found
+    const operations = this.#snapshots(pool)
+    checkFileName(snapshot, 'a snapshot')
+    const check = async (): Promise<void> => {
+      await refuseLink(volume, 'reverted', 'Revert what it leads to, in a pool of its own')
+      const use = await this.useOf(found)
+      refuseInUse(volume, 'reverted', use)
+      refuseWithDependents(volume, 'reverted', use)
+      if (isResumed) return
+      const names = (await operations.list(volume)).map(each => each.name)
+      if (names.includes(snapshot)) return
+      throw new RpcError('ENOENT', `volume ${volume.name} has no snapshot ${snapshot}: ${thereAre(names)}`)
+    }
+    const { name } = volume
+    return this.job(
+      pool,
+      { kind: 'volume_snapshot_revert', name, takes: [name], resume: call, isCancellable: false, check },
+      progress => operations.revert(volume, snapshot, { ...progress, isResumed }),
+    )
   }
 
   snapshotsOf({ pool, volume }: Found): Promise<VolumeSnapshot[]> {
@@ -298,9 +338,9 @@ export class Volumes {
     options: VolumeJob,
     work: (progress: Progress) => Promise<void>,
   ): Promise<{ job_id: number }> {
-    const { kind, name, takes, holds = [], total, resume, check } = options
+    const { kind, name, takes, holds = [], total, resume, isCancellable = true, check } = options
     const doing = `${kind} of ${name}`
-    const giveBack = this.take(pool, takes, holds, doing)
+    const giveBack = this.take(pool, takes, holds, `is used by ${doing}, a job that qpair job list shows`)
     const letGo = this.pools.hold(pool, doing)
     const free = (): void => {
       letGo()
@@ -310,7 +350,7 @@ export class Volumes {
       kind,
       name: `${pool.name}/${name}`,
       unit: 'bytes',
-      isCancellable: true,
+      isCancellable,
       ...(total === undefined ? {} : { total }),
       ...(resume === undefined ? {} : { resume }),
     } satisfies JobOptions
@@ -333,7 +373,7 @@ export class Volumes {
   /**
    * Has volumes of a pool, or names to be, to oneself (`takes`), or keeps others from changing them (`holds`, as POOL/NAME):
    * who looks whether somebody uses a volume has it from before the look to the end of what he does. What is returned gives
-   * them back. Throws `RpcError` EBUSY.
+   * them back. `doing` goes on after the volume's name. Throws `RpcError` EBUSY.
    */
   take(pool: Pool, takes: readonly string[], holds: readonly string[], doing: string): () => void {
     for (const name of takes) this.refuseBusy(pool, name, 'change')
@@ -367,7 +407,7 @@ export class Volumes {
       // Whoever had the turn before may have deleted or renamed it.
       if (volumeIn(pool, volume.name) === undefined) throw missing(volume.name, pool)
       for (const name of names) this.refuseTaken(pool, name)
-      const free = this.take(pool, [volume.name, ...names], [], `${volume.name} is being ${done}`)
+      const free = this.take(pool, [volume.name, ...names], [], `is being ${done}`)
       try {
         await work(await this.useOfMedium(volume))
       } finally {
@@ -378,7 +418,7 @@ export class Volumes {
 }
 
 function busy(key: string, doing: string): RpcError {
-  return new RpcError('EBUSY', `volume ${key} is busy: ${doing}. See qpair job list`)
+  return new RpcError('EBUSY', `volume ${key} ${doing}: wait for its end`)
 }
 
 function missing(name: string, pool: Pool): RpcError {

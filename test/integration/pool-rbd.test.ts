@@ -1,7 +1,9 @@
 /** A pool of a real Ceph cluster that asks for keys, as administrators of KVM hosts define it; `rbd` is the witness. */
-import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { createHash, randomBytes } from 'node:crypto'
+import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { afterAll, beforeAll, expect, it } from 'vitest'
+import { setTimeout as delay } from 'node:timers/promises'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { RbdClusters } from '../../src/rbd/clusters.ts'
 import { ImageStore } from '../../src/rbd/image-store.ts'
 import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
@@ -204,6 +206,92 @@ await describeWith(PROGRAMS, 'a pool of Ceph', () => {
     await ceph.run('rbd', 'export', '--no-progress', 'KVMpool/imported', out)
     expect(readFileSync(out).equals(content)).toBe(true)
     await run('volume', 'delete', 'imported')
+  })
+
+  describe('of a daemon that is killed', () => {
+    const content = randomBytes(24 << 20)
+    const digest = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex')
+    const digestOf = async (image: string): Promise<string> => {
+      const out = join(daemon.directory, 'exported')
+      rmSync(out, { force: true })
+      await ceph.run('rbd', 'export', '--no-progress', `KVMpool/${image}`, out)
+      return digest(readFileSync(out))
+    }
+    const snapshots = async (image: string): Promise<string[]> =>
+      (await rbd<{ name: string }[]>('snap', 'ls', `KVMpool/${image}`)).map(({ name }) => name)
+
+    /** Kills it that long after it was asked for something, and waits until what goes on has ended. */
+    async function killDuring(afterMs: number, method: string, params: object): Promise<void> {
+      const asked = daemon.rpc(method, params).catch(() => undefined)
+      await delay(afterMs)
+      await daemon.restart('SIGKILL')
+      await asked
+      for (const { id } of await daemon.rpc<{ id: number }[]>('job_list')) {
+        const ended = await daemon.rpc('job_wait', { id, timeout_ms: 120_000 })
+        expect(ended, `${method}, killed after ${afterMs} ms`).toMatchObject({ state: 'completed' })
+      }
+      expect(await daemon.rpc('config_get_kept')).toEqual([])
+      expect((await volumes()).map(({ name }) => name)).toEqual(await images())
+    }
+
+    beforeAll(async () => {
+      // For how long Ceph takes a killed client for the user of an image: 30 s otherwise.
+      await ceph.run('ceph', 'config', 'set', 'osd', 'osd_client_watch_timeout', '2')
+      writeFileSync(join(daemon.directory, 'content'), content)
+    })
+    const source = (): string => join(daemon.directory, 'content')
+    const fill = async (name: string): Promise<void> =>
+      waitForJob(await daemon.rpc('volume_import', { pool: 'KVMpool', name, source: source() }))
+
+    /** Ceph takes the daemon that was killed for the image's user for a while. */
+    const remove = async (name: string): Promise<void> => {
+      const isGone = async (): Promise<boolean> => {
+        await daemon.rpc('volume_delete', { volume: name, delete_snapshots: true }).catch(() => undefined)
+        return !(await images()).includes(name)
+      }
+      await expect.poll(isGone, { timeout: 60_000 }).toBe(true)
+    }
+
+    it.each([40, 140])('an import ends as it should (%i ms)', async afterMs => {
+      await killDuring(afterMs, 'volume_import', { pool: 'KVMpool', name: 'filled', source: source() })
+      const there = await images()
+      expect(['', 'filled']).toContain(there.join())
+      if (there.length === 0) return
+      expect(await digestOf('filled')).toBe(digest(content))
+      await remove('filled')
+    })
+
+    it.each([30, 150])('clones and snapshots are whole, or are not there (%i ms)', async afterMs => {
+      await fill('web')
+      await killDuring(afterMs, 'volume_clone', { volume: 'web', name: 'web2' })
+      expect(await snapshots('web')).toEqual([])
+      if ((await images()).includes('web2')) {
+        expect(await digestOf('web2')).toBe(digest(content))
+        await remove('web2')
+      }
+      await daemon.rpc('volume_snapshot_create', { volume: 'web', snapshot: 'full' })
+      await waitForJob(await daemon.rpc('volume_clone', { volume: 'web', name: 'other' }))
+      await remove('other')
+      const io = ['--io-type', 'write', '--io-size', '4M', '--io-total', '24M']
+      await ceph.run('rbd', 'bench', ...io, 'KVMpool/web')
+      const changed = await digestOf('web')
+      await killDuring(afterMs, 'volume_snapshot_revert', { volume: 'web', snapshot: 'full' })
+      expect([digest(content), changed]).toContain(await digestOf('web'))
+      expect(await snapshots('web')).toEqual(['full'])
+      await killDuring(afterMs, 'volume_delete', { volume: 'web', delete_snapshots: true })
+      await remove('web')
+      expect(await images()).toEqual([])
+    })
+
+    it('an image without its header is listed and can be deleted', async () => {
+      await run('volume', 'create', 'KVMpool', 'torn', '1G')
+      const { id } = await rbd<{ id: string }>('info', 'KVMpool/torn')
+      await ceph.run('rados', '-p', 'KVMpool', 'rm', `rbd_header.${id}`)
+      expect((await volumes()).map(({ name }) => name)).toEqual(['torn'])
+      await expect(info('torn')).rejects.toThrow('what an interrupted deletion has left')
+      await run('volume', 'delete', 'torn')
+      expect(await images()).toEqual([])
+    })
   })
 
   it('serves a volume, which is open again after a restart, and goes on when the pool stops', async () => {

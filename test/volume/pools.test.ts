@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { PoolUsage } from '../../src/libvirt/pool-xml.ts'
 import type { PoolBackend, PoolBackendType } from '../../src/volume/pool.ts'
@@ -106,9 +106,19 @@ describe('a pool', () => {
     expect(await rows()).toMatchObject([{ state: 'running' }])
   })
 
-  it('does not share its directory with another', async () => {
+  it('does not share its directory with another, also by a link to it', async () => {
     await define('vms')
-    await expect(define('isos', storage.path('vms'))).rejects.toThrow('is the target of pool vms already')
+    mkdirSync(storage.path('vms'))
+    symlinkSync(storage.path('vms'), storage.path('link'))
+    for (const path of [storage.path('vms'), storage.path('link')]) {
+      await expect(define('isos', path)).rejects.toMatchObject({
+        code: 'EEXIST',
+        message: expect.stringContaining(
+          `Storage source conflict with pool: 'vms', which has the directory ${storage.path('vms')} already`,
+        ),
+      })
+    }
+    await define('vms')
   })
 
   it('that is created is gone when it is stopped, and is not saved', async () => {

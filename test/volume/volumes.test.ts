@@ -9,6 +9,8 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { Storage } from './support.ts'
 
@@ -202,7 +204,7 @@ describe('changing volumes', () => {
     const exported = storage.call('volume_export', { volume: 'a', nbd: true, unix })
     const changed = storage.call(`volume_${change}`, { volume: 'a', ...params })
     const [, result] = await Promise.allSettled([exported, changed])
-    expect(result).toMatchObject({ reason: { message: expect.stringContaining('a is being exported') } })
+    expect(result).toMatchObject({ reason: { message: 'volume vms/a is being exported: wait for its end' } })
     expect(await names()).toEqual(['a'])
   })
 
@@ -230,6 +232,44 @@ describe('changing volumes', () => {
     await storage.call('volume_resize', { volume: 'a', capacity: '36M', delta: true })
     expect(storage.bdevs.get('b0').blockCount * 512).toBe(100 * MIB)
     expect(statSync(storage.path('vms/a')).size).toBe(100 * MIB)
+  })
+
+  it('leaves alone what a symbolic link leads to, unless that is said, and deletes only the link', async () => {
+    const outside = storage.path('outside')
+    writeFileSync(outside, Buffer.alloc(MIB, 0x11))
+    symlinkSync(outside, storage.path('vms/link'))
+    await storage.call('pool_refresh', { pool: 'vms' })
+    expect(await names()).toEqual(['a', 'link'])
+    const refused = [
+      ['volume_resize', 'resized', { capacity: '2M' }],
+      ['volume_wipe', 'wiped', {}],
+      ['volume_snapshot_revert', 'reverted', { snapshot: 's' }],
+    ] as const
+    for (const [method, done, params] of refused) {
+      await expect(storage.call(method, { volume: 'link', ...params }), method).rejects.toThrow(
+        `volume link cannot be ${done}: it is a symbolic link to ${outside}`,
+      )
+    }
+    expect(readFileSync(outside).equals(Buffer.alloc(MIB, 0x11))).toBe(true)
+    await storage.call('volume_resize', { volume: 'link', capacity: '2M', follow_link: true })
+    expect(statSync(outside).size).toBe(2 * MIB)
+    expect(await storage.job('volume_wipe', { volume: 'link', follow_link: true })).toMatchObject({
+      state: 'completed',
+    })
+    expect(readFileSync(outside).equals(Buffer.alloc(2 * MIB))).toBe(true)
+    await storage.call('volume_delete', { volume: 'link' })
+    expect([existsSync(outside), await names()]).toEqual([true, ['a']])
+  })
+
+  it('knows what stands on a volume also by a link to it', async () => {
+    symlinkSync(storage.path('vms/a'), storage.path('vms/link'))
+    await storage.call('pool_refresh', { pool: 'vms' })
+    await create('top', { format: 'qcow2', backing: 'link' })
+    for (const volume of ['a', 'link']) {
+      await expect(storage.call('volume_wipe', { volume, follow_link: true })).rejects.toThrow(
+        'it is the backing store of top',
+      )
+    }
   })
 
   it('makes one smaller only when that is said', async () => {
@@ -323,7 +363,12 @@ describe('changing volumes', () => {
       { name: 's1', size: 64 * MIB },
       { name: 's2', size: 128 * MIB },
     ])
-    await storage.call('volume_snapshot_revert', { volume: 'q', snapshot: 's1' })
+    await expect(
+      storage.call('volume_snapshot_revert', { volume: 'q', snapshot: 's3' }),
+    ).rejects.toMatchObject({ code: 'ENOENT', message: 'volume q has no snapshot s3: there are s1, s2' })
+    expect(await storage.job('volume_snapshot_revert', { volume: 'q', snapshot: 's1' })).toMatchObject({
+      state: 'completed',
+    })
     expect(await info('q')).toMatchObject({ capacity: 64 * MIB, snapshots: 2 })
     await expect(storage.call('volume_delete', { volume: 'q' })).rejects.toThrow('2 snapshots (s1, s2)')
     await storage.call('volume_snapshot_delete', { volume: 'q', snapshot: 's1' })
@@ -375,10 +420,83 @@ describe('moving volumes', () => {
       ...{ pool: 'vms', name: 'b', source: 'vms/a', format: 'qcow2' },
     })
     await expect(storage.call('volume_delete', { volume: 'a' })).rejects.toThrow(
-      'volume vms/a is busy: volume_import of b',
+      'volume vms/a is used by volume_import of b, a job that qpair job list shows: wait for its end',
     )
     await storage.reactors.run(storage.jobs.wait(job_id, 60_000))
     await storage.call('volume_delete', { volume: 'a' })
+  })
+
+  it('keeps it also when it is named by a path that leads to it', async () => {
+    await moved('a')
+    symlinkSync(storage.path('vms/a'), storage.path('way'))
+    const { job_id } = await storage.call<{ job_id: number }>('volume_import', {
+      ...{ pool: 'vms', name: 'b', source: storage.path('way'), format: 'qcow2' },
+    })
+    await expect(storage.call('volume_delete', { volume: 'a' })).rejects.toThrow(
+      'is used by volume_import of b',
+    )
+    await storage.reactors.run(storage.jobs.wait(job_id, 60_000))
+  })
+
+  it('refuses a source that somebody has open for writing, and says who', async () => {
+    truncateSync(storage.path('source'), 9 * MIB)
+    await storage.call('bdev_uring_create', { name: 'b0', filename: storage.path('source') })
+    const claim = storage.bdevs.claim('b0', 'subsystem nqn.x', 'write')
+    await expect(moved('a')).rejects.toMatchObject({
+      code: 'EBUSY',
+      message: expect.stringContaining('bdev b0 has it open for subsystem nqn.x'),
+    })
+    claim.release()
+    await storage.call('bdev_uring_delete', { name: 'b0' })
+  })
+
+  it('takes no copy of what was changed while it was made', async () => {
+    const { job_id } = await storage.call<{ job_id: number }>('volume_import', {
+      ...{ pool: 'vms', name: 'a', source: storage.path('source'), format: 'qcow2' },
+    })
+    writeFileSync(storage.path('source'), 'another', { flag: 'r+' })
+    expect(await storage.reactors.run(storage.jobs.wait(job_id, 60_000))).toMatchObject({
+      ...{ state: 'failed', error: { code: 'ESTALE' } },
+    })
+    expect(readdirSync(storage.path('vms'))).toEqual([])
+  })
+
+  it('takes no copy of what became shorter while it was made', async () => {
+    const { job_id } = await storage.call<{ job_id: number }>('volume_import', {
+      ...{ pool: 'vms', name: 'a', source: storage.path('source'), format: 'qcow2' },
+    })
+    truncateSync(storage.path('source'), 10)
+    expect(await storage.reactors.run(storage.jobs.wait(job_id, 60_000))).toMatchObject({ state: 'failed' })
+    expect(readdirSync(storage.path('vms'))).toEqual([])
+  })
+
+  it.each(['1f8b08', '28b52ffd', 'fd377a585a00', '425a68'])(
+    'refuses a file that is packed (%s)',
+    async magic => {
+      writeFileSync(storage.path('source'), Buffer.concat([Buffer.from(magic, 'hex'), Buffer.alloc(MIB)]))
+      await expect(moved('a')).rejects.toThrow('is packed: unpack it first')
+      expect(await moved('a', { format: 'raw' })).toMatchObject({ state: 'completed' })
+    },
+  )
+
+  it('takes from a server no image that stands on a file of this machine', async () => {
+    await storage.call('volume_create', { pool: 'vms', name: 'base', capacity: '1M' })
+    await storage.call('volume_create', {
+      pool: 'vms',
+      name: 'top',
+      capacity: '1M',
+      format: 'qcow2',
+      backing: 'base',
+    })
+    const image = readFileSync(storage.path('vms/top'))
+    const server = createServer((_, response) => response.end(image))
+    await new Promise<void>(resolve => server.listen(0, '127.0.0.1', resolve))
+    const source = `http://127.0.0.1:${(server.address() as AddressInfo).port}/x`
+    expect(await moved('a', { source })).toMatchObject({
+      ...{ state: 'failed', error: { message: expect.stringContaining('is an image that stands on') } },
+    })
+    server.close()
+    expect(readdirSync(storage.path('vms')).sort()).toEqual(['base', 'top'])
   })
 
   it('copies one volume several times at once, and never to one name', async () => {

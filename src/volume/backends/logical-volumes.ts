@@ -1,4 +1,5 @@
 /** What is done to logical volumes of a group, by LVM2's own programs. */
+import { setTimeout as delay } from 'node:timers/promises'
 import { RpcError } from '../../core/errors.ts'
 import { tellNewSize } from '../block-devices.ts'
 import { type LogicalVolume, SNAPSHOT_TAG, type VolumeGroup } from '../lvm.ts'
@@ -6,7 +7,7 @@ import type {
   CreateVolume,
   Progress,
   ResizeOptions,
-  SnapshotAction,
+  RevertOptions,
   SnapshotOperations,
   VolumeFacts,
   VolumeOperations,
@@ -20,7 +21,11 @@ type Call = (method: string, params?: unknown) => Promise<unknown>
 /** A device that had a file system before is not asked about: what is new is to be empty. */
 const FRESH = ['--yes', '--wipesignatures', 'y']
 
+/** How often it is looked whether a merge has ended. */
+const MERGE_LOOK_MS = 500
+
 export class LogicalVolumes implements VolumeOperations {
+  readonly canHide = true
   readonly snapshots: LogicalSnapshots
   readonly #group: VolumeGroup
   readonly #call: Call
@@ -142,7 +147,7 @@ class LogicalSnapshots implements SnapshotOperations {
     this.#group = group
   }
 
-  whileOpen(): readonly SnapshotAction[] {
+  whileOpen(): readonly ('create' | 'delete')[] {
     return ['create', 'delete']
   }
 
@@ -159,13 +164,27 @@ class LogicalSnapshots implements SnapshotOperations {
   }
 
   /** LVM takes a snapshot that is gone back to: there is a new one of the same content then. */
-  async revert({ name }: VolumeFacts, snapshot: string): Promise<void> {
-    const found = await this.#find(name, snapshot)
-    await this.#group.run(`revert volume ${name}`, 'lvconvert', [
-      ...['--yes', '--merge', '--', `${this.#group.name}/${found.name}`],
-    ])
-    const origin = (await this.#group.volumes()).find(each => each.name === name)
+  async revert({ name }: VolumeFacts, snapshot: string, options: RevertOptions): Promise<void> {
+    const { isResumed, signal } = options
+    const isThere = (await this.of(name)).some(each => each.name === `${name}.${snapshot}`)
+    // Interrupted, it may have been taken already.
+    if (isThere || !isResumed) {
+      const found = await this.#find(name, snapshot)
+      await this.#group.run(`revert volume ${name}`, 'lvconvert', [
+        ...['--yes', '--merge', '--', `${this.#group.name}/${found.name}`],
+      ])
+    }
+    const origin = await this.#merged(name, signal)
     if (origin !== undefined) await this.#make(origin, snapshot)
+  }
+
+  /** The volume when LVM, which goes on without us, has gone back to a snapshot of it. */
+  async #merged(name: string, signal: AbortSignal): Promise<LogicalVolume | undefined> {
+    for (;;) {
+      const origin = (await this.#group.volumes()).find(each => each.name === name)
+      if (origin?.isMerging !== true) return origin
+      await delay(MERGE_LOOK_MS, undefined, { signal })
+    }
   }
 
   async delete({ name }: VolumeFacts, snapshot: string): Promise<void> {

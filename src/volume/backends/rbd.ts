@@ -8,6 +8,7 @@ import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
 import type { NamedCluster } from '../../rbd/clusters.ts'
 import { ImageStore } from '../../rbd/image-store.ts'
 import type { MethodCall } from '../../rpc/config.ts'
+import { deleteLeftover } from '../leftovers.ts'
 import type {
   CreateVolume,
   OpenOptions,
@@ -17,13 +18,13 @@ import type {
   PoolServices,
   Progress,
   ResizeOptions,
-  SnapshotAction,
+  RevertOptions,
   SnapshotOperations,
   VolumeFacts,
   VolumeOperations,
   VolumeSnapshot,
 } from '../pool.ts'
-import { QUIET } from '../pool.ts'
+import { partialName } from '../volume-name.ts'
 
 export const rbdPool: PoolBackendType = {
   type: 'rbd',
@@ -117,6 +118,7 @@ class RbdVolumes implements VolumeOperations {
   readonly reasons = {
     wipe: 'deleting an image gives its objects back, and nobody reads them again',
   }
+  readonly canHide = true
   readonly snapshots: SnapshotOperations
   readonly #store: ImageStore
   readonly #ceph: string
@@ -177,7 +179,7 @@ class RbdVolumes implements VolumeOperations {
   }
 
   async delete({ name }: VolumeFacts): Promise<void> {
-    const { areThere, names } = await this.#store.children(name)
+    const { areThere, names } = await ifThere(this.#store.children(name), NO_CHILDREN)
     if (areThere) {
       const children = names.length === 0 ? 'clones' : names.join(', ')
       throw new RpcError(
@@ -186,7 +188,7 @@ class RbdVolumes implements VolumeOperations {
           'them independent of it (qpair volume export, qpair rbd flatten)',
       )
     }
-    for (const { name: snapshot } of await this.#store.snapshots(name)) {
+    for (const { name: snapshot } of await ifThere(this.#store.snapshots(name), [])) {
       await this.#store.removeSnapshot(name, snapshot)
     }
     await this.#store.remove(name)
@@ -203,10 +205,26 @@ class RbdVolumes implements VolumeOperations {
     await this.#store.rename(name, to)
   }
 
-  async clone({ name }: VolumeFacts, to: string, { report }: Progress): Promise<void> {
+  /** Under a hidden name, and with a snapshot of that name, so that what an interrupted clone has left is known. */
+  async clone({ name }: VolumeFacts, to: string, { report, signal }: Progress): Promise<void> {
     checkImageName(to, 'an image')
-    await this.#store.clone(name, to)
+    const hidden = partialName(to)
+    await deleteLeftover(this, this.facts(hidden, undefined), signal)
+    await this.#store.clone(name, hidden, hidden)
+    await this.#store.rename(hidden, to)
     report(1, 1)
+  }
+}
+
+const NO_CHILDREN = { areThere: false, names: [] } as const
+
+/** An image whose deletion was interrupted is in the list, and cannot be opened any more. */
+async function ifThere<T>(work: Promise<T>, instead: T): Promise<T> {
+  try {
+    return await work
+  } catch (error) {
+    if ((error as RpcError).code === 'ENOENT') return instead
+    throw error
   }
 }
 
@@ -217,7 +235,7 @@ class ImageSnapshots implements SnapshotOperations {
     this.#store = store
   }
 
-  whileOpen(): readonly SnapshotAction[] {
+  whileOpen(): readonly ('create' | 'delete')[] {
     return ['create', 'delete']
   }
 
@@ -227,12 +245,15 @@ class ImageSnapshots implements SnapshotOperations {
   }
 
   async list({ name }: VolumeFacts): Promise<VolumeSnapshot[]> {
-    const found = await this.#store.snapshots(name)
+    const found = await ifThere(this.#store.snapshots(name), [])
     return found.map(({ name: snapshot, created, sizeBytes }) => ({ name: snapshot, created, sizeBytes }))
   }
 
-  revert({ name }: VolumeFacts, snapshot: string): Promise<void> {
-    return this.#store.rollBack(name, snapshot, QUIET.report)
+  /** Ceph goes back object by object, and a second time ends as the first. */
+  revert({ name, capacityBytes = 0 }: VolumeFacts, snapshot: string, options: RevertOptions): Promise<void> {
+    return this.#store.rollBack(name, snapshot, (done, total) => {
+      options.report(Math.floor((capacityBytes * done) / Math.max(total, 1)), capacityBytes)
+    })
   }
 
   delete({ name }: VolumeFacts, snapshot: string): Promise<void> {

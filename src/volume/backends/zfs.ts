@@ -15,7 +15,6 @@ import type {
   PoolServices,
   Progress,
   ResizeOptions,
-  SnapshotAction,
   SnapshotOperations,
   VolumeFacts,
   VolumeOperations,
@@ -248,7 +247,7 @@ class ZvolSnapshots implements SnapshotOperations {
     this.#dataset = dataset
   }
 
-  whileOpen(): readonly SnapshotAction[] {
+  whileOpen(): readonly ('create' | 'delete')[] {
     return ['create', 'delete']
   }
 

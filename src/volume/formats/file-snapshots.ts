@@ -1,4 +1,6 @@
 /** Snapshots of files: within the image where the format has that, as copies that share their blocks where not. */
+import { rm, writeFile } from 'node:fs/promises'
+import { basename, dirname, join } from 'node:path'
 import {
   applySnapshot,
   createSnapshot,
@@ -6,7 +8,8 @@ import {
   listSnapshots,
 } from '../../bdev/drivers/qcow2/image.ts'
 import type { Call } from '../nvme-export.ts'
-import type { OpenBy, SnapshotAction, SnapshotOperations, VolumeFacts, VolumeSnapshot } from '../pool.ts'
+import type { OpenBy, SnapshotOperations, VolumeFacts, VolumeSnapshot } from '../pool.ts'
+import { checkNoteName } from '../volume-name.ts'
 import type { RawSnapshots } from './raw-snapshots.ts'
 
 export class FileSnapshots implements SnapshotOperations {
@@ -22,7 +25,7 @@ export class FileSnapshots implements SnapshotOperations {
    * A raw volume shares each block or does not: writes that come meanwhile are in the copy whole or not at all. An image
    * that is open is changed by its bdev, which has requests wait.
    */
-  whileOpen(): readonly SnapshotAction[] {
+  whileOpen(): readonly ('create' | 'delete')[] {
     return ['create', 'delete']
   }
 
@@ -30,7 +33,7 @@ export class FileSnapshots implements SnapshotOperations {
     if (volume.format !== 'qcow2') return this.#raw.create(volume, snapshot)
     const name = writerOf(openBy)
     if (name !== undefined) await this.#call('bdev_qcow2_snapshot_create', { name, snapshot_name: snapshot })
-    else await createSnapshot(volume.path, snapshot)
+    else await noted(volume.path, () => createSnapshot(volume.path, snapshot))
   }
 
   async list(volume: VolumeFacts): Promise<VolumeSnapshot[]> {
@@ -44,7 +47,7 @@ export class FileSnapshots implements SnapshotOperations {
   }
 
   async revert(volume: VolumeFacts, snapshot: string): Promise<void> {
-    if (volume.format === 'qcow2') await applySnapshot(volume.path, snapshot)
+    if (volume.format === 'qcow2') await noted(volume.path, () => applySnapshot(volume.path, snapshot))
     else await this.#raw.revert(volume, snapshot)
   }
 
@@ -52,7 +55,7 @@ export class FileSnapshots implements SnapshotOperations {
     if (volume.format !== 'qcow2') return this.#raw.delete(volume, snapshot)
     const name = writerOf(openBy)
     if (name !== undefined) await this.#call('bdev_qcow2_snapshot_delete', { name, snapshot_name: snapshot })
-    else await deleteSnapshot(volume.path, snapshot)
+    else await noted(volume.path, () => deleteSnapshot(volume.path, snapshot))
   }
 
   /** What lies beside the volume goes with it. */
@@ -60,8 +63,23 @@ export class FileSnapshots implements SnapshotOperations {
     return this.#raw.deleteAll(volume)
   }
 
-  renameAll(volume: VolumeFacts, name: string): Promise<void> {
-    return this.#raw.renameAll(volume, name)
+  renameAll(volume: VolumeFacts, name: string, renameVolume: () => Promise<void>): Promise<void> {
+    return this.#raw.renameAll(volume, name, renameVolume)
+  }
+
+  removeLeftovers(): Promise<void> {
+    return this.#raw.removeLeftovers()
+  }
+}
+
+/** Does something to the tables of an image, with a note beside it that has it checked when that is interrupted. */
+async function noted(image: string, work: () => Promise<unknown>): Promise<void> {
+  const note = join(dirname(image), checkNoteName(basename(image)))
+  await writeFile(note, '')
+  try {
+    await work()
+  } finally {
+    await rm(note, { force: true })
   }
 }
 

@@ -34,6 +34,16 @@ export async function probe(path: string, sizeBytes: number): Promise<Probed> {
   }
 }
 
+export async function readHead(path: string): Promise<Buffer> {
+  const file = await open(path, 'r')
+  try {
+    const { bytesRead, buffer } = await file.read(Buffer.alloc(HEAD_BYTES), 0, HEAD_BYTES, 0)
+    return buffer.subarray(0, bytesRead)
+  } finally {
+    await file.close()
+  }
+}
+
 /** As far as the first bytes tell: a CD image may look raw, and a backing file is not named. */
 export function probeHead(head: Buffer, sizeBytes: number): Probed {
   if (head.length >= V2_HEADER_BYTES && head.readUInt32BE(0) === 0x514649fb) {

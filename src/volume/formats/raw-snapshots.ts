@@ -3,7 +3,7 @@
  *
  *     POOL/.snapshots/VOLUME/SNAPSHOT
  */
-import { mkdir, readdir, rename, rm, rmdir, stat, utimes } from 'node:fs/promises'
+import { mkdir, readdir, readlink, rename, rm, rmdir, stat, symlink, utimes } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { RpcError, thereAre } from '../../core/errors.ts'
 import type { VolumeFacts, VolumeSnapshot } from '../pool.ts'
@@ -79,15 +79,44 @@ export class RawSnapshots {
     })
   }
 
-  async renameAll(volume: VolumeFacts, name: string): Promise<void> {
-    await rename(join(this.#directory, volume.name), join(this.#directory, name)).catch(ignoreMissing)
+  /** Gives them to the name that `rename` gives the volume; a note says so until both are done. */
+  async renameAll(volume: VolumeFacts, name: string, renameVolume: () => Promise<void>): Promise<void> {
+    if ((await this.#names(volume)).length === 0) return renameVolume()
+    const note = join(this.#directory, partialName(volume.name))
+    await rm(note, { force: true })
+    await symlink(name, note)
+    try {
+      await renameVolume()
+      await rename(join(this.#directory, volume.name), join(this.#directory, name))
+    } finally {
+      await rm(note)
+    }
+  }
+
+  /** Ends a renaming, and removes the rest of what this machine was at when it was interrupted. */
+  async removeLeftovers(): Promise<void> {
+    const names = (await readdir(this.#directory).catch(ignoreMissing)) ?? []
+    for (const name of names.filter(each => !isPartial(each))) {
+      if (names.includes(partialName(name))) await this.#finishRename(name)
+      const left = (await readdir(join(this.#directory, name)).catch(ignoreMissing)) ?? []
+      for (const file of left.filter(isPartial)) await rm(join(this.#directory, name, file))
+      await this.#removeEmpty({ name })
+    }
+    for (const name of names.filter(isPartial)) await rm(join(this.#directory, name))
+  }
+
+  async #finishRename(from: string): Promise<void> {
+    const to = await readlink(join(this.#directory, partialName(from)))
+    const volumes = await readdir(dirname(this.#directory))
+    if (volumes.includes(from) || !volumes.includes(to)) return
+    await rename(join(this.#directory, from), join(this.#directory, to))
   }
 
   #path(volume: VolumeFacts, snapshot: string): string {
     return join(this.#directory, volume.name, snapshot)
   }
 
-  async #names(volume: VolumeFacts): Promise<string[]> {
+  async #names(volume: Pick<VolumeFacts, 'name'>): Promise<string[]> {
     const names = (await readdir(join(this.#directory, volume.name)).catch(ignoreMissing)) ?? []
     return names.filter(name => !isPartial(name))
   }
@@ -98,7 +127,7 @@ export class RawSnapshots {
     throw new RpcError('ENOENT', `volume ${volume.name} has no snapshot ${snapshot}: ${thereAre(names)}`)
   }
 
-  async #removeEmpty(volume: VolumeFacts): Promise<void> {
+  async #removeEmpty(volume: Pick<VolumeFacts, 'name'>): Promise<void> {
     if ((await this.#names(volume)).length > 0) return
     for (const directory of [join(this.#directory, volume.name), this.#directory]) {
       await rmdir(directory).catch(() => {

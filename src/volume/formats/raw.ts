@@ -6,11 +6,12 @@ import { dirname } from 'node:path'
 import { errnoName, RpcError } from '../../core/errors.ts'
 import { formatSize } from '../../core/format-size.ts'
 import { fallocate, lseek } from '../../sys/libc.ts'
-import type { Preallocation, Progress } from '../pool.ts'
+import { type Preallocation, type Progress, QUIET } from '../pool.ts'
 
 /** What is reserved in one call: small enough that progress is told and a cancel heard. */
 const RESERVE_STEP = 128 << 20
 const COPY_STEP = 4 << 20
+const KEEP_SIZE = 0x01
 const SEEK_DATA = 3
 const SEEK_HOLE = 4
 const SEEK_END = 2
@@ -36,8 +37,11 @@ export async function createRaw(
   }
 }
 
-/** Gives every byte of a range a block of the file system; where that has no such call, by writing zeroes. */
-export async function reserve(
+/**
+ * Gives every byte of a range a block of the file system; where that has no such call, by writing zeroes. The file does not
+ * grow by it, unless by zeroes.
+ */
+async function reserve(
   file: FileHandle,
   fromBytes: number,
   toBytes: number,
@@ -48,7 +52,7 @@ export async function reserve(
   while (at < toBytes) {
     progress.signal.throwIfAborted()
     const size = Math.min(RESERVE_STEP, toBytes - at)
-    const result = fallocate(file.fd, 0, at, size)
+    const result = fallocate(file.fd, KEEP_SIZE, at, size)
     if (result < 0) {
       if (errnoName(-result) !== 'EOPNOTSUPP') throw failed(result, at, toBytes)
       await writeZeroes(file, at, size, progress)
@@ -94,14 +98,20 @@ export async function checkRoom(path: string, sizeBytes: number): Promise<void> 
   )
 }
 
-/** Changes the size of a file; what grows is a hole, unless `allocate`. */
+/** Changes the size of a file, at once and last of all; what grows is a hole, unless `allocate`. */
 export async function resizeRaw(path: string, sizeBytes: number, allocate: boolean): Promise<void> {
   const file = await open(path, 'r+')
   try {
     const { size } = await file.stat()
     if (allocate && sizeBytes > size) {
       await checkRoom(path, sizeBytes - size)
-      await reserve(file, size, sizeBytes, { report: () => {}, signal: new AbortController().signal })
+      try {
+        await reserve(file, size, sizeBytes, QUIET)
+      } catch (error) {
+        // Gives back what was reserved.
+        await file.truncate(size)
+        throw error
+      }
     }
     await file.truncate(sizeBytes)
     await file.sync()
@@ -160,7 +170,7 @@ export async function copyFileSparsely(from: string, to: string, progress: Progr
     try {
       const { size } = await source.stat()
       await target.truncate(size)
-      await copyData(source, target, size, progress)
+      await copyData(from, source, target, size, progress)
       await target.sync()
     } catch (error) {
       await rm(to, { force: true })
@@ -174,6 +184,7 @@ export async function copyFileSparsely(from: string, to: string, progress: Progr
 }
 
 async function copyData(
+  from: string,
   source: FileHandle,
   target: FileHandle,
   sizeBytes: number,
@@ -184,7 +195,9 @@ async function copyData(
     for (let at = start; at < end; ) {
       signal.throwIfAborted()
       const { bytesRead } = await source.read(buffer, 0, Math.min(COPY_STEP, end - at), at)
-      if (bytesRead === 0) return
+      if (bytesRead === 0) {
+        throw new RpcError('EIO', `${from} ends at ${at} bytes, and had ${sizeBytes} before`)
+      }
       await writeAll(target, buffer, bytesRead, at)
       at += bytesRead
       report(at, sizeBytes)

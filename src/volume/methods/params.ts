@@ -22,6 +22,17 @@ export const inPool = z
   .optional()
   .describe('The pool it is in, if its name alone is not enough')
 
+export const followLink = z
+  .boolean()
+  .default(false)
+  .describe('Do it to what the volume leads to when it is a symbolic link')
+
+/** Of work that goes on after the daemon was killed. */
+export const resume = z
+  .boolean()
+  .default(false)
+  .describe('It was interrupted, and what it left may be there. The daemon says so itself when it comes back')
+
 /** Bytes as a number, or as people write them. */
 export const size = z.union([z.int().min(1), z.string()])
 

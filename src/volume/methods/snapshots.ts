@@ -1,10 +1,10 @@
 /** Snapshots of volumes. */
 import { z } from 'zod'
 import { formatSize } from '../../core/format-size.ts'
+import { jobStarted } from '../../rpc/job-methods.ts'
 import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
-import type { SnapshotAction } from '../pool.ts'
-import { inPool, type VolumeContext, volumeName } from './params.ts'
+import { inPool, resume, type VolumeContext, volumeName } from './params.ts'
 
 const ERRORS = {
   ENOENT: 'there is no volume, or no snapshot, of that name',
@@ -15,7 +15,7 @@ const ERRORS = {
 
 function action<const Name extends string>(
   name: Name,
-  verb: SnapshotAction,
+  verb: 'create' | 'delete',
   summary: string,
   errors: object,
 ) {
@@ -60,16 +60,33 @@ const volumeSnapshotList = method({
     })),
 })
 
+const volumeSnapshotRevert = method({
+  name: 'volume_snapshot_revert',
+  summary:
+    'Makes a volume that nobody uses what it was when the snapshot was made. It goes on after an interruption.',
+  params: z.object({
+    volume: volumeName,
+    snapshot: z.string().describe('The snapshot'),
+    pool: inPool,
+    resume,
+  }),
+  result: jobStarted,
+  errors: ERRORS,
+  saves: true,
+  concurrent: true,
+  cli: { positional: ['volume', 'snapshot'], job: ({ job_id }) => job_id },
+  run(params, { volumes }: VolumeContext) {
+    const { volume, snapshot, pool, resume: isResumed } = params
+    const call = { method: 'volume_snapshot_revert', params: { ...params, resume: true } }
+    return volumes.revert(volumes.find(volume, pool), snapshot, { call, isResumed })
+  },
+})
+
 export const snapshotMethods = [
   action('volume_snapshot_create', 'create', 'Makes a snapshot of a volume.', {
     EEXIST: 'the volume has a snapshot of that name',
   }),
   volumeSnapshotList,
-  action(
-    'volume_snapshot_revert',
-    'revert',
-    'Makes a volume that nobody uses what it was when the snapshot was made.',
-    {},
-  ),
+  volumeSnapshotRevert,
   action('volume_snapshot_delete', 'delete', 'Deletes a snapshot of a volume.', {}),
 ]

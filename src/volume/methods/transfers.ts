@@ -9,6 +9,7 @@ import {
   owner,
   permissionsOf,
   poolName,
+  resume,
   type VolumeContext,
   volumeName,
 } from './params.ts'
@@ -33,12 +34,7 @@ const volumeImport = method({
     mode,
     owner,
     group,
-    resume: z
-      .boolean()
-      .default(false)
-      .describe(
-        'An interrupted import of the same: what it left may be there. The daemon says so itself when it comes back',
-      ),
+    resume,
   }),
   result: jobStarted,
   errors: {
@@ -72,6 +68,7 @@ const volumeSave = method({
     file: z.string().min(1).describe("The path of the new file, on the daemon's machine"),
     pool: inPool,
     format: z.enum(['raw', 'qcow2']).optional().describe("The volume's own when absent"),
+    resume,
   }),
   result: jobStarted,
   errors: {
@@ -84,9 +81,9 @@ const volumeSave = method({
   concurrent: true,
   cli: { positional: ['volume', 'file'], job },
   run(params, { volumes }: VolumeContext) {
-    const { volume, file, pool, format } = params
-    const resume = { method: 'volume_save', params }
-    return volumes.transfers.save(volumes.find(volume, pool), file, format, resume)
+    const { volume, file, pool, format, resume: isResumed } = params
+    const call = { method: 'volume_save', params: { ...params, resume: true } }
+    return volumes.transfers.save(volumes.find(volume, pool), file, format, { call, isResumed })
   },
 })
 

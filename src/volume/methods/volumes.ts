@@ -10,12 +10,14 @@ import { PREALLOCATIONS, type VolumeFacts, WIPE_ALGORITHMS } from '../pool.ts'
 import type { Pool } from '../pools.ts'
 import {
   bytesOf,
+  followLink,
   group,
   inPool,
   mode,
   owner,
   permissionsOf,
   poolName,
+  resume,
   size,
   type VolumeContext,
   volumeName,
@@ -271,6 +273,7 @@ const volumeResize = method({
     delta: z.boolean().default(false).describe('The size is what comes on top of what it has'),
     shrink: z.boolean().default(false).describe('It may become smaller: what lies beyond is lost'),
     allocate: z.boolean().default(false).describe('Reserve what it grows by'),
+    follow_link: followLink,
   }),
   result: z.object({ capacity: z.int().describe('In bytes') }),
   errors: { ...NO_VOLUME, ...CANNOT, ENOSPC: 'the pool has not that much room' },
@@ -279,11 +282,12 @@ const volumeResize = method({
     positional: ['volume', 'capacity'],
     text: ({ capacity }) => `The volume has ${formatSize(capacity)} now\n`,
   },
-  async run({ volume, capacity, pool, delta, shrink, allocate }, { volumes }: VolumeContext) {
+  async run({ volume, capacity, pool, delta, ...options }, { volumes }: VolumeContext) {
+    const { shrink, allocate, follow_link } = options
     const found = volumes.find(volume, pool)
     const given = bytesOf(capacity, 'the capacity')
     const before = delta ? ((await volumes.describe(found)).capacityBytes ?? 0) : 0
-    await volumes.resize(found, before + given, { shrink, allocate })
+    await volumes.resize(found, before + given, { shrink, allocate, followLink: follow_link })
     return { capacity: before + given }
   },
 })
@@ -306,14 +310,25 @@ const job = { job: ({ job_id }: { job_id: number }) => job_id } as const
 
 const volumeClone = method({
   name: 'volume_clone',
-  summary: 'Copies a volume within its pool: at once where its storage shares blocks between copies.',
-  params: z.object({ volume: volumeName, name: z.string().describe('The name of the copy'), pool: inPool }),
+  summary:
+    'Copies a volume within its pool: at once where its storage shares blocks between copies. It is begun again after an ' +
+    'interruption.',
+  params: z.object({
+    volume: volumeName,
+    name: z.string().describe('The name of the copy'),
+    pool: inPool,
+    resume,
+  }),
   result: jobStarted,
   errors: { ...NO_VOLUME, ...CANNOT, ...NEW_NAME },
+  saves: true,
   concurrent: true,
   cli: { positional: ['volume', 'name'], ...job },
-  run: ({ volume, name, pool }, { volumes }: VolumeContext) =>
-    volumes.clone(volumes.find(volume, pool), name),
+  run(params, { volumes }: VolumeContext) {
+    const { volume, name, pool, resume: isResumed } = params
+    const call = { method: 'volume_clone', params: { ...params, resume: true } }
+    return volumes.clone(volumes.find(volume, pool), name, { call, isResumed })
+  },
 })
 
 const volumeWipe = method({
@@ -326,6 +341,7 @@ const volumeWipe = method({
       .string()
       .default('zero')
       .describe("zero, random, or trim, which gives the blocks back; not libvirt's passes of scrub"),
+    follow_link: followLink,
   }),
   result: jobStarted,
   errors: { ...NO_VOLUME, ...CANNOT },
@@ -333,7 +349,7 @@ const volumeWipe = method({
   concurrent: true,
   cli: { ...VOLUME, ...job },
   run(params, { volumes }: VolumeContext) {
-    const { volume, pool, algorithm } = params
+    const { volume, pool, algorithm, follow_link } = params
     const known = WIPE_ALGORITHMS.find(each => each === algorithm)
     if (known === undefined) {
       throw new RpcError(
@@ -342,7 +358,8 @@ const volumeWipe = method({
           'were for the disks of their time; one of random or zero does the same today',
       )
     }
-    return volumes.wipe(volumes.find(volume, pool), known, { method: 'volume_wipe', params })
+    const options = { algorithm: known, followLink: follow_link }
+    return volumes.wipe(volumes.find(volume, pool), options, { method: 'volume_wipe', params })
   },
 })
 

@@ -1,5 +1,5 @@
 /** Where a volume's content comes from, as it is typed: a file, a volume, an NBD export, a web server. */
-import { stat } from 'node:fs/promises'
+import { realpath, stat } from 'node:fs/promises'
 import { RpcError } from '../../core/errors.ts'
 import type { MethodCall } from '../../rpc/config.ts'
 import { fileOpening } from '../file-volumes.ts'
@@ -23,15 +23,29 @@ export type TransferSource =
       /** Changes when the file does. */
       readonly identity: string
       readonly opening: MethodCall | undefined
+      readonly facts: VolumeFacts
+      /** The volume that it is, as POOL/NAME. */
+      readonly volume: string | undefined
     }
   /** A volume that only a bdev can read. */
-  | { readonly kind: 'bdev'; readonly text: string; readonly opening: MethodCall }
+  | {
+      readonly kind: 'bdev'
+      readonly text: string
+      readonly opening: MethodCall
+      readonly facts: VolumeFacts
+      readonly volume: string
+    }
 
 /** Throws `RpcError` naming the source and what is wrong with it. */
 export async function sourceOf(text: string, volumes: Volumes): Promise<TransferSource> {
   if (/^https?:/i.test(text)) {
-    if (URL.canParse(text)) return { kind: 'http', text }
-    throw new RpcError('EINVAL', `${text} is no URL`)
+    if (!URL.canParse(text)) throw new RpcError('EINVAL', `${text} is no URL`)
+    const { username, password, host } = new URL(text)
+    if (username === '' && password === '') return { kind: 'http', text }
+    throw new RpcError(
+      'EINVAL',
+      `the address at ${host} has a user or password in it, which everybody sees who lists jobs: serve it without`,
+    )
   }
   if (/^nbds?(\+\w+)?:/i.test(text)) {
     parseNbdUri(text)
@@ -43,7 +57,7 @@ export async function sourceOf(text: string, volumes: Volumes): Promise<Transfer
       `${text} cannot be read: http, https, nbd, nbd+unix, a path or a volume can`,
     )
   }
-  if (text.startsWith('/')) return fileSource(text, text, volumes)
+  if (text.startsWith('/')) return fileSource(text, text, await volumeAt(text, volumes), volumes)
   return volumeSource(volumes.find(text), volumes)
 }
 
@@ -52,12 +66,39 @@ export async function volumeSource(found: Found, volumes: Volumes): Promise<Tran
   const { pool, volume } = found
   const text = `${pool.name}/${volume.name}`
   volumes.refuseBusy(pool, volume.name, 'read')
-  if (volume.type !== 'network') return fileSource(volume.path, text, volumes)
+  if (volume.type !== 'network') return fileSource(volume.path, text, text, volumes)
   refuseInUse(volume, 'read', await volumes.useOf(found))
-  return { kind: 'bdev', text, opening: pool.backend.opening(volume, { readOnly: true }) }
+  const opening = pool.backend.opening(volume, { readOnly: true })
+  return { kind: 'bdev', text, opening, facts: volume, volume: text }
 }
 
-async function fileSource(path: string, text: string, volumes: Volumes): Promise<TransferSource> {
+/** The volume that a path leads to. */
+async function volumeAt(path: string, { pools }: Volumes): Promise<string | undefined> {
+  const real = await realPath(path)
+  for (const { name, contents, backend } of pools.list()) {
+    for (const volume of contents?.volumes ?? []) {
+      // A server may be gone, and nobody waits for it here.
+      const isNear = volume.type !== 'network' && backend.remote === undefined
+      if ((isNear ? await realPath(volume.path) : volume.path) === real) return `${name}/${volume.name}`
+    }
+  }
+  return undefined
+}
+
+const realPath = (path: string): Promise<string> => realpath(path).catch(() => path)
+
+/** What says that a file is still the same: another writer changes one of these. */
+export async function identityOf(path: string): Promise<string> {
+  const { dev, ino, size, mtimeMs } = await stat(path)
+  return `${dev}:${ino}:${size}:${mtimeMs}`
+}
+
+async function fileSource(
+  path: string,
+  text: string,
+  volume: string | undefined,
+  volumes: Volumes,
+): Promise<TransferSource> {
   const stats = await stat(path).catch((cause: NodeJS.ErrnoException) => {
     throw new RpcError((cause.code ?? 'EIO') as 'ENOENT', `${path} cannot be read: ${cause.code}`, { cause })
   })
@@ -72,9 +113,9 @@ async function fileSource(path: string, text: string, volumes: Volumes): Promise
   refuseInUse(facts, 'read', await volumes.useOfMedium(facts))
   const isPlain = format === 'raw' || format === 'iso'
   return {
-    ...{ kind: 'file', text, path, format },
+    ...{ kind: 'file', text, path, format, facts, volume },
     isWhole: backing === undefined,
-    identity: `${stats.dev}:${stats.ino}:${stats.size}:${stats.mtimeMs}`,
+    identity: await identityOf(path),
     opening: isPlain || format !== 'qcow2' ? undefined : fileOpening(facts, { readOnly: true }),
   }
 }

@@ -208,7 +208,7 @@ describe('a zfs pool', () => {
     await create('b')
     await create('c', { preallocation: 'full', capacity: 10_000 })
     await storage.call('volume_snapshot_create', { volume: 'a', snapshot: 'two' })
-    await storage.call('volume_snapshot_revert', { volume: 'a', snapshot: 'one' })
+    await storage.job('volume_snapshot_revert', { volume: 'a', snapshot: 'one' })
     await storage.call('volume_resize', { volume: 'a', capacity: '1M' })
     await storage.call('volume_rename', { volume: 'a', name: 'd' })
     await storage.job('volume_clone', { volume: 'a', name: 'e' })

@@ -1,0 +1,26 @@
+/** What work that was interrupted has left under a hidden name. */
+import { setTimeout as delay } from 'node:timers/promises'
+import type { RpcError } from '../core/errors.ts'
+import type { VolumeFacts, VolumeOperations } from './pool.ts'
+
+/** Ceph takes a client that was killed for the image's user until its watch runs out, after half a minute. */
+const ATTEMPTS = 90
+const RETRY_MS = 1000
+
+/** Deletes it, if it is there. Throws what the backend throws. */
+export async function deleteLeftover(
+  operations: VolumeOperations,
+  volume: VolumeFacts,
+  signal: AbortSignal,
+): Promise<void> {
+  for (let left = ATTEMPTS; ; left--) {
+    try {
+      return await operations.delete?.(volume)
+    } catch (error) {
+      const { code } = error as RpcError
+      if (code === 'ENOENT') return
+      if (code !== 'EBUSY' || left <= 1) throw error
+      await delay(RETRY_MS, undefined, { signal })
+    }
+  }
+}
