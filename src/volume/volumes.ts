@@ -250,7 +250,7 @@ export class Volumes {
     const { pool, volume } = found
     const operation = this.operation(pool, 'wipe')
     const check = async (): Promise<void> => {
-      if (!followLink) await refuseLink(volume, 'wiped', FOLLOW_LINK)
+      if (!followLink) await this.pools.ask(pool, () => refuseLink(volume, 'wiped', FOLLOW_LINK))
       const use = await this.useOf(found)
       refuseInUse(volume, 'wiped', use)
       refuseWithDependents(volume, 'wiped', use)
@@ -280,12 +280,13 @@ export class Volumes {
     const operations = this.#snapshots(pool)
     checkFileName(snapshot, 'a snapshot')
     const check = async (): Promise<void> => {
-      await refuseLink(volume, 'reverted', 'Revert what it leads to, in a pool of its own')
+      const remedy = 'Revert what it leads to, in a pool of its own'
+      await this.pools.ask(pool, () => refuseLink(volume, 'reverted', remedy))
       const use = await this.useOf(found)
       refuseInUse(volume, 'reverted', use)
       refuseWithDependents(volume, 'reverted', use)
       if (isResumed) return
-      const names = (await operations.list(volume)).map(each => each.name)
+      const names = (await this.snapshotsOf(found)).map(each => each.name)
       if (names.includes(snapshot)) return
       throw new RpcError('ENOENT', `volume ${volume.name} has no snapshot ${snapshot}: ${thereAre(names)}`)
     }
