@@ -10,7 +10,7 @@ import { Expectation, Load, Machine, SECTOR } from './simulation.ts'
 import { leakClusters } from './support.ts'
 
 const SEED = Number(process.env['SEED'] ?? 20261121)
-const SEEDS = Number(process.env['SEEDS'] ?? 6)
+const SEEDS = Number(process.env['SEEDS'] ?? 4)
 const SECTORS = 1024
 const EIO = 5
 

@@ -25,7 +25,7 @@ import { Bench, Disk } from './support.ts'
 
 const SEED = Number(process.env['SEED'] ?? 20261121)
 /** How many of all combinations of an entry and a value are tried. */
-const ROUNDS = Number(process.env['ROUNDS'] ?? 60)
+const ROUNDS = Number(process.env['ROUNDS'] ?? 40)
 const MIB = 1 << 20
 const SIZE = 2 * MIB
 
