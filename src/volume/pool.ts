@@ -81,8 +81,7 @@ export interface PoolBackend {
   /** Mounts, logs in, activates. Idempotent. */
   start(): Promise<void>
   /**
-   * The opposite. Idempotent; data stays. Forced: what is `remote` and does not answer is let go of all the same, and what
-   * waits for it fails.
+   * The opposite. Idempotent; data stays. Forced: what is `remote` and does not answer is let go of all the same.
    */
   stop(options?: StopOptions): Promise<void>
   /** How it is found out whether the storage answers, before a thread is lent to it. Absent: it is this machine's own. */

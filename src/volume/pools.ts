@@ -191,7 +191,7 @@ export class StoragePools implements Configurable {
     return pool
   }
 
-  /** Stops it; data stays. Forced, also when its storage does not answer: what waits for that fails. */
+  /** Stops it; data stays. Forced, also when its storage does not answer. */
   async destroy(name: string, { isForced }: StopOptions): Promise<void> {
     const pool = this.#get(name)
     const isSilent = pool.isActive && !(await pool.reach.answers())

@@ -101,7 +101,7 @@ export class Reach {
     this.#trouble = new RpcError(
       error.code,
       `pool ${this.#pool} is inaccessible: ${where}: ${error.message}. It goes on when that answers again; ` +
-        `qpair pool destroy ${this.#pool} --force gives it up, and what waits for it fails`,
+        `qpair pool destroy ${this.#pool} --force gives it up`,
       { cause: error },
     )
     if (before === undefined) log.error(this.#trouble.message)

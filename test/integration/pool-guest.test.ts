@@ -9,7 +9,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { describeWith } from './lab/describe-with.ts'
-import { bootGuest, type Guest } from './lab/guest.ts'
+import { bootGuest, type Guest, type GuestJob } from './lab/guest.ts'
 import { call } from './lab/json-rpc.ts'
 import { GUEST_PROGRAMS } from './lab/packages.ts'
 
@@ -54,12 +54,20 @@ mount --rbind /usr $R/usr
 mount -t nfsd none /proc/fs/nfsd
 mount --rbind /proc $R/proc
 for name in bin sbin lib lib64; do ln -s usr/$name $R/$name; done
+mkdir -p $R/run/rpcbind $R/dev
+mknod -m 666 $R/dev/null c 1 3
 cp -L /etc/passwd /etc/group /etc/services /etc/protocols /etc/netconfig /etc/nsswitch.conf /etc/ld.so.cache $R/etc
 echo '/mnt/packtStratisXF501 *(rw,no_root_squash,insecure,no_subtree_check,fsid=1)' > $R/etc/exports
 touch $R/var/lib/nfs/etab $R/var/lib/nfs/rmtab
 chroot $R exportfs -a
-chroot $R rpc.nfsd --no-nfs-version 3 2
-chroot $R rpc.mountd --no-nfs-version 3
+# For showmount only.
+chroot $R rpcbind -w
+chroot $R rpc.mountd
+`
+
+/** Without the time in which clients of a server that has been restarted claim what they had. */
+const NFS_SERVE = `
+chroot /run/nfs-root rpc.nfsd --no-nfs-version 3 2
 echo Y > /proc/fs/nfsd/v4_end_grace
 `
 
@@ -92,6 +100,8 @@ const ISCSI = [
       `ln -s $T/lun/lun_${lun} $T/acls/${initiator}/lun_${lun}/it`,
     ]),
   ]),
+  // Who only asks what targets there are.
+  'mkdir $T/acls/iqn.2026-01.org.example:host',
   'echo 1 > $T/attrib/authentication',
   'echo 1 > $T/enable',
   'echo InitiatorName=iqn.2026-01.org.example:host > /etc/iscsi/initiatorname.iscsi',
@@ -178,6 +188,14 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
       '/dev/vdb has LVM2_member on it already',
     )
     await rpc('pool_start', { pool: 'guests' })
+    expect(await rpc('pool_find_sources', { type: 'logical' })).toBe(`<sources>
+  <source>
+    <device path='/dev/vdb'/>
+    <name>guests</name>
+    <format type='lvm2'/>
+  </source>
+</sources>
+`)
     await rpc('volume_create', { pool: 'guests', name: 'web', capacity: '64M' })
     expect(await volumes('guests')).toMatchObject([
       { name: 'web', path: '/dev/guests/web', capacity: 64 * MIB, allocation: 64 * MIB },
@@ -260,6 +278,13 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
 
   it('iscsi: each initiator sees its own units of one target', async () => {
     await inside(ISCSI)
+    expect(await rpc('pool_find_sources', { type: 'iscsi', host: '127.0.0.1' })).toBe(`<sources>
+  <source>
+    <host name='127.0.0.1'/>
+    <device path='${TARGET}'/>
+  </source>
+</sources>
+`)
     await rpc('secret_define', { xml: secret })
     await rpc('secret_set_value', { secret: 'store', base64: Buffer.from(PASSWORD).toString('base64') })
     for (const [index, [initiator, units]] of INITIATORS.entries()) {
@@ -278,6 +303,9 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
     const host = (await inside('ls /sys/class/iscsi_host | head -1')).trim()
     const xml = `<pool type='scsi'><name>adapter</name><source><adapter type='scsi_host' name='${host}'/></source>
       <target><path>/dev</path></target></pool>`
+    expect(await rpc('pool_find_sources', { type: 'scsi' })).toContain(
+      `<adapter type='scsi_host' name='${host}'/>`,
+    )
     await rpc('pool_create', { xml })
     const [first] = await volumes('adapter')
     expect(first!.path).toMatch(/^\/dev\/sd/)
@@ -300,7 +328,19 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
   })
 
   it('netfs: a directory of an NFS server, by the document as people have it', async () => {
+    await expect(rpc('pool_find_sources', { type: 'netfs', host: '192.168.159.144' })).rejects.toThrow(
+      'A server of NFS 4 alone has nobody who answers that',
+    )
     await inside(NFS)
+    await inside(NFS_SERVE)
+    expect(await rpc('pool_find_sources', { type: 'netfs', host: '192.168.159.144' })).toBe(`<sources>
+  <source>
+    <host name='192.168.159.144'/>
+    <dir path='/mnt/packtStratisXF501'/>
+    <format type='nfs'/>
+  </source>
+</sources>
+`)
     const xml = `<pool type='netfs'>
   <name>NFSpool</name>
   <source>
@@ -320,6 +360,40 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
     expect(await inside('grep NFSpool /proc/mounts')).toContain('192.168.159.144:/mnt/packtStratisXF501')
     await rpc('pool_destroy', { pool: 'NFSpool' })
     expect(await inside('grep NFSpool /proc/mounts || true')).toBe('')
+  })
+
+  it('netfs: a server that goes in the middle of I/O keeps nobody from other pools, and is given up by force', async () => {
+    await rpc('pool_start', { pool: 'NFSpool' })
+    const { next } = await rpc<{ next: string }>('volume_export', {
+      ...{ volume: 'NFSpool/disk.img', nbd: true, listen: ['127.0.0.1:0'] },
+    })
+    const write = (): GuestJob =>
+      guest.start(
+        `chroot /host/root qemu-io -f raw -c 'write -P 7 0 1M' -c flush ${/nbd:\/\/\S+/.exec(next)![0]}`,
+      )
+    await write().done
+    await inside('echo 0 > /proc/fs/nfsd/threads')
+    const waiting = write()
+    const state = async (): Promise<unknown> =>
+      (await rpc<{ state: string }>('pool_info', { pool: 'NFSpool' })).state
+    await expect(rpc('pool_refresh', { pool: 'NFSpool' })).rejects.toThrow(
+      'pool NFSpool is inaccessible: 192.168.159.144:/mnt/packtStratisXF501: no answer came',
+    )
+    expect(await state()).toBe('inaccessible')
+    const xml = "<pool type='dir'><name>here</name><target><path>/run/here</path></target></pool>"
+    await rpc('pool_create', { xml, build: true })
+    await rpc('volume_create', { pool: 'here', name: 'near.img', capacity: '1M' })
+    await rpc('volume_delete', { volume: 'near.img' })
+    await expect(rpc('pool_destroy', { pool: 'NFSpool' })).rejects.toThrow('--force')
+    await inside(NFS_SERVE)
+    await expect.poll(state, { timeout: 120_000 }).toBe('running')
+    await rpc('pool_refresh', { pool: 'NFSpool' })
+    expect((await waiting.done).stdout).toContain('wrote 1048576/1048576')
+
+    await inside('echo 0 > /proc/fs/nfsd/threads')
+    await rpc('pool_destroy', { pool: 'NFSpool', force: true })
+    expect(await inside('grep NFSpool /proc/mounts || true')).toBe('')
+    await rpc('volume_create', { pool: 'here', name: 'near.img', capacity: '1M' })
   })
 })
 

@@ -22,7 +22,15 @@ export async function mediumIdentity(path: string): Promise<string[]> {
   return shared ?? ['local', (await readText('/etc/machine-id')) || hostname(), real]
 }
 
-const NETWORK_TYPES = new Set(['nfs', 'nfs4', 'cifs', 'smb3', 'ceph', 'glusterfs', 'fuse.glusterfs'])
+export const NETWORK_TYPES: ReadonlySet<string> = new Set([
+  'nfs',
+  'nfs4',
+  'cifs',
+  'smb3',
+  'ceph',
+  'glusterfs',
+  'fuse.glusterfs',
+])
 
 /**
  * Server, export and path of a file on a network file system, or undefined. A line of mountinfo (proc_pid_mountinfo(5)):

@@ -23,6 +23,7 @@ import { type BdevContext, CREATE_ERRORS, deleteMethod } from '../method.ts'
 import { deriveUuid } from '../uuid.ts'
 import { FileChannel, type OpenFile } from './file-channel.ts'
 import { deviceNumbers, mediumIdentity, readText } from './file-identity.ts'
+import { requireServer } from './file-server.ts'
 
 /** Unlike `FileHandle`'s, the descriptor is closed by nobody but us. */
 const open = promisify(openCallback)
@@ -115,6 +116,7 @@ interface Medium {
 
 async function openFile(name: string, driver: string, product: string, given: FileParams): Promise<BdevInfo> {
   const { filename: path, readonly = false } = given
+  await requireServer(path)
   const isBlockDevice = await checkKind(name, path)
   const direct = given.direct ?? isBlockDevice
   const fd = await openDescriptor(name, path, readonly, direct)

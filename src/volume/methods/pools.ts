@@ -219,7 +219,7 @@ const poolDestroy = method({
     force: z
       .boolean()
       .default(false)
-      .describe('Also when its storage does not answer: what waits for that fails, with I/O errors'),
+      .describe('Also when its storage does not answer: it is unmounted all the same'),
   }),
   result: done,
   errors: {

@@ -12,6 +12,7 @@ import { promisify } from 'node:util'
 import { ProtocolError, RpcError } from '../../../core/errors.ts'
 import { lockImage } from '../../../sys/image-lock.ts'
 import { close, lseek } from '../../../sys/libc.ts'
+import { requireServer } from '../file-server.ts'
 import { encodeHeader, HEADER_BYTES_MAX, type Header, parseHeader } from './header.ts'
 
 const open = promisify(openCallback)
@@ -118,6 +119,7 @@ export class ImageHandle {
   }
 
   static async open(path: string, isReadOnly: boolean): Promise<ImageHandle> {
+    await requireServer(path)
     const file = await openLocked(path, isReadOnly)
     try {
       return new ImageHandle(file, await readHeader(file))
