@@ -192,7 +192,7 @@ it(`are refused or used without harm (SEED=${SEED})`, { timeout: 3_600_000 }, as
     await use(path, prng).catch(cause => {
       throw new Error(what, { cause })
     })
-    expect(statSync(path).blocks * 512, what).toBeLessThan(64 * MIB)
+    expect(statSync(path).blocks * 512, what).toBeLessThan(128 * MIB)
     rmSync(path)
     expect(readdirSync(directory).length, what).toBe(before)
   }
