@@ -110,6 +110,8 @@ export class FileVolumes implements VolumeOperations {
       const { repaired } = await checkImage(join(this.directory, name), { repair: true })
       log.notice(`volume ${name} was being changed when that was interrupted: ${repaired} counts are mended`)
     } catch (error) {
+      // A guest that went on without us has it: another time.
+      if ((error as RpcError).code === 'EBUSY') return
       log.warning(
         `volume ${name} was being changed when that was interrupted, and cannot be checked: ${(error as Error).message}. ` +
           'Its content is whole; qemu-img check -r all finds what room it has lost',

@@ -521,6 +521,18 @@ describe('moving volumes', () => {
     await moved('a')
     expect(await moved('a', { resume: true })).toMatchObject({ state: 'completed', error: undefined })
     await expect(moved('a')).rejects.toMatchObject({ code: 'EEXIST' })
+    const done = [
+      ['volume_clone', { volume: 'a', name: 'b' }],
+      ['volume_save', { volume: 'a', file: storage.path('out') }],
+    ] as const
+    for (const [method, params] of done) {
+      for (const resume of [false, true]) {
+        expect(await storage.job(method, { ...params, resume }), method).toMatchObject({
+          ...{ state: 'completed', error: undefined },
+        })
+      }
+      await expect(storage.job(method, params), method).rejects.toMatchObject({ code: 'EEXIST' })
+    }
   })
 
   it('saves a volume to a file, in another format', async () => {
