@@ -238,6 +238,11 @@ const MEANINGS: ReadonlyMap<string, string> = new Map([
   ['delete the snapshot EBUSY', 'clones need it; qpair rbd flatten makes them independent of it'],
   ['EPERM', 'this user may not, "ceph auth caps" with osd \'profile rbd\' allows it'],
   ['EACCES', 'this user may not, "ceph auth caps" with osd \'profile rbd\' allows it'],
+  [
+    'EROFS',
+    'another client has it locked, maybe one that was killed, which this user may not shut out: "ceph auth caps" with mon ' +
+      '\'profile rbd\' allows that, "rbd lock ls" says who',
+  ],
   ['EEXIST', 'there is one of that name already'],
   ['open ENOENT', 'it has gone, or is what an interrupted deletion has left, which deleting it removes'],
   ['ENOENT', 'it has gone'],
