@@ -8,6 +8,7 @@ import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import { startProgramsApart } from '../core/program-process.ts'
 import { Gateway } from '../gateway/gateway.ts'
+import { requireIoUring } from '../host/checks/daemon.ts'
 import { NbdExports } from '../nbd/exports.ts'
 import { NvmeControllers } from '../nvme/nvme-controllers.ts'
 import { NvmfTarget } from '../nvmf/target.ts'
@@ -257,6 +258,7 @@ export class Daemon {
    * when it cannot; nothing of it is left then.
    */
   static async start(options: DaemonOptions): Promise<Daemon> {
+    await requireIoUring()
     const plugins = await classifyPlugins(options.plugins)
     const drivers = await loadDrivers(plugins.drivers)
     const { directory, mode, owner } = options.vhost

@@ -42,6 +42,9 @@ const EAGAIN = 11
 const EBUSY = 16
 const ETIME = 62
 
+const OPEN_ATTEMPTS = 20
+const OPEN_PAUSE_MS = 50
+
 /** Hears of the completions that carry its token. */
 export interface RingHandler {
   /** `result`: what the operation returned, or -errno. `flags`: see `CqeFlag`. */
@@ -79,8 +82,22 @@ export class Uring {
   readonly #handlers: (RingHandler | null)[] = []
   readonly #freeTokens: number[] = []
 
-  /** Throws `SysError` (ENOSYS or EPERM where io_uring is missing or forbidden, ENOMEM at the memory-lock limit). */
-  constructor(arena: Arena, options: UringOptions) {
+  /**
+   * A ring, also when what a process that was just killed had locked is not given back yet: that is waited for.
+   * Throws `SysError`: ENOSYS or EPERM where io_uring is missing or forbidden, ENOMEM at the limit of locked memory.
+   */
+  static open(arena: Arena, options: UringOptions): Uring {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return new Uring(arena, options)
+      } catch (error) {
+        if (!(error instanceof SysError && error.code === 'ENOMEM') || attempt === OPEN_ATTEMPTS) throw error
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, OPEN_PAUSE_MS)
+      }
+    }
+  }
+
+  private constructor(arena: Arena, options: UringOptions) {
     const scratch = arena.allocate(256)
     const params = viewAt(scratch, Params.size)
     Params.flags.set(

@@ -70,3 +70,36 @@ await describeWith(['setpriv'], 'the files of a daemon', () => {
     expect(daemon.output).toContain('tmp needs a file or a block device and /tmp is a directory')
   })
 })
+
+await describeWith(['setpriv', 'strace'], 'a machine without io_uring', () => {
+  /** The daemon whose calls of io_uring_setup(2) fail: as a container's filter has it, or only the first of each thread. */
+  const within = (failure: string): string[] => [
+    ...['strace', '-D', '-f', '-qq', '-o', '/dev/null', '-e', 'trace=io_uring_setup'],
+    ...['-e', `inject=io_uring_setup:error=${failure}`],
+  ]
+
+  it.each([
+    [
+      'forbids it',
+      'EPERM',
+      'io_uring_setup: EPERM): a container runtime forbids it: run with a seccomp profile',
+    ],
+    ['is too old', 'EINVAL', 'io_uring_setup: EINVAL): the kernel is too old'],
+    ['has a low limit', 'ENOMEM', 'LimitMEMLOCK=infinity'],
+  ])('that %s is told in one line, with what to do', async (_, failure, remedy) => {
+    const daemon = new Daemon({ within: within(failure) })
+    try {
+      await expect(daemon.start()).rejects.toThrow(remedy)
+      expect(daemon.output).not.toContain('    at ')
+      expect(daemon.exit).toEqual({ code: 1, signal: null })
+    } finally {
+      await daemon.discard()
+    }
+  })
+
+  it('for a moment, as after another daemon was killed, is waited for', async () => {
+    const daemon = await startDaemon({ within: within('ENOMEM:when=1') })
+    await daemon.rpc('bdev_null_create', disk('n0'))
+    await daemon.stop()
+  })
+})

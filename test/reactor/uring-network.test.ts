@@ -18,7 +18,7 @@ let directory: string
 
 beforeAll(() => {
   arena = new Arena(64 << 20)
-  ring = new Uring(arena, { entries: 64, completions: 256 })
+  ring = Uring.open(arena, { entries: 64, completions: 256 })
   network = new UringNetwork(ring, arena)
   reactor = new Reactor({
     index: 0,

@@ -50,7 +50,7 @@ export class LocalReactorGroup implements ReactorGroup {
     const ports: Port[] = []
     this.reactors = Array.from({ length: count }, (_, index) => {
       const arena = new Arena(arenaBytes)
-      const uring = ring ? new Uring(arena, { entries: 256, completions: 1024 }) : null
+      const uring = ring ? Uring.open(arena, { entries: 256, completions: 1024 }) : null
       const network = uring === null ? (options.network ?? NO_NETWORK) : new UringNetwork(uring, arena)
       const [control, own] = linkedPorts()
       ports.push(control)

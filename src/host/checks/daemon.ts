@@ -3,13 +3,13 @@ import { accessSync, constants, existsSync } from 'node:fs'
 import { connect, createServer } from 'node:net'
 import { availableParallelism, freemem } from 'node:os'
 import { dirname } from 'node:path'
-import { SysError } from '../../core/errors.ts'
+import { RpcError, SysError } from '../../core/errors.ts'
 import { formatSize } from '../../core/format-size.ts'
 import { DEFAULT_SOCKET } from '../../rpc/address.ts'
 import { Arena } from '../../sys/memory.ts'
 import { Uring } from '../../sys/uring.ts'
 import type { Check, Finding } from '../finding.ts'
-import type { Host } from '../host.ts'
+import { Host } from '../host.ts'
 
 /** The launcher refuses versions that are too old before anything is loaded; so what runs here is new enough. */
 export const node: Check = () => ({
@@ -19,6 +19,7 @@ export const node: Check = () => ({
 })
 
 const KERNEL_MIN = [6, 1] as const
+const NEWER_KERNEL = 'install a newer kernel (Debian 12, Ubuntu 24.04, RHEL 10 and later have one)'
 
 export const kernel: Check = ({ kernelRelease }) => {
   const [major = 0, minor = 0] = kernelRelease.split('.').map(part => Number.parseInt(part, 10))
@@ -29,7 +30,7 @@ export const kernel: Check = ({ kernelRelease }) => {
     check: 'kernel',
     level: 'fail',
     found: `${found}; io_uring as it is used here needs ${KERNEL_MIN.join('.')}`,
-    remedy: 'install a newer kernel (Debian 12, Ubuntu 24.04, RHEL 10 and later have one)',
+    remedy: NEWER_KERNEL,
   }
 }
 
@@ -37,13 +38,23 @@ export const ioUring: Check = host => {
   const check = 'io_uring'
   try {
     const arena = new Arena(1 << 20)
-    new Uring(arena, { entries: 8, completions: 16 }).close()
+    Uring.open(arena, { entries: 8, completions: 16 }).close()
     arena.close()
     return { check, level: 'pass', found: 'a ring can be made' }
   } catch (error) {
     if (!(error instanceof SysError)) throw error
     return { check, level: 'fail', found: error.message, remedy: ioUringRemedy(host, error) }
   }
+}
+
+/** Throws `RpcError` EOPNOTSUPP, with the remedy, where no reactor could run. */
+export async function requireIoUring(): Promise<void> {
+  const { level, found, remedy } = await ioUring(new Host())
+  if (level === 'pass') return
+  throw new RpcError(
+    'EOPNOTSUPP',
+    `io_uring, by which all I/O is done, cannot be used here (${found}): ${remedy}`,
+  )
 }
 
 function ioUringRemedy(host: Host, { code }: SysError): string {
@@ -54,7 +65,9 @@ function ioUringRemedy(host: Host, { code }: SysError): string {
   if (code === 'EPERM' || code === 'ENOSYS') {
     return 'a container runtime forbids it: run with a seccomp profile that allows io_uring_setup, io_uring_enter and io_uring_register'
   }
-  if (code === 'ENOMEM') return 'raise the limit of locked memory: ulimit -l unlimited'
+  if (code === 'EINVAL') return `the kernel is too old for what is used of it: ${NEWER_KERNEL}`
+  if (code === 'ENOMEM')
+    return 'raise the limit of locked memory: ulimit -l unlimited, or LimitMEMLOCK=infinity in its systemd unit'
   return 'see io_uring_setup(2)'
 }
 

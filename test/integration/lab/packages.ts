@@ -81,6 +81,7 @@ const PACKAGE_OF = {
   sg_vpd: 'sg3-utils',
   sg_write_same: 'sg3-utils',
   stdbuf: 'coreutils',
+  strace: 'strace',
   tc: 'iproute2',
   thin_check: 'thin-provisioning-tools',
   tgtadm: 'tgt',
