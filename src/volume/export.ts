@@ -6,7 +6,7 @@ import type { BdevInfo } from '../bdev/bdev.ts'
 import { RpcError } from '../core/errors.ts'
 import { type Call, exportOverNvme, type Serving, servedOverNvme, volumeSerialOf } from './nvme-export.ts'
 import { Turns } from './turns.ts'
-import type { VolumeUse } from './use.ts'
+import { bdevNameOf, takingBack, type VolumeUse } from './use.ts'
 import type { Found, Volumes } from './volumes.ts'
 
 export type ExportKind = 'nvme' | 'vhost' | 'nbd'
@@ -137,7 +137,7 @@ export class VolumeExports {
     ]
   }
 
-  #notOurs({ volume }: Found, bdevs: readonly BdevInfo[]): RpcError {
+  #notOurs({ pool, volume }: Found, bdevs: readonly BdevInfo[]): RpcError {
     if (bdevs.length === 0) {
       return new RpcError('EINVAL', `volume ${volume.name} is not exported: nothing has it open here`)
     }
@@ -147,7 +147,8 @@ export class VolumeExports {
     })
     return new RpcError(
       'EBUSY',
-      `volume ${volume.name} is open by what was not made by exporting it: ${open.join('; ')}. Take it away there`,
+      `volume ${volume.name} is open by what was not made by exporting it: ${open.join('; ')}: ` +
+        takingBack(`${pool.name}/${volume.name}`, bdevs[0]!.name),
     )
   }
 
@@ -231,14 +232,15 @@ function nbdAddress({ unix, listen }: ExportOptions): object {
 }
 
 /** Two writers that know nothing of each other destroy a file system. */
-function refuseSecondWriter({ volume }: Found, use: VolumeUse, readOnly: boolean): void {
+function refuseSecondWriter({ pool, volume }: Found, use: VolumeUse, readOnly: boolean): void {
   const { owners, programs, dependents } = use
+  const fullName = `${pool.name}/${volume.name}`
   const others = [owners, ...programs].filter(each => each !== '')
   // Readers do not mind each other.
   if (readOnly && programs.length === 0 && use.bdevs.every(bdev => bdev.readOnly)) return
   if (others.length > 0) {
-    const remedy =
-      programs.length > 0 ? 'end that first' : `qpair volume unexport ${volume.name} takes it back`
+    const bdev = use.bdev?.name
+    const remedy = programs.length > 0 || bdev === undefined ? 'end that first' : takingBack(fullName, bdev)
     throw new RpcError(
       'EBUSY',
       `volume ${volume.name} is used by ${others.join(', ')} already: ${remedy}; ` +
@@ -254,10 +256,7 @@ function refuseSecondWriter({ volume }: Found, use: VolumeUse, readOnly: boolean
   }
 }
 
-/** Names of bdevs and of vhost's sockets have no slash. */
-function bdevName({ pool, volume }: Found): string {
-  return `${pool.name}-${volume.name}`.replace(/[^\w.-]/g, '_')
-}
+const bdevName = ({ pool, volume }: Found): string => bdevNameOf(`${pool.name}/${volume.name}`)
 
 /** The same wherever the pool has this name, and lower case, as names of domains are. */
 function nqnOf(found: Found): string {

@@ -9,7 +9,7 @@ import type { MethodCall } from '../rpc/config.ts'
 import { FileSnapshots } from './formats/file-snapshots.ts'
 import { probe } from './formats/probe.ts'
 import { createQcow2, type ImageRequest, resizeQcow2 } from './formats/qcow2.ts'
-import { copyFileSparsely, createRaw, moveSafely, resizeRaw, takePlace } from './formats/raw.ts'
+import { copyFileSparsely, createRaw, moveSafely, resizeRaw, takePlace, writeError } from './formats/raw.ts'
 import { RawSnapshots } from './formats/raw-snapshots.ts'
 import type { Call } from './nvme-export.ts'
 import type {
@@ -213,14 +213,6 @@ export class FileVolumes implements VolumeOperations {
 function backingPath(image: string, name: string): string {
   if (isAbsolute(name) || /^[a-z]+:/.test(name)) return name
   return resolve(dirname(image), name)
-}
-
-/** What the file system says of a file that is made, in the words of who made it. */
-export function writeError(directory: string, error: unknown): unknown {
-  const { code, syscall } = error as NodeJS.ErrnoException
-  if (error instanceof RpcError || code === undefined || syscall === undefined) return error
-  const remedy = code === 'EROFS' ? ', it is mounted read only: dmesg says why, if nobody did that' : ''
-  return new RpcError(code as 'EIO', `${directory} cannot be written: ${code}${remedy}`, { cause: error })
 }
 
 /** Whatever has come there since the last look, or is no volume: a directory, a pipe, a link to nothing. */

@@ -21,9 +21,9 @@ import type { Permissions } from '../libvirt/pool-xml.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import { DAEMON_STOPS } from '../rpc/jobs.ts'
-import { FileVolumes, fileOpening, writeError } from './file-volumes.ts'
+import { FileVolumes, fileOpening } from './file-volumes.ts'
 import { probe, probeHead, readHead } from './formats/probe.ts'
-import { checkRoom, reflink } from './formats/raw.ts'
+import { checkRoom, reflink, writeError } from './formats/raw.ts'
 import { deleteLeftover } from './leftovers.ts'
 import type { Call } from './nvme-export.ts'
 import type { Progress, VolumeFacts, VolumeFormat } from './pool.ts'
@@ -81,7 +81,7 @@ export class Transfers {
     // It has its name only when it is whole: the daemon was killed between that and the job's end.
     else if (files !== undefined || pool.backend.volumes.canHide) {
       return this.#volumes.job(pool, job, async () => {})
-    } else refuseInUse(there, 'imported', await this.#volumes.useOfMedium(there))
+    } else refuseInUse(there, 'imported', await this.#volumes.useOfMedium(there), `${pool.name}/${name}`)
     const source = await sourceOf(options.source, this.#volumes)
     const format = formatFor(name, source, options.format ?? (files === undefined ? 'raw' : undefined))
     if (source.kind === 'file' && source.format === 'raw' && options.format === undefined) {
@@ -151,7 +151,7 @@ export class Transfers {
     const { volume, facts } = source
     return {
       holds: volume === undefined ? [] : [volume],
-      check: async () => refuseInUse(facts, 'read', await this.#volumes.useOfMedium(facts)),
+      check: async () => refuseInUse(facts, 'read', await this.#volumes.useOfMedium(facts), volume),
     }
   }
 

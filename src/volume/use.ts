@@ -136,16 +136,37 @@ export function guestOf(cmdline: string): string | undefined {
   return /^(?:guest=)?([^,]+)/.exec(args[at + 1] ?? '')?.[1]
 }
 
-/** Throws `RpcError` EBUSY when somebody uses the volume, naming who and what to do. */
-export function refuseInUse(volume: VolumeFacts, done: string, use: VolumeUse): void {
+/** What an export's bdev is called when nobody chose a name. Names of bdevs and of vhost's sockets have no slash. */
+export const bdevNameOf = (volume: string): string => volume.replace('/', '-').replaceAll(/[^\w.-]/g, '_')
+
+/** How a bdev over the volume POOL/NAME is given back: by the opposite of what made it. */
+export function takingBack(volume: string, bdev: string): string {
+  if (bdev === bdevNameOf(volume)) return `qpair volume unexport ${volume} takes it back`
+  return (
+    `take it away where it was made: a guest's disk by qpair vm detach or stop, ` +
+    `an export of that name by qpair volume unexport ${volume} --bdev ${bdev}`
+  )
+}
+
+/**
+ * Throws `RpcError` EBUSY when somebody uses the volume, naming who and what to do. `fullName` is POOL/NAME; without one it is a
+ * file outside the pools.
+ */
+export function refuseInUse(
+  volume: VolumeFacts,
+  done: string,
+  use: VolumeUse,
+  fullName: string | undefined,
+): void {
   const { bdev, owners, programs } = use
   const who = [
     ...(bdev === undefined ? [] : [`bdev ${bdev.name} has it open${owners === '' ? '' : ` for ${owners}`}`]),
     ...programs.map(program => `${program} has it open`),
   ]
   if (who.length === 0) return
-  const remedy = bdev === undefined ? 'End that first' : `qpair volume unexport ${volume.name} gives it back`
-  throw new RpcError('EBUSY', `volume ${volume.name} cannot be ${done}: ${who.join('; ')}. ${remedy}`)
+  const remedy =
+    bdev === undefined || fullName === undefined ? 'end that first' : takingBack(fullName, bdev.name)
+  throw new RpcError('EBUSY', `volume ${volume.name} cannot be ${done}: ${who.join('; ')}: ${remedy}`)
 }
 
 /**

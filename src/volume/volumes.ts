@@ -114,8 +114,10 @@ export class Volumes {
     )
     if (found.length === 1) return found[0]!
     if (found.length === 0) {
+      const stopped = this.pools.list().find(pool => slash > 0 && pool.name === name.slice(0, slash))
+      if (stopped !== undefined) this.pools.active(stopped.name)
       const where = thereAre(active.map(pool => pool.name))
-      throw new RpcError('ENOENT', `there is no volume ${name} in an active pool; of those ${where}`)
+      throw new RpcError('ENOENT', `there is no volume ${name} in an active pool, of which ${where}`)
     }
     const pools = found.map(({ pool }) => `${pool.name}/${name}`).join(', ')
     throw new RpcError('EINVAL', `volume ${name} is in several pools: say which, ${pools}`)
@@ -171,14 +173,14 @@ export class Volumes {
     const { pool, volume } = found
     const operation = this.operation(pool, 'delete')
     await this.#change(found, 'deleted', [], async use => {
-      refuseInUse(volume, 'deleted', use)
+      refuseInUse(volume, 'deleted', use, fullName(found))
       refuseWithDependents(volume, 'deleted', use)
       const snapshots = options.withSnapshots ? [] : await pool.backend.volumes.snapshots?.list(volume)
       if (snapshots !== undefined && snapshots.length > 0) {
         throw new RpcError(
           'EBUSY',
-          `volume ${volume.name} has ${snapshots.length} snapshots (${snapshots.map(each => each.name).join(', ')}), ` +
-            'which would go with it: --delete-snapshots deletes them too',
+          `volume ${volume.name} has ${snapshots.length} snapshot${snapshots.length === 1 ? '' : 's'} ` +
+            `(${snapshots.map(each => each.name).join(', ')}), which would go with it: --delete-snapshots deletes that, too`,
         )
       }
       await operation(volume)
@@ -206,9 +208,10 @@ export class Volumes {
               'which cuts off what lies beyond: --shrink does that',
           )
         }
-        refuseInUse(volume, 'made smaller', use)
+        refuseInUse(volume, 'made smaller', use, fullName(found))
       }
-      if (use.programs.length > 0) refuseInUse(volume, 'resized', { ...use, bdev: undefined })
+      if (use.programs.length > 0)
+        refuseInUse(volume, 'resized', { ...use, bdev: undefined }, fullName(found))
       await operation(volume, capacityBytes, { ...options, openBy: use.bdevs })
     })
   }
@@ -216,7 +219,7 @@ export class Volumes {
   async rename(found: Found, name: string): Promise<void> {
     const operation = this.operation(found.pool, 'rename')
     await this.#change(found, 'renamed', [name], async use => {
-      refuseInUse(found.volume, 'renamed', use)
+      refuseInUse(found.volume, 'renamed', use, fullName(found))
       refuseWithDependents(found.volume, 'renamed', use)
       await operation(found.volume, name)
     })
@@ -236,7 +239,7 @@ export class Volumes {
         ...job,
         holds: [`${pool.name}/${volume.name}`],
         total: volume.capacityBytes,
-        check: async () => refuseInUse(volume, 'cloned', await this.useOf(found)),
+        check: async () => refuseInUse(volume, 'cloned', await this.useOf(found), fullName(found)),
       },
       progress => operation(volume, name, progress),
     )
@@ -252,7 +255,7 @@ export class Volumes {
     const check = async (): Promise<void> => {
       if (!followLink) await this.pools.ask(pool, () => refuseLink(volume, 'wiped', FOLLOW_LINK))
       const use = await this.useOf(found)
-      refuseInUse(volume, 'wiped', use)
+      refuseInUse(volume, 'wiped', use, fullName(found))
       refuseWithDependents(volume, 'wiped', use)
     }
     const { name, capacityBytes: total } = volume
@@ -267,8 +270,9 @@ export class Volumes {
     checkFileName(snapshot, 'a snapshot')
     const done = { create: 'snapshotted', delete: 'relieved of a snapshot' }[action]
     await this.#change(found, done, [], async use => {
-      if (!operations.whileOpen(volume).includes(action)) refuseInUse(volume, done, use)
-      else if (use.programs.length > 0) refuseInUse(volume, done, { ...use, bdev: undefined })
+      if (!operations.whileOpen(volume).includes(action)) refuseInUse(volume, done, use, fullName(found))
+      else if (use.programs.length > 0)
+        refuseInUse(volume, done, { ...use, bdev: undefined }, fullName(found))
       await operations[action](volume, snapshot, use.bdevs)
     })
     log.notice(`volume ${pool.name}/${volume.name}: ${action} of snapshot ${snapshot}`)
@@ -283,7 +287,7 @@ export class Volumes {
       const remedy = 'Revert what it leads to, in a pool of its own'
       await this.pools.ask(pool, () => refuseLink(volume, 'reverted', remedy))
       const use = await this.useOf(found)
-      refuseInUse(volume, 'reverted', use)
+      refuseInUse(volume, 'reverted', use, fullName(found))
       refuseWithDependents(volume, 'reverted', use)
       if (isResumed) return
       const names = (await this.snapshotsOf(found)).map(each => each.name)
@@ -417,6 +421,8 @@ export class Volumes {
     })
   }
 }
+
+const fullName = ({ pool, volume }: Found): string => `${pool.name}/${volume.name}`
 
 function busy(key: string, doing: string): RpcError {
   return new RpcError('EBUSY', `volume ${key} ${doing}: wait for its end`)

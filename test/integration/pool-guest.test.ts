@@ -219,7 +219,7 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
       )
     }
     await rpc('volume_snapshot_create', { volume: 'www', snapshot: 'two' })
-    await expect(rpc('volume_delete', { volume: 'www' })).rejects.toThrow('has 1 snapshots (two)')
+    await expect(rpc('volume_delete', { volume: 'www' })).rejects.toThrow('has 1 snapshot (two)')
     await rpc('volume_delete', { volume: 'www', delete_snapshots: true })
     expect(await inside('lvs --noheadings guests')).toBe('')
   })

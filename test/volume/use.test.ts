@@ -1,5 +1,5 @@
 import { expect, it } from 'vitest'
-import { guestOf } from '../../src/volume/use.ts'
+import { guestOf, takingBack } from '../../src/volume/use.ts'
 
 it.each([
   ['/usr/bin/qemu-system-x86_64 -name guest=CentOS8,debug-threads=on -S', 'CentOS8'],
@@ -11,4 +11,10 @@ it.each([
   ['', undefined],
 ])('finds the guest in the command line %s', (words, guest) => {
   expect(guestOf(words.replaceAll(' ', '\0'))).toBe(guest)
+})
+
+it('says how a bdev over a volume is given back: by the export that made it, or by whatever else did', () => {
+  expect(takingBack('vms/web', 'vms-web')).toBe('qpair volume unexport vms/web takes it back')
+  expect(takingBack('store/unit:0:0:1', 'store-unit_0_0_1')).toMatch(/^qpair volume unexport /)
+  expect(takingBack('vms/web', 'guest-vda')).toMatch(/qpair vm detach .*unexport vms\/web --bdev guest-vda$/)
 })

@@ -153,7 +153,12 @@ describe('finding volumes', () => {
 
   it('names what there is when there is none', async () => {
     await expect(info('vms/b')).rejects.toThrow('pool vms has no volume b: there are a, same')
-    await expect(info('b')).rejects.toThrow('there is no volume b in an active pool')
+    await expect(info('b')).rejects.toThrow('there is no volume b in an active pool, of which there are ')
+  })
+
+  it('says that the pool is stopped that is named', async () => {
+    await storage.call('pool_destroy', { pool: 'vms' })
+    await expect(info('vms/a')).rejects.toThrow('pool vms is not active: qpair pool start vms')
   })
 
   it('lists files that somebody else has put there, but no directories and no hidden ones', async () => {
@@ -349,6 +354,13 @@ describe('changing volumes', () => {
       },
     )
     expect(existsSync(storage.path('vms/.snapshots'))).toBe(isShared)
+  })
+
+  it('names the pool, not an inner error, where a snapshot cannot be made for want of its directory', async () => {
+    symlinkSync('/nowhere', storage.path('vms/.snapshots'))
+    await expect(
+      storage.call('volume_snapshot_create', { volume: 'a', snapshot: 's' }),
+    ).rejects.toMatchObject({ code: 'ENOENT', message: `${storage.path('vms')} cannot be written: ENOENT` })
   })
 
   it('keeps snapshots within a qcow2 image', async () => {
@@ -559,7 +571,7 @@ describe('moving volumes', () => {
     ['/nowhere/x', 'ENOENT', '/nowhere/x cannot be read'],
     ['ftp://h/x', 'ENOTSUP', 'nbd+unix'],
     ['nbds://h/x', 'EINVAL', 'without TLS'],
-    ['nix', 'ENOENT', 'there is no volume nix'],
+    ['nix', 'ENOENT', 'nix is neither a volume nor a path (/DIR/FILE, or ./FILE where you are)'],
     ['/tmp', 'EINVAL', 'neither a file nor a block device'],
   ])('refuses the source %s', async (source, code, message) => {
     await expect(storage.call('volume_import', { pool: 'vms', name: 'a', source })).rejects.toMatchObject({

@@ -4,11 +4,11 @@
  *     POOL/.snapshots/VOLUME/SNAPSHOT
  */
 import { mkdir, readdir, readlink, rename, rm, rmdir, stat, symlink, utimes } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { RpcError, thereAre } from '../../core/errors.ts'
 import type { VolumeFacts, VolumeSnapshot } from '../pool.ts'
 import { isPartial, partialName } from '../volume-name.ts'
-import { moveSafely, reflink, takePlace } from './raw.ts'
+import { moveSafely, reflink, takePlace, writeError } from './raw.ts'
 
 export class RawSnapshots {
   readonly #pool: string
@@ -27,11 +27,23 @@ export class RawSnapshots {
         `volume ${volume.name} has a snapshot ${snapshot} already: choose another name`,
       )
     }
-    await mkdir(dirname(path), { recursive: true, mode: 0o700 })
-    const partial = join(dirname(path), partialName(snapshot))
+    try {
+      await this.#share(volume, path)
+    } catch (error) {
+      // Of a pool that is full nothing is left in the way of deleting its volumes.
+      await this.#removeEmpty(volume)
+      throw writeError(dirname(this.#directory), error)
+    }
+  }
+
+  async #share(volume: VolumeFacts, path: string): Promise<void> {
+    // One by one: where there is no room, Node.js calls a recursive one ENOENT.
+    for (const directory of [this.#directory, dirname(path)]) {
+      await mkdir(directory, { mode: 0o700 }).catch(ignoreExisting)
+    }
+    const partial = join(dirname(path), partialName(basename(path)))
     await rm(partial, { force: true })
     if (!(await reflink(volume.path, partial))) {
-      await this.#removeEmpty(volume)
       throw new RpcError(
         'ENOTSUP',
         `volume ${volume.name} is raw and the file system of pool ${this.#pool} cannot share blocks between files: ` +
@@ -140,4 +152,8 @@ export class RawSnapshots {
 function ignoreMissing(error: NodeJS.ErrnoException): undefined {
   if (error.code === 'ENOENT') return undefined
   throw error
+}
+
+function ignoreExisting(error: NodeJS.ErrnoException): undefined {
+  if (error.code !== 'EEXIST') throw error
 }

@@ -15,6 +15,10 @@ const KEEP_SIZE = 0x01
 const SEEK_DATA = 3
 const SEEK_HOLE = 4
 const SEEK_END = 2
+const WRITE_REMEDIES: Readonly<Record<string, string>> = {
+  EROFS: ', it is mounted read only: dmesg says why, if nobody did that',
+  ENOSPC: ', its file system has no room left: delete a volume or a snapshot, or enlarge it',
+}
 
 /** Makes a file of that size, which must not exist. Removes it again when it fails. */
 export async function createRaw(
@@ -225,3 +229,11 @@ export function* dataRanges(fd: number, fromBytes: number, toBytes: number): Gen
 
 /** The size of a file or a block device in bytes. */
 export const sizeOf = (fd: number): number => lseek(fd, 0, SEEK_END)
+
+/** What the file system says of a file that is made, in the words of who made it. */
+export function writeError(directory: string, error: unknown): unknown {
+  const { code, syscall } = error as NodeJS.ErrnoException
+  if (error instanceof RpcError || code === undefined || syscall === undefined) return error
+  const remedy = WRITE_REMEDIES[code] ?? ''
+  return new RpcError(code as 'EIO', `${directory} cannot be written: ${code}${remedy}`, { cause: error })
+}

@@ -58,7 +58,20 @@ export async function sourceOf(text: string, volumes: Volumes): Promise<Transfer
     )
   }
   if (text.startsWith('/')) return fileSource(text, text, await volumeAt(text, volumes), volumes)
-  return volumeSource(volumes.find(text), volumes)
+  return volumeSource(volumeNamed(text, volumes), volumes)
+}
+
+function volumeNamed(text: string, volumes: Volumes): Found {
+  try {
+    return volumes.find(text)
+  } catch (cause) {
+    if (!(cause instanceof RpcError) || cause.code !== 'ENOENT') throw cause
+    throw new RpcError(
+      'ENOENT',
+      `${text} is neither a volume nor a path (/DIR/FILE, or ./FILE where you are): ${cause.message}`,
+      { cause },
+    )
+  }
 }
 
 /** What a volume holds, as a source. Throws EBUSY when somebody has it open. */
@@ -67,7 +80,7 @@ export async function volumeSource(found: Found, volumes: Volumes): Promise<Tran
   const text = `${pool.name}/${volume.name}`
   volumes.refuseBusy(pool, volume.name, 'read')
   if (volume.type !== 'network') return fileSource(volume.path, text, text, volumes)
-  refuseInUse(volume, 'read', await volumes.useOf(found))
+  refuseInUse(volume, 'read', await volumes.useOf(found), text)
   const opening = pool.backend.opening(volume, { readOnly: true })
   return { kind: 'bdev', text, opening, facts: volume, volume: text }
 }
@@ -110,7 +123,7 @@ async function fileSource(
     ...{ name: text, key: path, path, type: stats.isFile() ? 'file' : 'block', format, capacityBytes },
     allocationBytes: undefined,
   }
-  refuseInUse(facts, 'read', await volumes.useOfMedium(facts))
+  refuseInUse(facts, 'read', await volumes.useOfMedium(facts), volume)
   const isPlain = format === 'raw' || format === 'iso'
   return {
     ...{ kind: 'file', text, path, format, facts, volume },

@@ -156,7 +156,7 @@ describe('a logical pool', () => {
     )
     await start()
     expect(await storage.call('volume_list', { pool: 'p' })).toMatchObject([{ name: 'web' }])
-    await expect(storage.call('volume_delete', { volume: 'web' })).rejects.toThrow('has 1 snapshots (one)')
+    await expect(storage.call('volume_delete', { volume: 'web' })).rejects.toThrow('has 1 snapshot (one)')
     await storage.call('volume_delete', { volume: 'web', delete_snapshots: true })
     expect(words('lvremove')).toEqual(['--yes --force -- vg/web.one', '--yes --force -- vg/web'])
   })

@@ -9,6 +9,7 @@ import {
   dataRanges,
   reflink,
   resizeRaw,
+  writeError,
 } from '../../../src/volume/formats/raw.ts'
 import { QUIET } from '../../../src/volume/pool.ts'
 
@@ -121,5 +122,13 @@ describe('dataRanges', () => {
     expect([...dataRanges(file.fd, 8.5 * MIB, 16 * MIB)]).toEqual([[8.5 * MIB, 9 * MIB]])
     expect([...dataRanges(file.fd, 10 * MIB, 16 * MIB)]).toEqual([])
     await file.close()
+  })
+})
+
+it('says of a file system that is full what makes room', () => {
+  const full = Object.assign(new Error('ENOSPC'), { code: 'ENOSPC', syscall: 'mkdir' })
+  expect(writeError('/srv/fast', full)).toMatchObject({
+    code: 'ENOSPC',
+    message: expect.stringMatching(/^\/srv\/fast cannot be written: ENOSPC, .*no room left: delete a volume/),
   })
 })

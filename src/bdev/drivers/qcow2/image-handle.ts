@@ -9,7 +9,7 @@ import {
 } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import { promisify } from 'node:util'
-import { ProtocolError, RpcError } from '../../../core/errors.ts'
+import { ProtocolError, type RpcCode, RpcError } from '../../../core/errors.ts'
 import { lockImage } from '../../../sys/image-lock.ts'
 import { close, lseek } from '../../../sys/libc.ts'
 import { requireServer } from '../file-server.ts'
@@ -47,15 +47,18 @@ export async function openLocked(path: string, isReadOnly: boolean, create = fal
   return { fd, path, sizeBytes: lseek(fd, 0, SEEK_END) }
 }
 
+const OPEN_REMEDIES: { readonly [code in RpcCode]?: string } = {
+  EEXIST: 'delete it first, or choose another name',
+  EROFS: 'remount its file system',
+  ENOSPC: 'free room on its file system',
+}
+
 function openFile(path: string, isReadOnly: boolean, create: boolean): Promise<number> {
   const flags = isReadOnly ? constants.O_RDONLY : constants.O_RDWR
   return open(path, flags | (create ? constants.O_CREAT | constants.O_EXCL : 0), 0o644).catch(
     (cause: NodeJS.ErrnoException) => {
       const code = asCode(cause.code)
-      const remedy =
-        code === 'EEXIST'
-          ? 'delete it first, or choose another name'
-          : `${code === 'EROFS' ? 'remount its file system' : 'check who owns it'}${isReadOnly || create ? '' : ', or use read_only: true'}`
+      const remedy = `${OPEN_REMEDIES[code] ?? 'check who owns it'}${isReadOnly || create ? '' : ', or use read_only: true'}`
       throw new RpcError(code, `cannot open ${path}: ${cause.code}; ${remedy}`, { cause })
     },
   )
