@@ -31,6 +31,7 @@ import { LibvirtGuests } from '../vm/libvirt/guests.ts'
 import { OwnGuests } from '../vm/run/own-guests.ts'
 import { StoragePools } from '../volume/pools.ts'
 import { Secrets } from '../volume/secrets.ts'
+import { Turns } from '../volume/turns.ts'
 import { Volumes } from '../volume/volumes.ts'
 import { Workloads } from '../workload/workloads.ts'
 import { Configuration } from './configuration.ts'
@@ -165,7 +166,7 @@ function buildContext(
   })
   const volumes = new Volumes({ pools, bdevs, jobs, reactors, ...dispatch })
   const guestParts = {
-    ...{ bdevs, volumes, vhost, nbd, call: dispatch.call },
+    ...{ bdevs, volumes, vhost, nbd, call: dispatch.call, turns: new Turns() },
     socketDirectory: vhostSettings.directory,
   }
   const ownGuests = new OwnGuests({ ...guestParts, directory: guestDirectory })

@@ -10,6 +10,7 @@ import { DomainDocument } from '../../src/libvirt/domain-xml.ts'
 import type { RunProgram } from '../../src/libvirt/virsh.ts'
 import type { AttachRequest } from '../../src/vm/libvirt/attach.ts'
 import { LibvirtGuests, type LibvirtGuestsParts } from '../../src/vm/libvirt/guests.ts'
+import { Turns } from '../../src/volume/turns.ts'
 import { DOMAIN, NONE, ScriptedVirsh } from './scripted-virsh.ts'
 
 let directory: string
@@ -37,15 +38,18 @@ function guests(): LibvirtGuests {
     bdevs: {
       find: (name: string) => (name === 'm0' ? { name } : undefined),
       get: () => ({ driver: 'uring' }),
+      ownersOf: () => '',
     },
     volumes: {
       find: (name: string) => {
         throw new RpcError('ENOENT', `there is no volume ${name}`)
       },
+      useOfMedium: async () => ({ bdevs: [], programs: [], dependents: [] }),
     },
     vhost: { list: () => [], get: (name: string) => ({ socketPath: join(directory, name) }) },
     nbd: { list: () => [] },
     socketDirectory: directory,
+    turns: new Turns(),
     call: async (method: string, params: unknown) => {
       calls.push(method)
       // What is served has a socket, which QEMU's user is looked at for.
@@ -62,7 +66,15 @@ function guests(): LibvirtGuests {
 
 const request = (change: Partial<AttachRequest>): AttachRequest => ({
   ...{ domain: 'g1', volume: path, pool: undefined, bus: 'nvme', target: undefined, serial: undefined },
-  ...{ isReadOnly: false, means: undefined, format: undefined, fix: false, live: false, config: false },
+  ...{
+    isReadOnly: false,
+    isShared: false,
+    means: undefined,
+    format: undefined,
+    fix: false,
+    live: false,
+    config: false,
+  },
   ...change,
 })
 

@@ -7,14 +7,16 @@ import { formatXml, node } from '../../core/xml.ts'
 import { type DiskSource, diskNode } from '../../libvirt/disk-xml.ts'
 import { nameOf } from '../../libvirt/domain-xml.ts'
 import type { Confinement, Scope, Virsh } from '../../libvirt/virsh.ts'
+import type { Turns } from '../../volume/turns.ts'
 import { type Undo, withUndo } from '../undo.ts'
-import { type AccessParts, findObstacles, type Need, type Obstacle } from './access.ts'
+import { findObstacles, type Need, type Obstacle } from './access.ts'
 import { loadProfile, refusalSince } from './apparmor.ts'
-import { type Domain, documentsOf, freeTarget, readDomain, scopeOf } from './domains.ts'
+import { type Domain, documentsOf, freeTarget, readDomain, scopeOf, sourcesOf } from './domains.ts'
+import { findForGuest } from './find-for-guest.ts'
 import { type Bus, chooseMeans, type Means } from './means.ts'
 import { plugNvme } from './monitor-disk.ts'
-import { type ServingParts, serve, socketOf } from './serving.ts'
-import { findStorage, type Storage, type StorageParts } from './storage.ts'
+import { type ReleaseParts, serve, servedAs, socketOf } from './serving.ts'
+import type { Storage, StorageParts } from './storage.ts'
 
 const log = logger('vm')
 
@@ -27,6 +29,8 @@ export interface AttachRequest extends Scope {
   readonly target: string | undefined
   readonly serial: string | undefined
   readonly isReadOnly: boolean
+  /** Others write to it, and know of this guest. */
+  readonly isShared: boolean
   readonly means: Means | undefined
   readonly format: string | undefined
   /** Remove what the host has against it. */
@@ -43,8 +47,9 @@ export interface Attached extends Scope {
   readonly notes: string[]
 }
 
-export interface AttachParts extends ServingParts, StorageParts {
-  readonly access: AccessParts
+export interface AttachParts extends ReleaseParts, StorageParts {
+  /** From the look at who uses a storage until it is served no other guest begins anything with one. */
+  readonly turns: Turns
 }
 
 /** What the steps of one attachment share. */
@@ -60,22 +65,27 @@ interface Attachment {
   readonly since: number
 }
 
+interface Host {
+  readonly confinement: Confinement
+  /** As whom QEMU runs. */
+  readonly user: { readonly uid: number; readonly gid: number }
+  readonly parts: AttachParts
+}
+
 const now = (): number => Date.now() / 1000
 
 export async function attach(virsh: Virsh, request: AttachRequest, parts: AttachParts): Promise<Attached> {
   const domain = await readDomain(virsh, request.domain)
   const scope = scopeOf(domain, request)
-  const storage = await findStorage(request.volume, request, parts)
-  refuseInUse(storage, domain, scope, request)
   const confinement = await confinementOf(virsh, domain, scope)
   const user = confinement.user ?? virsh.ownUser()
-  const means = meansFor(storage, domain, scope, request, confinement)
   const target = request.target ?? freeTarget(domain, request.bus)
   refuseTaken(target, domain, scope)
   return withUndo(async undo => {
     const attachment: Attachment = { virsh, domain, scope, target, request, undo, notes: [], since: now() }
-    const source = await sourceOf(storage, means, attachment, user, parts)
-    const canServe = means === 'direct' && (storage.bdev !== undefined || storage.open !== undefined)
+    const { source, means, canServe } = await parts.turns.next(() =>
+      takeStorage(attachment, { confinement, user, parts }),
+    )
     await clearTheWay(source, attachment, { confinement, user, parts, canServe })
     try {
       if (request.bus === 'nvme') await attachNvme(source, attachment)
@@ -138,23 +148,36 @@ function meansFor(
   })
 }
 
-/** The guest itself may have it already, when a disk that it has now shall be there after its next start. */
-function refuseInUse(storage: Storage, domain: Domain, scope: Scope, request: AttachRequest): void {
-  const source = storage.direct && nameOf(storage.direct)
-  const isOwn = domain.live?.disks().some(disk => disk.source === source) && !scope.live
-  if (storage.programs.length === 0 || request.isReadOnly || isOwn) return
-  throw new RpcError(
-    'EBUSY',
-    `${storage.name} is in use by ${storage.programs.join(', ')}, and two writers would destroy it: end that first, or ` +
-      'attach it with --read-only',
-  )
+/** Finds what is asked for, sees that the guest will be alone with it, and serves it, if that is the way. */
+async function takeStorage(
+  attachment: Attachment,
+  { confinement, user, parts }: Host,
+): Promise<{ source: DiskSource; means: Means; canServe: boolean }> {
+  const { domain, scope, target, request } = attachment
+  const isGuestItself = (user: string, found: Storage): boolean => isDomain(user, found, domain, scope)
+  const guest = { guest: domain.name, target, sources: sourcesOf(domain), isGuestItself }
+  const storage = await findForGuest(request, guest, parts)
+  const means = meansFor(storage, domain, scope, request, confinement)
+  const source = await sourceOf(storage, means, attachment, user, parts)
+  const canServe = means === 'direct' && (storage.bdev !== undefined || storage.open !== undefined)
+  return { source, means, canServe }
+}
+
+/** It may have it already, when a disk that it has now shall be there after its next start, or the other way round. */
+function isDomain(user: string, { direct, bdev }: Storage, domain: Domain, scope: Scope): boolean {
+  const hasBoth = scope.live && scope.config
+  const other = hasBoth ? undefined : scope.live ? domain.config : domain.live
+  return (other?.disks() ?? []).some(({ target, source }) => {
+    if (bdev !== undefined && servedAs(domain.name, target).includes(user)) return true
+    return direct !== undefined && source === nameOf(direct) && user.startsWith(`guest ${domain.name},`)
+  })
 }
 
 async function sourceOf(
   storage: Storage,
   means: Means,
   { domain, target, request, undo }: Attachment,
-  user: { uid: number; gid: number },
+  user: Host['user'],
   parts: AttachParts,
 ): Promise<DiskSource> {
   if (means === 'direct') return storage.direct!
@@ -168,10 +191,7 @@ async function sourceOf(
 async function clearTheWay(
   source: DiskSource,
   { domain, scope, request, undo }: Attachment,
-  host: {
-    readonly confinement: Confinement
-    readonly user: { uid: number; gid: number }
-    readonly parts: AttachParts
+  host: Host & {
     /** The daemon could open it for the guest. */
     readonly canServe: boolean
   },

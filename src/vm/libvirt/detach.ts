@@ -6,9 +6,9 @@ import type { Scope, Virsh } from '../../libvirt/virsh.ts'
 import { withUndo } from '../undo.ts'
 import { withdrawRule } from './apparmor.ts'
 import type { AttachParts } from './attach.ts'
-import { type Domain, disksOf, documentsOf, readDomain, scopeOf } from './domains.ts'
+import { type Domain, disksOf, documentsOf, readDomain, scopeOf, sourcesOf } from './domains.ts'
 import { unplugNvme, untilReleased } from './monitor-disk.ts'
-import { release, type ServingParts, servedFrom } from './serving.ts'
+import { release, releaseLeft, type ServingParts, servedFrom } from './serving.ts'
 import type { StorageParts } from './storage.ts'
 
 const log = logger('vm')
@@ -27,6 +27,33 @@ export interface Detached extends Scope {
 }
 
 export async function detach(virsh: Virsh, request: DetachRequest, parts: AttachParts): Promise<Detached> {
+  try {
+    return await detachDisk(virsh, request, parts)
+  } catch (error) {
+    if (!(error instanceof RpcError && error.code === 'ENODEV')) throw error
+    return detachLeft(virsh, request, parts, error)
+  }
+}
+
+/** No domain has such a disk, and there may be something left that served one. */
+async function detachLeft(
+  virsh: Virsh,
+  { domain: name, disk: target }: DetachRequest,
+  parts: AttachParts,
+  missing: RpcError,
+): Promise<Detached> {
+  const domain = await readDomain(virsh, name).catch(error => {
+    // Then it has no disks either.
+    if (error instanceof RpcError && error.code === 'ENODEV') return undefined
+    throw error
+  })
+  const sources = domain === undefined ? [] : sourcesOf(domain)
+  const released = await releaseLeft(domain?.name ?? name, target, sources, parts)
+  if (released.length === 0) throw missing
+  return { domain: domain?.name ?? name, target, live: false, config: false, released }
+}
+
+async function detachDisk(virsh: Virsh, request: DetachRequest, parts: AttachParts): Promise<Detached> {
   const domain = await readDomain(virsh, request.domain)
   const scope = scopeOf(domain, request)
   const target = findTarget(request.disk, domain, scope, parts)
@@ -45,10 +72,13 @@ export async function detach(virsh: Virsh, request: DetachRequest, parts: Attach
   })
   const left = await readDomain(virsh, request.domain)
   const isLeft = disksOf(left).some(disk => disk.target === target)
-  const released = isLeft ? [] : await release(domain.name, target, parts)
-  const { by, source } = (now ?? next)!
-  if (by !== 'libvirt' && source?.startsWith('/') && !(await isElsewhere(virsh, source))) {
-    await withdrawRule(source, parts.access)
+  const released: string[] = []
+  for (const { by, source } of [now, next].filter(disk => disk !== undefined)) {
+    if (sourcesOf(left).includes(source)) continue
+    released.push(...(await release(domain.name, target, source, parts)))
+    if (by !== 'libvirt' && source?.startsWith('/') && !(await isElsewhere(virsh, source))) {
+      await withdrawRule(source, parts.access)
+    }
   }
   log.notice(`domain ${domain.name} no longer has ${target}${isLeft ? ' in part' : ''}`)
   return { domain: domain.name, target, live: now !== undefined, config: next !== undefined, released }
@@ -73,7 +103,7 @@ async function isElsewhere(virsh: Virsh, source: string): Promise<boolean> {
 function findTarget(word: string, domain: Domain, scope: Scope, parts: ServingParts & StorageParts): string {
   const disks = documentsOf(domain, scope).flatMap(document => document.disks())
   if (disks.some(({ target }) => target === word)) return word
-  const path = pathOf(word, parts)
+  const path = pathOf(word, parts) ?? word
   const found = disks.filter(({ source }) => {
     if (source === undefined) return false
     const bdev = servedFrom(source, parts)
@@ -86,7 +116,7 @@ function findTarget(word: string, domain: Domain, scope: Scope, parts: ServingPa
   })
   const targets = [...new Set(found.map(({ target }) => target))]
   if (targets.length === 1) return targets[0]!
-  const all = disks.map(({ target, source }) => `${target} (${source ?? 'empty'})`)
+  const all = new Set(disks.map(({ target, source }) => `${target} (${source ?? 'empty'})`))
   throw new RpcError(
     targets.length === 0 ? 'ENODEV' : 'EINVAL',
     targets.length === 0

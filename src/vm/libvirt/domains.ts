@@ -46,6 +46,10 @@ export function freeTarget({ live, config }: Domain, bus: string): string {
   return (live ?? config)!.freeTarget(bus, taken)
 }
 
+/** What all disks of a domain are made of, now and at its next start. */
+export const sourcesOf = (domain: Domain): (string | undefined)[] =>
+  disksOf(domain).map(({ source }) => source)
+
 /** The disks of both documents, those that are in both once. */
 export function disksOf({ live, config }: Domain): (DomainDisk & Scope)[] {
   const next = config?.disks() ?? []

@@ -76,27 +76,99 @@ export function socketOf(source: DiskSource): string | undefined {
   return source.kind === 'nbd' && 'socketPath' in source.server ? source.server.socketPath : undefined
 }
 
-/** Takes away what serves the disk of a domain, and answers what that was. */
+/** As whom the disk of a guest has its bdev, by whichever means. */
+export const servedAs = (guest: string, target: string): string[] => {
+  const name = servedName(guest, target)
+  return [`vhost controller ${name}`, `NBD export "${name}"`]
+}
+
+/** What serves a disk, by the names that `serve` has given. */
+interface Serving {
+  readonly what: string
+  readonly bdev: string | undefined
+  readonly socketPath: string
+  /** What the disk of a guest says that it is made of. */
+  readonly source: string
+  /** Somebody has it open at this moment. */
+  readonly isConnected: boolean
+  readonly stop: () => Promise<unknown>
+}
+
+function servingsOf(name: string, parts: ServingParts): Serving[] {
+  const { call, vhost, nbd } = parts
+  const controllers = vhost.list().filter(controller => controller.name === name)
+  const exports = nbd
+    .list()
+    .filter(served => served.name === name && served.address.host === nbdSocket(name, parts))
+  return [
+    ...controllers.map(({ socketPath, sessionCount, backing }) => ({
+      what: `vhost controller ${name}`,
+      bdev: backing.kind === 'blk' ? backing.bdev?.name : undefined,
+      socketPath: resolve(socketPath),
+      source: resolve(socketPath),
+      isConnected: sessionCount > 0,
+      stop: () => call('vhost_delete_controller', { ctrlr: name }),
+    })),
+    ...exports.map(({ bdev, connectionCount }) => ({
+      what: `NBD export ${name}`,
+      bdev,
+      socketPath: nbdSocket(name, parts),
+      source: name,
+      isConnected: connectionCount > 0,
+      stop: () => call('nbd_export_stop', { name }),
+    })),
+  ]
+}
+
+export interface ReleaseParts extends ServingParts {
+  readonly access: AccessParts
+}
+
+/**
+ * Takes away what serves the disk of a domain, and answers what that was. `source`: what the disk was made of; one that is not
+ * served by this daemon releases nothing, whatever else has such a name.
+ */
 export async function release(
   domain: string,
   target: string,
-  parts: ServingParts & { readonly access: AccessParts },
+  source: string | undefined,
+  parts: ReleaseParts,
 ): Promise<string[]> {
-  const { call, vhost, nbd, bdevs, access } = parts
   const name = servedName(domain, target)
+  return take(
+    name,
+    servingsOf(name, parts).filter(serving => serving.source === source),
+    parts,
+  )
+}
+
+/**
+ * The same for what a daemon that was killed has left, or a guest that is gone: nobody has it open, and none of the sources that
+ * the guest's disks have now is served by it.
+ */
+export async function releaseLeft(
+  domain: string,
+  target: string,
+  sources: readonly (string | undefined)[],
+  parts: ReleaseParts,
+): Promise<string[]> {
+  const name = servedName(domain, target)
+  const servings = servingsOf(name, parts)
+  if (servings.some(({ source, isConnected }) => isConnected || sources.includes(source))) return []
+  return take(name, servings, parts)
+}
+
+async function take(name: string, servings: readonly Serving[], parts: ReleaseParts): Promise<string[]> {
+  const { bdevs, access } = parts
   const released: string[] = []
-  if (vhost.list().some(controller => controller.name === name)) {
-    const { socketPath } = vhost.get(name)
-    await call('vhost_delete_controller', { ctrlr: name })
-    await withdrawRule(resolve(socketPath), access)
-    released.push(`vhost controller ${name}`)
+  for (const { what, socketPath, stop } of servings) {
+    await stop()
+    await withdrawRule(socketPath, access)
+    released.push(what)
   }
-  if (nbd.list().some(served => served.name === name)) {
-    await call('nbd_export_stop', { name })
-    await withdrawRule(nbdSocket(name, parts), access)
-    released.push(`NBD export ${name}`)
-  }
-  if (bdevs.find(name)?.name === name && bdevs.ownersOf(name) === '') {
+  // A bdev that was made for the disk alone has the same name.
+  const isOwn = servings.some(({ bdev }) => bdev === name)
+  if (isOwn && bdevs.ownersOf(name) === '') {
     await closeBdev(name, parts)
     released.push(`bdev ${name}`)
   }

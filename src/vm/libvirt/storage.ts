@@ -1,8 +1,10 @@
 /** What an operator names as a disk: a volume, a bdev, or a path. */
 import { stat } from 'node:fs/promises'
+import type { BdevInfo } from '../../bdev/bdev.ts'
 import type { BdevRegistry } from '../../bdev/registry.ts'
 import { RpcError } from '../../core/errors.ts'
 import type { DiskSource } from '../../libvirt/disk-xml.ts'
+import type { VolumeUse } from '../../volume/use.ts'
 import type { Found, Volumes } from '../../volume/volumes.ts'
 
 export type Call = (method: string, params?: unknown) => Promise<unknown>
@@ -13,8 +15,12 @@ export interface Storage {
   readonly kind: 'volume' | 'bdev' | 'path'
   /** The bdev that has it open for writing. */
   readonly bdev: string | undefined
+  /** Who has its bdevs, for each that somebody has: `subsystem nqn…, NBD export "web-vdb"`. */
+  readonly owners: readonly string[]
   /** Programs that have it open. */
   readonly programs: readonly string[]
+  /** Volumes that are made of what it has. */
+  readonly dependents: readonly string[]
   /** How QEMU opens it by itself; undefined where it cannot. */
   readonly direct: DiskSource | undefined
   /** An image of a CD. */
@@ -51,8 +57,8 @@ export async function findStorage(
   const bdev = parts.bdevs.find(name)
   if (bdev !== undefined) {
     return {
-      ...{ name, kind: 'bdev', bdev: bdev.name, programs: [], direct: undefined, isIso: false },
-      open: undefined,
+      ...{ name, kind: 'bdev', bdev: bdev.name, direct: undefined, isIso: false, open: undefined },
+      ...{ owners: ownersOf([bdev], parts), programs: [], dependents: [] },
     }
   }
   if (name.startsWith('/')) return storageOfPath(name, options.format ?? 'raw', parts)
@@ -62,13 +68,13 @@ export async function findStorage(
   )
 }
 
-async function storageOfVolume(name: string, found: Found, { volumes }: StorageParts): Promise<Storage> {
+async function storageOfVolume(name: string, found: Found, parts: StorageParts): Promise<Storage> {
+  const { volumes } = parts
   const { pool, volume } = found
-  const { bdevs, programs } = await volumes.useOf(found)
   const isOpenable = canOpen(found)
   return {
-    ...{ name, kind: 'volume', programs, isIso: volume.format === 'iso' },
-    bdev: bdevs.find(({ readOnly }) => !readOnly)?.name,
+    ...{ name, kind: 'volume', isIso: volume.format === 'iso' },
+    ...usersOf(await volumes.useOf(found), parts),
     direct:
       volume.type === 'network'
         ? networkSource(found)
@@ -96,7 +102,7 @@ function networkSource({ pool, volume }: Found): DiskSource | undefined {
   return { kind: 'rbd', name: volume.path, hosts, auth }
 }
 
-async function storageOfPath(path: string, format: string, { call }: StorageParts): Promise<Storage> {
+async function storageOfPath(path: string, format: string, parts: StorageParts): Promise<Storage> {
   const stats = await stat(path).catch((cause: NodeJS.ErrnoException) => {
     throw new RpcError(cause.code === 'EACCES' ? 'EACCES' : 'ENOENT', `${path}: ${cause.message}`, { cause })
   })
@@ -104,10 +110,59 @@ async function storageOfPath(path: string, format: string, { call }: StoragePart
     throw new RpcError('EINVAL', `${path} is neither a file nor a block device`)
   }
   const open = (name: string): Promise<unknown> =>
-    call('bdev_uring_create', { name, filename: path, block_size: 512 })
+    parts.call('bdev_uring_create', { name, filename: path, block_size: 512 })
+  const type: 'file' | 'block' = stats.isFile() ? 'file' : 'block'
+  const unknown = { capacityBytes: undefined, allocationBytes: undefined }
+  const medium = { ...unknown, ...{ name: path, key: path, path, type, format: 'raw' } } as const
   return {
-    ...{ name: path, kind: 'path', bdev: undefined, programs: [], isIso: format === 'iso' },
-    direct: { kind: stats.isFile() ? 'file' : 'block', path, format },
+    ...{ name: path, kind: 'path', isIso: format === 'iso' },
+    ...usersOf(await parts.volumes.useOfMedium(medium), parts),
+    direct: { kind: type, path, format },
     open: format === 'raw' ? open : undefined,
   }
+}
+
+function usersOf(
+  { bdevs, programs, dependents }: VolumeUse,
+  parts: StorageParts,
+): Pick<Storage, 'bdev' | 'owners' | 'programs' | 'dependents'> {
+  return {
+    bdev: bdevs.find(({ readOnly }) => !readOnly)?.name,
+    owners: ownersOf(bdevs, parts),
+    programs,
+    dependents: dependents.map(({ name }) => name),
+  }
+}
+
+const ownersOf = (bdevs: readonly BdevInfo[], parts: StorageParts): string[] =>
+  bdevs.map(({ name }) => parts.bdevs.ownersOf(name)).filter(owners => owners !== '')
+
+/**
+ * One writer: two that know nothing of each other destroy a file system. `isOwn` tells whom the guest itself is, when a disk that
+ * it has now shall be there after its next start, or the other way round. Throws `RpcError` EBUSY.
+ */
+export function refuseSecondWriter(
+  { name, owners, programs, dependents, isIso }: Storage,
+  { isReadOnly, isShared }: { readonly isReadOnly: boolean; readonly isShared: boolean },
+  isOwn: (user: string) => boolean = () => false,
+): void {
+  if (isReadOnly || isIso) return
+  const others = [...owners, ...programs].filter(user => !isOwn(user))
+  if (others.length > 0 && !isShared) {
+    const remedy =
+      owners.length > 0
+        ? 'take it away there first (qpair vm detach GUEST DISK, qpair volume unexport VOLUME)'
+        : 'end that first'
+    throw new RpcError(
+      'EBUSY',
+      `${name} is in use by ${others.join(', ')}, and two writers would destroy it: ${remedy}, or give it to the guest ` +
+        'read-only; --shared is for guests that know of each other',
+    )
+  }
+  if (dependents.length === 0) return
+  throw new RpcError(
+    'EBUSY',
+    `${name} is the backing store of ${dependents.join(', ')}, which writes to it would destroy: give the guest one of those, ` +
+      'or this one read-only',
+  )
 }

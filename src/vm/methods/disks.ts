@@ -57,6 +57,12 @@ const attach = method({
       .optional()
       .describe('Its serial number in the guest'),
     read_only: z.boolean().default(false).describe('The guest may not write'),
+    shared: z
+      .boolean()
+      .default(false)
+      .describe(
+        'Although others write to it: for guests that know of each other, as of a cluster file system',
+      ),
     means: z
       .enum(MEANS)
       .optional()
@@ -89,7 +95,7 @@ const attach = method({
     ENOENT: 'there is no such volume, bdev or path, or no virsh on this machine',
     ENODEV: 'there is no such domain',
     EEXIST: 'the domain has a disk of that target',
-    EBUSY: 'another program has it open',
+    EBUSY: 'another guest, another program or a host has it, or volumes are made of it',
     EACCES:
       'the host would not let the guest open it: the cause and the remedy are given, and --fix applies it',
     ENOSPC: 'the guest has no free slot for another device',
@@ -105,11 +111,14 @@ const attach = method({
       return [`${name} has ${target} ${when}, ${WORDS[means]} ${source}`, ...notes, ''].join('\n')
     },
   },
-  run({ uri: connection, read_only: isReadOnly, ...rest }, { libvirtGuests, ownGuests }: DiskContext) {
+  run(
+    { uri: connection, read_only: isReadOnly, shared: isShared, ...rest },
+    { libvirtGuests, ownGuests }: DiskContext,
+  ) {
     const request = {
       ...{ pool: undefined, target: undefined, serial: undefined, means: undefined, format: undefined },
       ...rest,
-      isReadOnly,
+      ...{ isReadOnly, isShared },
     }
     const own = ownGuest(ownGuests, request.domain, connection)
     if (own !== undefined) return attachToOwn(own, request)

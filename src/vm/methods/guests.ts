@@ -29,7 +29,7 @@ const run = method({
       .default([])
       .describe(
         'A volume (POOL/NAME), else a bdev, else an absolute path. Behind it what is to be said of it: ' +
-          ',bus=virtio|nvme|scsi ,means=vhost|nbd|direct ,format=raw|qcow2 ,serial=S ,readonly (without blanks). It boots from ' +
+          ',bus=virtio|nvme|scsi ,means=vhost|nbd|direct ,format=raw|qcow2 ,serial=S ,readonly ,shared (although others write to it; without blanks). It boots from ' +
           'the first',
       ),
     cdrom: z
@@ -97,7 +97,7 @@ const run = method({
     EINVAL: 'a disk, the network or the memory makes no sense, or the daemon has no state directory',
     ENOENT: 'there is no such volume, path or program',
     EEXIST: 'there is a guest of that name, or two disks of one target',
-    EBUSY: 'another program has a disk open',
+    EBUSY: 'another guest, another program or a host has a disk, or volumes are made of it',
     EACCES: 'QEMU may not open something',
     ENODEV: 'KVM does not work here',
     ENOMEM: 'the host has less memory',

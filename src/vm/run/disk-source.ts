@@ -1,13 +1,18 @@
 /** What an operator names as a disk, made ready for a guest of ours: served by the daemon where that is best, or needed. */
 import { RpcError } from '../../core/errors.ts'
+import type { Turns } from '../../volume/turns.ts'
+import { findForGuest } from '../libvirt/find-for-guest.ts'
 import { chooseMeans, type Means } from '../libvirt/means.ts'
-import { type ServingParts, serve } from '../libvirt/serving.ts'
+import { type ReleaseParts, serve } from '../libvirt/serving.ts'
 import { findStorage, type StorageParts } from '../libvirt/storage.ts'
 import type { Undo } from '../undo.ts'
 import type { DiskWord, GuestBus } from './guest-disk.ts'
 import type { RecordedDisk } from './guest-record.ts'
 
-export type DiskParts = ServingParts & StorageParts
+export interface DiskParts extends ReleaseParts, StorageParts {
+  /** From the look at who uses a storage until it is served no other guest begins anything with one. */
+  readonly turns: Turns
+}
 
 export interface DiskRequest extends DiskWord {
   readonly pool: string | undefined
@@ -33,7 +38,7 @@ export async function prepareDisk(
   undo: Undo,
   parts: DiskParts,
 ): Promise<Omit<RecordedDisk, 'port'>> {
-  const { volume, bus, isReadOnly } = request
+  const { volume, bus } = request
   const target = request.target ?? freeTarget(bus, guest.targets)
   if (guest.targets.includes(target)) {
     throw new RpcError(
@@ -41,45 +46,32 @@ export async function prepareDisk(
       `guest ${guest.name} has a disk ${target} already: choose another target, or none, and the first that is free is taken`,
     )
   }
-  const storage = await findStorage(volume, request, parts)
-  if (storage.programs.length > 0 && !isReadOnly) {
-    throw new RpcError(
-      'EBUSY',
-      `${volume} is in use by ${storage.programs.join(', ')}, and two writers would destroy it: end that first, or give it ` +
-        'to the guest read-only',
-    )
-  }
-  const owners = storage.bdev === undefined ? '' : parts.bdevs.ownersOf(storage.bdev)
-  if (owners !== '' && !isReadOnly) {
-    throw new RpcError(
-      'EBUSY',
-      `${volume} is used by ${owners} already, and two writers would destroy it: take it away there first, or give it to the ` +
-        'guest read-only',
-    )
-  }
-  // A secret would stand among the arguments, where everybody on the machine reads it.
-  const isSecret = storage.direct?.kind === 'rbd' && storage.direct.auth !== undefined
-  const means = chooseMeans({
-    // A disk that is plugged in reconnects here as one of the start does, so that it makes no difference when it comes.
-    ...{ volume, bus, wished: request.means, hasSharedMemory: true, isLive: false },
-    isOpenHere: storage.bdev !== undefined,
-    canServe: storage.bdev !== undefined || storage.open !== undefined,
-    isManaged: storage.kind !== 'path',
-    canBeDirect: storage.direct !== undefined && !isSecret,
-    isHiddenDevice: false,
+  return parts.turns.next(async () => {
+    const storage = await findForGuest(request, { guest: guest.name, target, sources: [] }, parts)
+    // A secret would stand among the arguments, where everybody on the machine reads it.
+    const isSecret = storage.direct?.kind === 'rbd' && storage.direct.auth !== undefined
+    const means = chooseMeans({
+      // A disk that is plugged in reconnects here as one of the start does, so that it makes no difference when it comes.
+      ...{ volume, bus, wished: request.means, hasSharedMemory: true, isLive: false },
+      isOpenHere: storage.bdev !== undefined,
+      canServe: storage.bdev !== undefined || storage.open !== undefined,
+      isManaged: storage.kind !== 'path',
+      canBeDirect: storage.direct !== undefined && !isSecret,
+      isHiddenDevice: false,
+    })
+    const readOnly = request.isReadOnly || storage.isIso
+    const source =
+      means === 'direct'
+        ? storage.direct!
+        : await serve(
+            storage,
+            { domain: guest.name, target, means, isReadOnly: readOnly, owner: undefined },
+            undo,
+            parts,
+          )
+    const serial = request.serial ?? `${guest.name.slice(0, 19 - target.length)}-${target}`
+    return { target, bus, means, volume, source, serial, isReadOnly: readOnly }
   })
-  const readOnly = isReadOnly || storage.isIso
-  const source =
-    means === 'direct'
-      ? storage.direct!
-      : await serve(
-          storage,
-          { domain: guest.name, target, means, isReadOnly: readOnly, owner: undefined },
-          undo,
-          parts,
-        )
-  const serial = request.serial ?? `${guest.name.slice(0, 19 - target.length)}-${target}`
-  return { target, bus, means, volume, source, serial, isReadOnly: readOnly }
 }
 
 /** The image of a CD, which QEMU opens itself. */

@@ -19,18 +19,22 @@ export interface DiskWord {
   readonly format: string | undefined
   readonly serial: string | undefined
   readonly isReadOnly: boolean
+  /** Others write to it, and know of this guest. */
+  readonly isShared: boolean
 }
 
+const WITHOUT_VALUE = new Set(['readonly', 'shared'])
 const MEMBERS: Readonly<Record<string, RegExp>> = {
   bus: /^(virtio|nvme|scsi)$/,
   means: /^(vhost|nbd|direct)$/,
   format: /^(raw|qcow2)$/,
   serial: /^[\w.-]{1,20}$/,
   readonly: /^$/,
+  shared: /^$/,
 }
 
 /**
- * `VOLUME[,bus=virtio|nvme|scsi][,means=vhost|nbd|direct][,format=raw|qcow2][,serial=S][,readonly]`. The command line takes
+ * `VOLUME[,bus=virtio|nvme|scsi][,means=vhost|nbd|direct][,format=raw|qcow2][,serial=S][,readonly][,shared]`. The command line takes
  * lists apart at commas, so that a member may also be an element of its own: it belongs to the disk before it.
  * Throws `RpcError` EINVAL.
  */
@@ -61,6 +65,7 @@ export function parseDisks(elements: readonly string[]): DiskWord[] {
     format: members.get('format'),
     serial: members.get('serial'),
     isReadOnly: members.has('readonly'),
+    isShared: members.has('shared'),
   }))
 }
 
@@ -68,8 +73,7 @@ function memberOf(part: string): { name: string; value: string; pattern: RegExp 
   const equals = part.indexOf('=')
   const name = equals < 0 ? part : part.slice(0, equals)
   const pattern = Object.hasOwn(MEMBERS, name) ? MEMBERS[name] : undefined
-  // `readonly` is the one that has no value.
-  if (pattern === undefined || equals < 0 !== (name === 'readonly')) return undefined
+  if (pattern === undefined || equals < 0 !== WITHOUT_VALUE.has(name)) return undefined
   return { name, value: equals < 0 ? '' : part.slice(equals + 1), pattern }
 }
 

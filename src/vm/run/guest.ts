@@ -5,7 +5,6 @@ import { RpcError, thereAre } from '../../core/errors.ts'
 import { logger } from '../../core/log.ts'
 import type { Host } from '../../host/host.ts'
 import { Turns } from '../../volume/turns.ts'
-import type { AccessParts } from '../libvirt/access.ts'
 import { servedFrom } from '../libvirt/serving.ts'
 import { Qmp, QmpClosed, QmpError, type QmpEvent } from '../qmp.ts'
 import { type Undo, withUndo } from '../undo.ts'
@@ -30,7 +29,6 @@ const RECONNECT_MS = 500
 const STANDS_STILL = ['paused', 'io-error']
 
 export interface GuestParts extends DiskParts {
-  readonly access: AccessParts
   readonly host: Host
 }
 
@@ -132,7 +130,7 @@ export class Guest {
       const disk = this.#find(word)
       await this.#unplug(disk)
       await this.#keep(disks.filter(each => each !== disk))
-      const released = await releaseDisk(name, disk.target, this.#parts)
+      const released = await releaseDisk(name, disk, this.#parts)
       log.notice(`guest ${name} no longer has ${disk.target}`)
       return { target: disk.target, released }
     })
@@ -211,12 +209,12 @@ export class Guest {
   async #cleanUp(): Promise<string[]> {
     const { name, disks } = this.#record
     const released: string[] = []
-    for (const { target } of disks) {
+    for (const disk of disks) {
       try {
-        released.push(...(await releaseDisk(name, target, this.#parts)))
+        released.push(...(await releaseDisk(name, disk, this.#parts)))
       } catch (error) {
         log.error(
-          `guest ${name} has ended, and its disk ${target} is not released: ${(error as Error).message}`,
+          `guest ${name} has ended, and its disk ${disk.target} is not released: ${(error as Error).message}`,
         )
       }
     }

@@ -68,7 +68,7 @@ export interface RunRequest {
   readonly passwordFile: string | undefined
 }
 
-export interface OwnGuestsParts extends DiskParts {
+export interface OwnGuestsParts extends Omit<DiskParts, 'access'> {
   /** Where guests are kept; undefined when the daemon has no state directory. */
   readonly directory: string | undefined
   readonly run?: RunProgram
@@ -92,17 +92,19 @@ interface Start {
 }
 
 export class OwnGuests {
-  readonly #parts: OwnGuestsParts
+  readonly #parts: DiskParts
+  readonly #directory: string | undefined
   readonly #run: RunProgram
   readonly #host: Host
   readonly #guests = new Map<string, Guest>()
   /** Names of guests that are being started. */
   readonly #starting = new Set<string>()
 
-  constructor(parts: OwnGuestsParts) {
-    this.#parts = parts
-    this.#run = parts.run ?? runProgram
-    this.#host = parts.host ?? new Host()
+  constructor({ directory, run = runProgram, host = new Host(), ...parts }: OwnGuestsParts) {
+    this.#directory = directory
+    this.#run = run
+    this.#host = host
+    this.#parts = { ...parts, access: { run, root: '/' } }
   }
 
   list(): Guest[] {
@@ -125,7 +127,7 @@ export class OwnGuests {
 
   /** Finds again those that were started before this daemon was, once their disks are served again. */
   adopt(): void {
-    const { directory } = this.#parts
+    const directory = this.#directory
     if (directory === undefined) return
     for (const name of recordedGuests(directory)) {
       try {
@@ -159,7 +161,7 @@ export class OwnGuests {
   /** Starts a guest. When it fails nothing of it remains. */
   async start(request: RunRequest): Promise<Started> {
     const { name } = request
-    const { directory } = this.#parts
+    const directory = this.#directory
     if (directory === undefined) {
       throw new RpcError(
         'EINVAL',
@@ -269,7 +271,7 @@ export class OwnGuests {
   }
 
   #add(record: GuestRecord, paths: GuestPaths, qmp?: Qmp): Guest {
-    const parts = { ...this.#parts, access: { run: this.#run, root: '/' }, host: this.#host }
+    const parts = { ...this.#parts, host: this.#host }
     const guest = new Guest(record, paths, parts, qmp)
     this.#guests.set(record.name, guest)
     void guest.ended.then(() => this.#guests.delete(record.name))

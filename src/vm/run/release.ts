@@ -1,7 +1,8 @@
 /** What serves disks is taken away once QEMU has let go of them: the daemon learns of that a moment after QEMU has done it. */
 import { setTimeout as delay } from 'node:timers/promises'
-import type { AccessParts } from '../libvirt/access.ts'
-import { release, type ServingParts, servedName } from '../libvirt/serving.ts'
+import { nameOf } from '../../libvirt/domain-xml.ts'
+import { type ReleaseParts, release, type ServingParts, servedName } from '../libvirt/serving.ts'
+import type { RecordedDisk } from './guest-record.ts'
 
 /** How long the end of a connection may take to be noticed. */
 const NOTICE_MS = 10_000
@@ -24,9 +25,9 @@ export async function untilLetGo(
 /** Answers what was taken away. */
 export async function releaseDisk(
   guest: string,
-  target: string,
-  parts: ServingParts & { readonly access: AccessParts },
+  { target, source }: Pick<RecordedDisk, 'target' | 'source'>,
+  parts: ReleaseParts,
 ): Promise<string[]> {
   await untilLetGo(guest, [target], parts)
-  return release(guest, target, parts)
+  return release(guest, target, nameOf(source), parts)
 }

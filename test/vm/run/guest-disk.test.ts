@@ -1,7 +1,14 @@
 import { describe, expect, it } from 'vitest'
 import { diskArguments, diskObjects, parseDisks } from '../../../src/vm/run/guest-disk.ts'
 
-const PLAIN = { bus: 'virtio', means: undefined, format: undefined, serial: undefined, isReadOnly: false }
+const PLAIN = {
+  bus: 'virtio',
+  means: undefined,
+  format: undefined,
+  serial: undefined,
+  isReadOnly: false,
+  isShared: false,
+}
 
 describe('the words for a disk', () => {
   it('are a name alone, on the virtio bus', () => {
