@@ -177,7 +177,7 @@ async function runMethod(
     // The result came from this method, whose declaration says where the number is, if there is one.
     const id = words.length < rest.length ? undefined : job?.(result as never)
     if (id === undefined) {
-      terminal.write(json ? toJson(result) : render(terminal, method, result))
+      terminal.write(json ? toJson(result) : render(terminal, method, result, params))
       return 0
     }
     const { code, ended } = await followJob(terminal, client, id, !json && terminal.isTerminal)

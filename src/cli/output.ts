@@ -31,14 +31,22 @@ export function writeHelp(terminal: Terminal, help: string): void {
 
 export const toJson = (value: unknown, indent = 2): string => `${JSON.stringify(value, null, indent)}\n`
 
-/** For people and scripts: nothing for "it is done", the plain text for a name, a table where the method has columns. */
-export function render(terminal: Terminal, method: Declared, result: unknown): string {
-  if (result === true) return ''
-  if (typeof result === 'string') return `${result}\n`
+/**
+ * For people and scripts: nothing for "it is done" unless the method has words for it, the plain text for a name, a table where
+ * the method has columns. `params` are those of the call.
+ */
+export function render(
+  terminal: Terminal,
+  method: Declared,
+  result: unknown,
+  params: Readonly<Record<string, unknown>> = {},
+): string {
   const { columns, text } = method.cli
   // The result came from this method, whose declaration the text belongs to.
   if (terminal.isTerminal && text !== undefined)
-    return foldLines(printable(text(result as never)), terminal.columns)
+    return foldLines(printable(text(result as never, params)), terminal.columns)
+  if (result === true) return ''
+  if (typeof result === 'string') return `${result}\n`
   if (!terminal.isTerminal || columns === undefined) return toJson(result)
   const rows = Array.isArray(result) ? result : [result]
   const titles = columns.map(column =>

@@ -54,8 +54,8 @@ export interface CliOptions<
   readonly computed?: { readonly [word in Word]: ComputedWord<Path> }
   /** What to show on a terminal instead of JSON. */
   readonly columns?: readonly Column<Row>[]
-  /** Where a table would not do: what to show on a terminal, as text. */
-  readonly text?: (result: Row) => string
+  /** Where a table would not do: what to show on a terminal, as text, also of a method that only says that it is done. */
+  readonly text?: (result: Row, params: Readonly<Record<string, unknown>>) => string
   /** Shorter commands beside the derived one: `bdev list` for `bdev_get_bdevs`. */
   readonly commands?: readonly string[]
   /** The number of the job that the method starts or tells of: the command line follows it until it ends. */

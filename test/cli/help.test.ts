@@ -35,3 +35,18 @@ it('sets a list in a table apart by commas and blanks', () => {
   const shown = render(terminal, list, [{ name: 'a', disks: ['vda (x)', 'vdb'] }])
   expect(shown).toContain('a     vda (x), vdb\n')
 })
+
+it('tells a terminal that it is done where the method has words for that, and a script nothing', () => {
+  const remove = method({
+    name: 'shelf_remove',
+    summary: 'Removes a shelf.',
+    params: z.object({ shelf: z.string() }),
+    result: z.literal(true),
+    cli: { positional: ['shelf'], text: (_, { shelf }) => `Shelf ${shelf} is gone\n` },
+    run: () => true as const,
+  })
+  const shown = [true, false].map(isTerminal =>
+    render(new RecordingTerminal({ isTerminal }), remove, true, { shelf: 'top' }),
+  )
+  expect(shown).toEqual(['Shelf top is gone\n', ''])
+})

@@ -11,6 +11,12 @@ const NO_POOL = { ENOENT: 'there is no pool of that name' } as const
 const TOOL = { EIO: 'a program that does the work failed; it says why' } as const
 const SILENT = { ETIMEDOUT: 'its storage does not answer' } as const
 const POOL = { positional: ['pool'] } as const
+/** What a terminal is told when it is done, in virsh's words. */
+const saying = (what: string) =>
+  ({
+    ...POOL,
+    text: (_: unknown, { pool }: { readonly pool?: unknown }) => `Pool ${pool} ${what}\n`,
+  }) as const
 const byPool = z.object({ pool: poolName })
 
 const xml = z
@@ -153,7 +159,7 @@ const poolBuild = method({
     ENOTSUP: 'there is nothing to build for its type',
   },
   concurrent: true,
-  cli: POOL,
+  cli: saying('built'),
   async run(params, { pools }: VolumeContext) {
     await pools.build(params.pool, buildMode(params.overwrite))
     return true as const
@@ -175,7 +181,7 @@ const poolStart = method({
     EINVAL: 'there is nothing to format for its type',
   },
   concurrent: true,
-  cli: POOL,
+  cli: saying('started'),
   async run(params, { pools }: VolumeContext) {
     await pools.start(params.pool, buildBefore(params))
     return true as const
@@ -193,7 +199,11 @@ const poolAutostart = method({
   errors: { ...NO_POOL, EINVAL: 'the pool is transient' },
   saves: true,
   concurrent: true,
-  cli: POOL,
+  cli: {
+    ...POOL,
+    text: (_, { pool, disable }) =>
+      `Pool ${pool} ${disable === true ? 'unmarked' : 'marked'} as autostarted\n`,
+  },
   async run({ pool, disable }, { pools }: VolumeContext) {
     await pools.setAutostart(pool, !disable)
     return true as const
@@ -230,7 +240,7 @@ const poolDestroy = method({
     EBUSY: 'somebody uses what is in it',
   },
   concurrent: true,
-  cli: POOL,
+  cli: saying('destroyed'),
   async run({ pool, force }, { pools }: VolumeContext) {
     await pools.destroy(pool, { isForced: force })
     return true as const
@@ -251,7 +261,7 @@ const poolDelete = method({
     ENOTEMPTY: 'the directory is not empty',
   },
   concurrent: true,
-  cli: POOL,
+  cli: saying('deleted'),
   async run({ pool }, { pools }: VolumeContext) {
     await pools.delete(pool)
     return true as const
@@ -265,7 +275,7 @@ const poolUndefine = method({
   result: done,
   errors: { ...NO_POOL, EBUSY: 'it is active' },
   saves: true,
-  cli: POOL,
+  cli: saying('has been undefined'),
   run({ pool }, { pools }: VolumeContext) {
     pools.undefine(pool)
     return true as const

@@ -145,7 +145,7 @@ const secretUndefine = method({
   result: done,
   errors: NO_SECRET,
   saves: true,
-  cli: SECRET,
+  cli: { ...SECRET, text: (_, { secret }) => `Secret ${secret} deleted\n` },
   async run({ secret }, { secrets }: SecretContext) {
     await secrets.undefine(secret)
     return true as const

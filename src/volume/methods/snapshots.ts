@@ -26,7 +26,10 @@ function action<const Name extends string>(
     result: done,
     errors: { ...ERRORS, ...errors },
     concurrent: true,
-    cli: { positional: ['volume', 'snapshot'] },
+    cli: {
+      positional: ['volume', 'snapshot'],
+      text: (_, { volume, snapshot }) => `Snapshot ${snapshot} of vol ${volume} ${verb}d\n`,
+    },
     async run({ volume, snapshot, pool }, { volumes }: VolumeContext) {
       await volumes.snapshot(volumes.find(volume, pool), verb, snapshot)
       return true as const

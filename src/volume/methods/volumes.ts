@@ -158,7 +158,7 @@ const volumeDelete = method({
   result: done,
   errors: { ...NO_VOLUME, ...CANNOT },
   concurrent: true,
-  cli: VOLUME,
+  cli: { ...VOLUME, text: (_, { volume }) => `Vol ${volume} deleted\n` },
   async run({ volume, pool, delete_snapshots }, { volumes }: VolumeContext) {
     await volumes.delete(volumes.find(volume, pool), { withSnapshots: delete_snapshots })
     return true as const
@@ -280,7 +280,7 @@ const volumeResize = method({
   concurrent: true,
   cli: {
     positional: ['volume', 'capacity'],
-    text: ({ capacity }) => `The volume has ${formatSize(capacity)} now\n`,
+    text: ({ capacity }, { volume }) => `Vol ${volume} has ${formatSize(capacity)} now\n`,
   },
   async run({ volume, capacity, pool, delta, ...options }, { volumes }: VolumeContext) {
     const { shrink, allocate, follow_link } = options
@@ -299,7 +299,10 @@ const volumeRename = method({
   result: done,
   errors: { ...NO_VOLUME, ...CANNOT, ...NEW_NAME },
   concurrent: true,
-  cli: { positional: ['volume', 'name'] },
+  cli: {
+    positional: ['volume', 'name'],
+    text: (_, { volume, name }) => `Vol ${volume} is called ${name} now\n`,
+  },
   async run({ volume, name, pool }, { volumes }: VolumeContext) {
     await volumes.rename(volumes.find(volume, pool), name)
     return true as const
