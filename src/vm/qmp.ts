@@ -11,7 +11,7 @@
 import { once } from 'node:events'
 import { createConnection, type Socket } from 'node:net'
 import { ProtocolError } from '../core/errors.ts'
-import { isRecord } from './is-record.ts'
+import { isRecord, textOf } from './untrusted.ts'
 
 /** For example `{ event: 'DEVICE_DELETED', data: { device: 'disk1' } }`. */
 export interface QmpEvent {
@@ -114,8 +114,13 @@ export class Qmp {
     const failure = await Promise.race([greeting, qmp.closed])
     clearTimeout(timer)
     if (failure !== undefined) throw failure
-    await qmp.execute('qmp_capabilities')
-    return qmp
+    try {
+      await qmp.execute('qmp_capabilities')
+      return qmp
+    } catch (error) {
+      qmp.close(error as Error)
+      throw error
+    }
   }
 
   /** Runs a command. Throws `QmpError` when QEMU refuses it, `QmpClosed` when no answer comes. */
@@ -207,15 +212,15 @@ export class Qmp {
   }
 
   #answer(message: Record<string, unknown>): void {
-    const waiter = this.#waiters.get(Number(message['id']))
+    const { id, error } = message
+    const waiter = typeof id === 'number' ? this.#waiters.get(id) : undefined
     // An answer that came too late, or that nobody asked for.
     if (waiter === undefined) return
-    this.#waiters.delete(Number(message['id']))
+    this.#waiters.delete(id as number)
     clearTimeout(waiter.timer)
-    const { error } = message
     const { class: errorClass, desc } = isRecord(error) ? error : {}
     if (error === undefined) waiter.resolve(message['return'])
-    else waiter.reject(new QmpError(waiter.command, String(errorClass), String(desc)))
+    else waiter.reject(new QmpError(waiter.command, textOf(errorClass), textOf(desc, 'no reason given')))
   }
 
   #tell(event: QmpEvent): void {

@@ -4,7 +4,9 @@ import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { Qmp, QmpClosed, QmpError } from '../../src/vm/qmp.ts'
+import { ProtocolError } from '../../src/core/errors.ts'
+import { Prng } from '../../src/core/prng.ts'
+import { Qmp, QmpClosed, QmpError, type QmpEvent } from '../../src/vm/qmp.ts'
 
 const GREETING =
   '{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}, "capabilities": ["oob"]}}\r\n'
@@ -35,6 +37,31 @@ async function fakeQemu(script: Script, greeting = GREETING): Promise<string[]> 
   })
   await new Promise<void>(resolve => server.listen(path, resolve))
   return heard
+}
+
+const SEEDS = Array.from({ length: 64 }, (_, seed) => seed)
+const LINES = [
+  '{"return": {}, "id": 2}\r\n',
+  '{"return": {"status": "running"}, "id": 3}\r\n',
+  '{"error": {"class": "GenericError", "desc": "no"}, "id": 2}\r\n',
+  '{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP", "data": {"device": "disk-vda"}}\r\n',
+  '{"event": "STOP", "data": [1]}\n',
+  '{"id": {"toString": 1}, "return": 1}\n',
+  '{"error": null, "id": 3}\n',
+  '{"error": {"class": {"toString": 1}, "desc": {"toString": 1}}, "id": 3}\n',
+  GREETING,
+]
+
+/** Lines of QEMU's with bytes changed, taken out and doubled, in pieces. */
+function* garbage(random: Prng): Generator<Buffer> {
+  for (let line = random.below(12); line > 0; line--) {
+    const bytes = Buffer.from(LINES[random.below(LINES.length)]!)
+    for (let change = random.below(3); change > 0; change--)
+      bytes[random.below(bytes.length)] = random.below(256)
+    const cut = random.below(bytes.length)
+    yield bytes.subarray(0, cut)
+    yield bytes.subarray(random.below(8) === 0 ? Math.max(0, cut - 3) : cut)
+  }
 }
 
 const agrees: Script = () => '{"return": {}, "id": $ID}\r\n'
@@ -140,6 +167,41 @@ describe('a QEMU that misbehaves', () => {
     )
     const qmp = await Qmp.connect(path)
     await expect(qmp.execute('x')).rejects.toThrow('more than 16777216 characters')
+  })
+
+  it('is not left open when QEMU does not negotiate', async () => {
+    const ends: Promise<void>[] = []
+    await fakeQemu((_command, socket) => {
+      ends.push(new Promise(resolve => socket.once('close', () => resolve())))
+      return undefined
+    })
+    await expect(Qmp.connect(path, { timeoutMs: 20 })).rejects.toThrow('has not answered qmp_capabilities')
+    await Promise.all(ends)
+    expect(ends).toHaveLength(1)
+  })
+
+  it.each(SEEDS)('is answered or ended, whatever QEMU sends (seed %i)', async seed => {
+    const random = new Prng(seed)
+    await fakeQemu((command, socket) => {
+      if (command === 'qmp_capabilities' && seed % 4 !== 0) return agrees(command, socket)
+      for (const piece of garbage(random)) socket.write(piece)
+      socket.end()
+      return undefined
+    })
+    const heard: QmpEvent[] = []
+    const work = async (): Promise<unknown[]> => {
+      const qmp = await Qmp.connect(path, { onEvent: event => heard.push(event) })
+      const event = qmp.event('STOP')
+      const answers = await Promise.allSettled([qmp.execute('stop'), qmp.execute('cont'), event])
+      await qmp.closed
+      return answers.flatMap(answer => (answer.status === 'rejected' ? [answer.reason] : []))
+    }
+    const reasons = await work().catch(error => [error])
+    for (const reason of reasons) {
+      const isKnown = [QmpClosed, QmpError, ProtocolError].some(each => reason instanceof each)
+      expect(isKnown, String(reason)).toBe(true)
+    }
+    for (const { event, data } of heard) expect([typeof event, typeof data]).toEqual(['string', 'object'])
   })
 
   it('that ends rejects every command and event, and says so once', async () => {

@@ -2,7 +2,7 @@
 import { dirname } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { RpcError } from '../../core/errors.ts'
-import { isRecord } from '../is-record.ts'
+import { isRecord, textOf } from '../untrusted.ts'
 import {
   cpuPercent,
   type KnownThreads,
@@ -88,7 +88,7 @@ async function knownThreads(pid: number, monitor: Monitor): Promise<KnownThreads
   return {
     pid,
     vcpus: new Map(vcpus.map(each => [Number(each['thread-id']), Number(each['cpu-index'])])),
-    iothreads: new Map(iothreads.map(each => [Number(each['thread-id']), String(each['id'])])),
+    iothreads: new Map(iothreads.map(each => [Number(each['thread-id']), textOf(each['id'])])),
   }
 }
 
@@ -96,11 +96,11 @@ async function disksOf({ monitor, vhostDisks }: InspectedGuest): Promise<Inspect
   const disks: { disk: string; source: string; servedBy: string }[] = []
   for (const block of records(await monitor('query-block', {}))) {
     const { qdev, device, inserted } = block
-    const path = devicePath(String(qdev ?? ''))
+    const path = devicePath(textOf(qdev, ''))
     const iothread = path === '' ? undefined : await iothreadOf(path, monitor)
     disks.push({
-      disk: nameOf(path) || String(device),
-      source: isRecord(inserted) ? String(inserted['file']) : 'empty',
+      disk: nameOf(path) || textOf(device),
+      source: isRecord(inserted) ? textOf(inserted['file']) : 'empty',
       servedBy: iothread === undefined ? 'main loop' : `I/O thread ${iothread}`,
     })
   }
@@ -124,7 +124,7 @@ const nameOf = (path: string): string =>
 async function iothreadOf(path: string, monitor: Monitor): Promise<string | undefined> {
   const get = async (object: string, property: string): Promise<string> => {
     try {
-      return String(await monitor('qom-get', { path: object, property }))
+      return textOf(await monitor('qom-get', { path: object, property }), '')
     } catch (error) {
       // It has no such property: not every device can have a thread.
       if (error instanceof RpcError) return ''

@@ -3,11 +3,12 @@ import { RpcError, thereAre } from '../../core/errors.ts'
 import { logger } from '../../core/log.ts'
 import type { DomainDisk } from '../../libvirt/domain-xml.ts'
 import type { Scope, Virsh } from '../../libvirt/virsh.ts'
+import { untilLetGo } from '../let-go.ts'
 import { withUndo } from '../undo.ts'
 import { withdrawRule } from './apparmor.ts'
 import type { AttachParts } from './attach.ts'
 import { type Domain, disksOf, documentsOf, readDomain, scopeOf, sourcesOf } from './domains.ts'
-import { unplugNvme, untilReleased } from './monitor-disk.ts'
+import { guestIn, unplugNvme } from './monitor-disk.ts'
 import { release, releaseLeft, type ServingParts, servedFrom } from './serving.ts'
 import type { StorageParts } from './storage.ts'
 
@@ -154,7 +155,7 @@ async function detachFromGuest(virsh: Virsh, { live, name }: Domain, disk: Domai
   const { target } = disk
   if (disk.by === 'monitor') return unplugNvme(virsh, live!, target)
   await virsh.detachDevice(name, live!.diskXml(target), { live: true, config: false })
-  await untilReleased(name, target, async () => {
+  await untilLetGo(guestIn(name), target, async () => {
     const document = await virsh.domain(name, 'live')
     return !document.disks().some(other => other.target === target)
   })

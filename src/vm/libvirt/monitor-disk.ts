@@ -2,7 +2,6 @@
  * An NVMe disk that a guest gets while it runs. libvirt has no such disk, so QEMU is asked around it; the domain counts as tainted
  * from then on (virsh dominfo says so), and the disk is gone when the guest stops.
  */
-import { setTimeout as delay } from 'node:timers/promises'
 import { RpcError } from '../../core/errors.ts'
 import {
   type DiskSource,
@@ -14,14 +13,11 @@ import {
 } from '../../libvirt/disk-xml.ts'
 import { type DomainDocument, MONITOR_DISKS } from '../../libvirt/domain-xml.ts'
 import type { Virsh } from '../../libvirt/virsh.ts'
+import { removeBehind, untilLetGo } from '../let-go.ts'
 import type { Undo } from '../undo.ts'
 
 /** In QEMU's own lists, told from what libvirt and others make. */
 const qemuId = (id: string): string => `qpair-${id}`
-
-/** How long a guest may take to let go of a disk; the command line waits a minute for an answer. */
-const RELEASE_MS = 40_000
-const POLL_MS = 250
 
 export async function plugNvme(
   virsh: Virsh,
@@ -80,45 +76,17 @@ async function plugDevice(
 
 async function unplugDevice(virsh: Virsh, domain: string, id: string): Promise<void> {
   await virsh.monitor(domain, 'device_del', { id })
-  await untilReleased(domain, id, async () => {
+  await untilLetGo(guestIn(domain), id, async () => {
     const devices = await virsh.monitor(domain, 'qom-list', { path: '/machine/peripheral' })
     return !(devices as { name: string }[]).some(({ name }) => name === id)
   })
 }
 
-/** QEMU finishes with a device a moment after it has taken it off its list, and until then the device has its node. */
-async function deleteNode(virsh: Virsh, domain: string, id: string): Promise<void> {
-  await untilReleased(domain, id, async () => {
-    try {
-      await virsh.monitor(domain, 'blockdev-del', { 'node-name': id })
-      return true
-    } catch (error) {
-      if ((error as Error).message.includes('is in use')) return false
-      throw error
-    }
-  })
-}
+const deleteNode = (virsh: Virsh, domain: string, id: string): Promise<void> =>
+  removeBehind(guestIn(domain), id, () => virsh.monitor(domain, 'blockdev-del', { 'node-name': id }))
 
-/** The guest has been asked, and has not let go. */
-const stillThere = (domain: string, target: string): RpcError =>
-  new RpcError(
-    'ETIMEDOUT',
-    `the guest in domain ${domain} has not let go of ${target} within ${RELEASE_MS / 1000} s: is it mounted there, or is ` +
-      'the guest still starting? It may yet; type the command again',
-  )
-
-/** Waits until something is so; throws `stillThere` when it takes too long. */
-export async function untilReleased(
-  domain: string,
-  target: string,
-  isGone: () => Promise<boolean>,
-): Promise<void> {
-  const deadlineMs = Date.now() + RELEASE_MS
-  while (!(await isGone())) {
-    if (Date.now() > deadlineMs) throw stillThere(domain, target)
-    await delay(POLL_MS)
-  }
-}
+/** For messages. */
+export const guestIn = (domain: string): string => `the guest in domain ${domain}`
 
 /** QEMU's words for what a disk is made of, as `blockdev-add` and `-blockdev` take them. */
 export function blockdev(

@@ -1,10 +1,11 @@
 /** A guest of ours: QEMU in a process that outlives the daemon, and the session with its monitor. */
 import { rm } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
-import { RpcError, thereAre } from '../../core/errors.ts'
+import { ProtocolError, RpcError, thereAre } from '../../core/errors.ts'
 import { logger } from '../../core/log.ts'
 import type { Host } from '../../host/host.ts'
 import { Turns } from '../../volume/turns.ts'
+import { RELEASE_MS, removeBehind, stillThere } from '../let-go.ts'
 import { servedFrom } from '../libvirt/serving.ts'
 import { Qmp, QmpClosed, QmpError, type QmpEvent } from '../qmp.ts'
 import { type Undo, withUndo } from '../undo.ts'
@@ -16,12 +17,10 @@ import { hasPorts, portName } from './machine.ts'
 import { closeNet } from './network.ts'
 import { qemuFailure } from './qemu-failure.ts'
 import { hasEnded, isRunning, kill } from './qemu-process.ts'
-import { releaseDisk, untilLetGo } from './release.ts'
+import { releaseDisk, untilDisconnected } from './release.ts'
 
 const log = logger('vm')
 
-/** How long a guest may take to let go of a disk; the command line waits a minute for an answer. */
-const RELEASE_MS = 40_000
 /** How long QEMU may take to end when it is told to. */
 const QUIT_MS = 10_000
 const RECONNECT_MS = 500
@@ -84,13 +83,19 @@ export class Guest {
     if (this.#qmp === undefined) {
       throw new RpcError('EAGAIN', `guest ${name}: QEMU's monitor does not answer yet; try again in a moment`)
     }
+    return this.#told(this.#qmp.execute<Result>(command, args))
+  }
+
+  /** What QEMU has against something, or that it is gone, as an `RpcError`. */
+  async #told<Result>(answer: Promise<Result>): Promise<Result> {
+    const { name } = this.#record
     try {
-      return await this.#qmp.execute<Result>(command, args)
+      return await answer
     } catch (error) {
       if (error instanceof QmpError) {
-        throw qemuFailure(`guest ${name}: QEMU's ${command}`, error.desc, error)
+        throw qemuFailure(`guest ${name}: QEMU's ${error.command}`, error.desc, error)
       }
-      if (error instanceof QmpClosed) {
+      if (error instanceof QmpClosed || error instanceof ProtocolError) {
         throw new RpcError('EIO', `guest ${name}: ${error.message}`, { cause: error })
       }
       throw error
@@ -112,7 +117,7 @@ export class Guest {
         const targets = disks.map(({ target }) => target)
         const prepared = await prepareDisk(request, { name, targets }, undo, this.#parts)
         const disk = { ...prepared, port }
-        undo.add(`disk ${disk.target}`, () => untilLetGo(name, [disk.target], this.#parts))
+        undo.add(`disk ${disk.target}`, () => untilDisconnected(name, [disk.target], this.#parts))
         // First, so that it can be detached if the daemon is killed before all is done.
         await this.#keep([...disks, disk])
         undo.add(`the record of ${disk.target}`, () => this.#keep(disks))
@@ -237,46 +242,55 @@ export class Guest {
       const addr = { type: 'unix', data: { path: chardev.path } }
       const backend = { type: 'socket', data: { addr, server: false, ...reconnection(version) } }
       await this.execute('chardev-add', { id, backend })
-      undo.add(`character device ${id} of guest ${name}`, () => this.execute('chardev-remove', { id }))
+      undo.add(`character device ${id} of guest ${name}`, () => this.#removeChardev(disk.target))
     }
     if (blockdev !== undefined) {
       await this.execute('blockdev-add', blockdev)
-      undo.add(`block node ${id} of guest ${name}`, () => this.execute('blockdev-del', { 'node-name': id }))
+      undo.add(`block node ${id} of guest ${name}`, () => this.#removeNode(disk.target))
     }
     await this.execute('device_add', device)
-    undo.add(`device ${id} of guest ${name}`, () => this.#removeDevice(id, disk.target))
+    undo.add(`device ${id} of guest ${name}`, () => this.#removeDevice(disk.target))
   }
 
   async #unplug({ target, source }: RecordedDisk): Promise<void> {
-    const id = diskId(target)
+    let isWhole = true
     try {
-      await this.#removeDevice(id, target)
+      await this.#removeDevice(target)
     } catch (error) {
       if (!isNotFound(error)) throw error
-      // Its plugging in was cut short: what there is of it goes.
-      const removed = this.execute('blockdev-del', { 'node-name': id })
-      await removed.catch(() => this.execute('chardev-remove', { id })).catch(() => undefined)
-      return
+      // Its plugging in was cut short, or its taking away: what there is of it goes.
+      isWhole = false
     }
-    if (source.kind === 'vhost') await this.execute('chardev-remove', { id })
-    else await this.execute('blockdev-del', { 'node-name': id })
+    const removed = source.kind === 'vhost' ? this.#removeChardev(target) : this.#removeNode(target)
+    await removed.catch((error: Error) => {
+      if (isWhole) throw error
+      log.debug(`guest ${this.#record.name}: ${error.message}`)
+    })
+  }
+
+  #removeNode(target: string): Promise<void> {
+    const node = { 'node-name': diskId(target) }
+    return removeBehind(this.#called, target, () => this.execute('blockdev-del', node))
+  }
+
+  #removeChardev(target: string): Promise<void> {
+    return removeBehind(this.#called, target, () => this.execute('chardev-remove', { id: diskId(target) }))
+  }
+
+  get #called(): string {
+    return `guest ${this.#record.name}`
   }
 
   /** Asks, and waits for DEVICE_DELETED: the guest lets go when it likes. */
-  async #removeDevice(id: string, target: string): Promise<void> {
-    const { name } = this.#record
+  async #removeDevice(target: string): Promise<void> {
+    const id = diskId(target)
     const gone = this.#qmp?.event('DEVICE_DELETED', ({ device }) => device === id)
     await this.execute('device_del', { id })
     const timer = new AbortController()
     const late = delay(RELEASE_MS, 'late', { signal: timer.signal }).catch(() => 'stopped')
-    const first = await Promise.race([gone, late])
-    timer.abort()
+    const first = await this.#told(Promise.race([gone, late])).finally(() => timer.abort())
     if (first !== 'late') return
-    throw new RpcError(
-      'ETIMEDOUT',
-      `guest ${name} has not let go of ${target} within ${RELEASE_MS / 1000} s: is it mounted there, or is the guest still ` +
-        'starting? It may yet; type the command again',
-    )
+    throw stillThere(this.#called, target)
   }
 
   #find(word: string): RecordedDisk {

@@ -37,7 +37,7 @@ import {
   type QemuProcess,
   startQemu,
 } from './qemu-process.ts'
-import { untilLetGo } from './release.ts'
+import { untilDisconnected } from './release.ts'
 import { type OpenScreen, openScreen, passwordFor, type Screen, screenOption } from './screen.ts'
 
 const log = logger('vm')
@@ -256,7 +256,7 @@ export class OwnGuests {
     kill(qemu)
     await hasEnded(qemu, START_MS)
     const targets = disks.map(({ target }) => target)
-    await untilLetGo(name, targets, this.#parts)
+    await untilDisconnected(name, targets, this.#parts)
   }
 
   /** With the guest's own variables. */

@@ -9,7 +9,7 @@ const NOTICE_MS = 10_000
 const POLL_MS = 20
 
 /** Waits until no front end of the guest's is connected for these disks. What is still connected then, its controller names. */
-export async function untilLetGo(
+export async function untilDisconnected(
   guest: string,
   targets: readonly string[],
   { vhost }: Pick<ServingParts, 'vhost'>,
@@ -28,6 +28,6 @@ export async function releaseDisk(
   { target, source }: Pick<RecordedDisk, 'target' | 'source'>,
   parts: ReleaseParts,
 ): Promise<string[]> {
-  await untilLetGo(guest, [target], parts)
+  await untilDisconnected(guest, [target], parts)
   return release(guest, target, nameOf(source), parts)
 }

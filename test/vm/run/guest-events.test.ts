@@ -32,3 +32,10 @@ it('says nothing of errors that the guest hears of itself, and of other events',
   reportEvent('web', { event: 'STOP', data: {} })
   expect(lines).toEqual([])
 })
+
+it('is not brought down by what is no text', () => {
+  const odd = { toString: 1 }
+  const data = { action: 'stop', 'node-name': odd, operation: odd, reason: odd, nospace: odd }
+  reportEvent('web', { event: 'BLOCK_IO_ERROR', data })
+  expect(lines).toEqual([expect.stringContaining('its disk unknown has failed to work: no reason given')])
+})

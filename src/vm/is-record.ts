@@ -1,3 +1,0 @@
-/** Whether something that a program has written is an object of JSON. */
-export const isRecord = (value: unknown): value is Record<string, unknown> =>
-  typeof value === 'object' && value !== null && !Array.isArray(value)
