@@ -3,7 +3,7 @@
  * first. Blocks come by range requests and stay in a bounded cache in memory.
  *
  *     HTTP_DISK_URL=https://example.org/debian.iso qpair serve --plugin examples/http-disk.js
- *     qpair bdev plugin-create examples/http-disk.js -b iso0 --options '{"url":"https://example.org/debian.iso"}'
+ *     qpair bdev plugin-create ./examples/http-disk.js -b iso0 --options '{"url":"https://example.org/debian.iso"}'
  *
  * Options: `url`; `headers`, for authorization; `blockSize` (512); `chunkKiB`, how much one request asks for (256);
  * `cacheMiB`, how much is kept (256); `retries` (5), `timeoutMs` of one request (10000).

@@ -78,9 +78,11 @@ export async function connect<Methods extends readonly Callable[]>(
         await sleep(RETRY_INTERVAL_MS)
         continue
       }
-      const reason = (cause as Error).message
+      const { code, message } = cause as NodeJS.ErrnoException
       throw new RpcConnectionError(
-        `no daemon answers at ${address} (${reason}); start it with: qpair serve`,
+        code === 'EACCES'
+          ? `${address} may not be opened by this user (${message}): be the user of the daemon, as with sudo, or of its socket's group`
+          : `no daemon answers at ${address} (${message}); start it with: qpair serve`,
         { cause },
       )
     }

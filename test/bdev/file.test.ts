@@ -94,6 +94,12 @@ describe('bdev_aio_create', () => {
     })
   })
 
+  it('says where a relative path begins that leads nowhere', async () => {
+    await expect(create({ filename: 'nowhere.raw' })).rejects.toMatchObject({
+      message: expect.stringMatching(`it begins in ${process.cwd()}, .* and ./nowhere.raw where you are$`),
+    })
+  })
+
   it('refuses a directory', async () => {
     mkdirSync(join(directory, 'sub'))
     await expect(create({ filename: join(directory, 'sub') })).rejects.toMatchObject({

@@ -210,6 +210,16 @@ describe('a disk written by a user', () => {
     expect(lines.join('')).not.toContain('every I/O fails')
   })
 
+  it('refuses a path that leads nowhere, and says where paths begin', async () => {
+    const filename = join(directory, 'nothing.mjs')
+    await expect(reactors.run(bdevs.create('plugin', 'p0', { filename }))).rejects.toMatchObject({
+      code: 'EINVAL',
+      message: expect.stringMatching(
+        `^the plugin ${filename} cannot be used: there is no such file; ./NAME is`,
+      ),
+    })
+  })
+
   it('is named by the module, or after its file, and is made only once', async () => {
     const named = module(`export const name = 'web0'\n${MEMORY}`, 'named.mjs')
     const plain = module(MEMORY, 'my disk.mjs')

@@ -63,7 +63,7 @@ describe('a pool', () => {
     await define('vms')
     await expect(storage.call('pool_start', { pool: 'vms' })).rejects.toMatchObject({
       code: 'ENOENT',
-      message: expect.stringContaining('qpair pool build vms makes it'),
+      message: expect.stringContaining('qpair pool build vms makes it, or this command with --build'),
     })
     expect(await rows()).toMatchObject([{ state: 'inactive' }])
   })

@@ -12,6 +12,7 @@ import { resolve } from 'node:path'
 import { promisify } from 'node:util'
 import { z } from 'zod'
 import { RpcError } from '../../core/errors.ts'
+import { whereItBegins } from '../../core/relative-path.ts'
 import { method } from '../../rpc/method.ts'
 import { done, uint32, uuid } from '../../rpc/params.ts'
 import { close, fallocate, ioctl, lseek } from '../../sys/libc.ts'
@@ -163,7 +164,10 @@ function describe(given: FileParams, driver: string): Record<string, unknown> {
 /** Throws `RpcError` unless the path is a file or a block device; says which. */
 async function checkKind(name: string, path: string): Promise<boolean> {
   const stats = await stat(path).catch((cause: NodeJS.ErrnoException) => {
-    const remedy = cause.code === 'ENOENT' ? `: make it first, for example with truncate -s 10G ${path}` : ''
+    const remedy =
+      cause.code === 'ENOENT'
+        ? `: make it first, for example with truncate -s 10G ${path}${whereItBegins(path)}`
+        : ''
     throw new RpcError('ENOENT', `${name} cannot open ${path}: ${cause.code}${remedy}`, { cause })
   })
   if (stats.isFile()) return false

@@ -2,6 +2,7 @@
  * The thread of a user's module: loads it, tells what it is, and calls its functions as requests come. Whatever the user's
  * code does wrong ends as the status of one I/O and a line in the log.
  */
+import { existsSync } from 'node:fs'
 import { constants } from 'node:os'
 import { pathToFileURL } from 'node:url'
 import { parentPort, workerData } from 'node:worker_threads'
@@ -50,6 +51,8 @@ const tell = (message: ThreadMessage): void => host.postMessage(message)
 const explain = (error: unknown): string =>
   error instanceof Error ? `${error.name}: ${error.message}` : `${typeof error} ${String(error)}`
 
+const MISSING = 'there is no such file; ./NAME is one where you are, NAME one where the daemon runs'
+
 /** For modules that import `qpair/driver` from a directory in whose node_modules there is no qpair. */
 const remedyFor = (error: unknown): string =>
   error instanceof Error && error.message.includes("find package 'qpair'")
@@ -96,7 +99,8 @@ async function load(): Promise<PluginDisk | undefined> {
     })
     return found
   } catch (error) {
-    tell({ kind: 'refused', why: `${explain(error)}${remedyFor(error)}` })
+    const why = existsSync(path) ? `${explain(error)}${remedyFor(error)}` : MISSING
+    tell({ kind: 'refused', why })
     return undefined
   }
 }

@@ -67,7 +67,10 @@ export class DirectoryPool implements PoolBackend {
 
   protected async requireDirectory(): Promise<void> {
     const stats = await stat(this.path).catch((cause: NodeJS.ErrnoException) => {
-      const remedy = cause.code === 'ENOENT' ? `; qpair pool build ${this.document.name} makes it` : ''
+      const remedy =
+        cause.code === 'ENOENT'
+          ? `; qpair pool build ${this.document.name} makes it, or this command with --build`
+          : ''
       throw new RpcError(
         codeOf(cause),
         `cannot open directory '${this.path}' of pool ${this.document.name}: ${cause.code}${remedy}`,

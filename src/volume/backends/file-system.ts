@@ -144,7 +144,7 @@ export class MountedPool extends DirectoryPool {
     if (isForced) return this.#letGo()
     await this.#unmount([], said =>
       /busy/.test(said)
-        ? `Somebody uses files below ${this.path}: fuser -vm ${this.path} says who`
+        ? `Somebody uses files below ${this.path}: fuser -vm ${this.path} says who; this daemon itself where volumes are exported`
         : undefined,
     )
   }

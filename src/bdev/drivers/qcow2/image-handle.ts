@@ -10,6 +10,7 @@ import {
 import { stat } from 'node:fs/promises'
 import { promisify } from 'node:util'
 import { ProtocolError, type RpcCode, RpcError } from '../../../core/errors.ts'
+import { whereItBegins } from '../../../core/relative-path.ts'
 import { lockImage } from '../../../sys/image-lock.ts'
 import { close, lseek } from '../../../sys/libc.ts'
 import { requireServer } from '../file-server.ts'
@@ -66,7 +67,8 @@ function openFile(path: string, isReadOnly: boolean, create: boolean): Promise<n
 
 async function checkKind(path: string): Promise<void> {
   const stats = await stat(path).catch((cause: NodeJS.ErrnoException) => {
-    throw new RpcError(asCode(cause.code), `cannot open ${path}: ${cause.code}`, { cause })
+    const remedy = cause.code === 'ENOENT' ? `: name an image that is there${whereItBegins(path)}` : ''
+    throw new RpcError(asCode(cause.code), `cannot open ${path}: ${cause.code}${remedy}`, { cause })
   })
   if (stats.isFile() || stats.isBlockDevice()) return
   const what = stats.isDirectory() ? 'a directory' : 'neither'
