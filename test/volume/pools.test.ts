@@ -333,6 +333,15 @@ describe('watermarks', () => {
 })
 
 describe('pool_define_as', () => {
+  it('speaks of the words, not of a document that nobody wrote', async () => {
+    await expect(storage.call('pool_define_as', { name: 'd', type: 'dir' })).rejects.toMatchObject({
+      code: 'EINVAL',
+      message: expect.stringMatching(
+        /^pool d needs other words, such as --target .* has a <path> in its <target>$/,
+      ),
+    })
+  })
+
   it('takes words in the order of virsh, with - for those that are not there', async () => {
     const words = { name: 'v', type: 'dir', source_host: '-', source_path: '-', target: storage.path('v') }
     await storage.call('pool_define_as', words)

@@ -222,6 +222,12 @@ const list = method({
   run: ({ uri }, { ownGuests, libvirtGuests }: DiskContext) => listGuests(uri, ownGuests, libvirtGuests),
 })
 
+const endings = (isForced: boolean) => ({
+  'powered down': 'has shut down',
+  quit: isForced ? 'is ended' : 'has not reacted to its power button in time, and is ended by force',
+  killed: 'is killed, since its QEMU did not answer',
+})
+
 const stop = method({
   name: 'vm_stop',
   summary: 'Ends a guest that qpair has started: by its power button, and by force when it does not react.',
@@ -253,8 +259,10 @@ const stop = method({
   cli: {
     positional: ['name'],
     flags: { force: 'f', timeout: 't' },
-    text: ({ name, how, released }) =>
-      [`guest ${name} has ended: ${how}`, ...released.map(each => `closed: ${each}`), ''].join('\n'),
+    text: ({ name, how, released }, { force }) =>
+      [`guest ${name} ${endings(force === true)[how]}`, ...released.map(each => `closed: ${each}`), ''].join(
+        '\n',
+      ),
   },
   async run({ name, force, timeout }, { ownGuests }: DiskContext) {
     const { how, released } = await ownGuests.stop(name, { force, timeoutMs: timeout * 1000 })

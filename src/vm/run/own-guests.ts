@@ -1,5 +1,5 @@
 /** The guests that this daemon has started: made, found again after the daemon's own restart, ended. */
-import { rmSync } from 'node:fs'
+import { existsSync, rmSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
 import { RpcError, thereAre } from '../../core/errors.ts'
@@ -121,7 +121,7 @@ export class OwnGuests {
     if (guest !== undefined) return guest
     throw new RpcError(
       'ENODEV',
-      `there is no guest ${name} that qpair has started: ${thereAre(this.#guests.keys())}`,
+      `there is no guest ${name} that qpair has started: ${thereAre(this.#guests.keys())}; libvirt's domains are virsh's to start and stop`,
     )
   }
 
@@ -171,6 +171,13 @@ export class OwnGuests {
     const paths = pathsOf(directory, name)
     if (this.#guests.has(name) || this.#starting.has(name)) {
       throw new RpcError('EEXIST', `there is a guest ${name} already: qpair vm stop ${name} ends it`)
+    }
+    if (existsSync(paths.record)) {
+      throw new RpcError(
+        'EEXIST',
+        `${paths.directory} has a guest ${name} that is not understood, and may still run: end it and remove that directory, or ` +
+          'choose another name',
+      )
     }
     this.#starting.add(name)
     try {

@@ -254,7 +254,8 @@ function mountRemedy(said: string, type: string): string | undefined {
   if (/need a \/sbin\/mount\./.test(said)) return `There is no ${helper}: ${install(helper)}`
   if (/wrong fs type/.test(said))
     return 'If nothing is on it yet: qpair pool build POOL --no-overwrite formats it'
-  if (/unknown filesystem type/.test(said))
+  // mount.nfs says it so; of other types it may be the device.
+  if (/unknown filesystem type/.test(said) || (type === 'nfs' && /No such device/.test(said)))
     return `The kernel has no ${type}, or its module is not loaded: modprobe ${type}`
   if (/does not exist|No such (file|device)/.test(said)) return 'Is the source of the pool there?'
   return undefined

@@ -87,6 +87,21 @@ function authOf(given: AsParams): PoolAuth | undefined {
   return { type, username, secret: uuid === undefined ? { usage: usage! } : { uuid } }
 }
 
+/** Whoever typed words has written no document that could be wrong in a line. */
+async function inWords<Result>({ name }: AsParams, work: Promise<Result>): Promise<Result> {
+  return work.catch((error: unknown) => {
+    const [, reason] = /^the pool document, line \d+: (.*)/s.exec((error as Error).message) ?? []
+    if (!(error instanceof RpcError) || reason === undefined) throw error
+    throw new RpcError(
+      error.code,
+      `pool ${name} needs other words, such as --target for its <target>: ${reason}`,
+      {
+        cause: error,
+      },
+    )
+  })
+}
+
 const ERRORS = {
   EINVAL: 'its type needs what is not given; which, is said',
   EEXIST: 'the name or the target is that of another pool',
@@ -102,7 +117,8 @@ const poolDefineAs = method({
   errors: ERRORS,
   saves: true,
   cli: { positional, text: row => `Pool ${row.name} defined\n` },
-  run: async (given, { pools }: VolumeContext) => toRow(await pools.define(formatPool(documentOf(given)))),
+  run: async (given, { pools }: VolumeContext) =>
+    toRow(await inWords(given, pools.define(formatPool(documentOf(given))))),
 })
 
 const poolCreateAs = method({
@@ -120,7 +136,7 @@ const poolCreateAs = method({
   concurrent: true,
   cli: { positional, text: row => `Pool ${row.name} created\n` },
   async run(given, { pools }: VolumeContext) {
-    return toRow(await pools.create(formatPool(documentOf(given)), buildBefore(given)))
+    return toRow(await inWords(given, pools.create(formatPool(documentOf(given)), buildBefore(given))))
   },
 })
 

@@ -50,7 +50,7 @@ it('names the packages of a QEMU that is missing, and leaves nothing', async () 
   expect(existsSync(join(directory, 'web'))).toBe(false)
 })
 
-it('takes away a start that never came to a record, and leaves what it does not understand', () => {
+it('takes away a start that never came to a record, and leaves what it does not understand', async () => {
   mkdirSync(join(directory, 'never'))
   mkdirSync(join(directory, 'odd'))
   writeFileSync(join(directory, 'odd/guest.json'), '{')
@@ -58,11 +58,12 @@ it('takes away a start that never came to a record, and leaves what it does not 
   own.adopt()
   expect(own.list()).toEqual([])
   expect(existsSync(join(directory, 'never'))).toBe(false)
+  await expect(own.start({ ...REQUEST, name: 'odd' })).rejects.toThrow('a guest odd that is not understood')
   expect(existsSync(join(directory, 'odd/guest.json'))).toBe(true)
 })
 
 it('says which guests there are when one is not', () => {
   expect(() => guests({ directory }).get('web')).toThrow(
-    'there is no guest web that qpair has started: there are none',
+    "there is no guest web that qpair has started: there are none; libvirt's domains",
   )
 })

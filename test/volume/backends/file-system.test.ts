@@ -84,6 +84,7 @@ describe('a pool on a server', () => {
       'install nfs-common (Debian, Ubuntu), nfs-utils (Fedora) or nfs-client (SUSE)',
     ],
     ["unknown filesystem type 'nfs'.", 'EIO', 'modprobe nfs'],
+    ['mount.nfs: No such device', 'EIO', 'modprobe nfs'],
     ['access denied by server while mounting h:/x', 'EPERM', 'access denied'],
     ['Connection timed out', 'ETIMEDOUT', 'timed out'],
   ])('says what to do when mount says %j', async (said, code, message) => {
