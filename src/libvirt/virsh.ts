@@ -70,26 +70,15 @@ export class Virsh {
     return DomainDocument.parse(await this.#virsh(['dumpxml', ...flags, '--', name]))
   }
 
-  /** `running`, `shut off` … */
-  async state(domain: string): Promise<string> {
-    return (await this.#virsh(['domstate', '--', domain])).trim()
+  /** What `virsh dominfo` says of a domain by its own titles: `Name`, `State`, `CPU(s)`, `Max memory`, `Persistent`. */
+  async facts(domain: string): Promise<ReadonlyMap<string, string>> {
+    const lines = (await this.#virsh(['dominfo', '--', domain])).split('\n')
+    return new Map(lines.map(line => line.split(/:\s+(.*)/, 2) as [string, string]))
   }
 
-  /** Whether libvirt keeps the domain when it does not run. */
-  async isPersistent(domain: string): Promise<boolean> {
-    return /^Persistent:\s+yes$/m.test(await this.#virsh(['dominfo', '--', domain]))
-  }
-
-  /** Every domain, running or not, with what `virsh dominfo` says of it by its own titles: `State`, `CPU(s)`, `Max memory`. */
-  async domains(): Promise<{ readonly name: string; readonly facts: ReadonlyMap<string, string> }[]> {
-    const names = (await this.#virsh(['list', '--all', '--name'])).split('\n').filter(name => name !== '')
-    return Promise.all(
-      names.map(async name => {
-        const lines = (await this.#virsh(['dominfo', '--', name])).split('\n')
-        const facts = lines.map(line => line.split(/:\s+/, 2) as [string, string])
-        return { name, facts: new Map(facts) }
-      }),
-    )
+  /** Every domain, running or not. Not by its name: that may be the number of another one. */
+  async uuids(): Promise<string[]> {
+    return namesOf(await this.#virsh(['list', '--all', '--uuid']))
   }
 
   async define(domainXml: string): Promise<void> {

@@ -51,8 +51,7 @@ const virsh: RunProgram = async (program, args, { input = '' } = {}) => {
       stderr: `error: failed to get domain '${name}'`,
     })
   }
-  if (verb === 'domstate') return 'shut off'
-  if (verb === 'dominfo') return 'Persistent:     yes'
+  if (verb === 'dominfo') return 'State:          shut off\nPersistent:     yes'
   if (verb === 'dumpxml') return document
   const disks = /<devices>([\s\S]*)<\/devices>/.exec(document)![1]!
   const target = /<target dev=["'](\w+)/.exec(input)![1]!

@@ -37,14 +37,12 @@ export class ScriptedVirsh {
 
   #answer(words: readonly string[], input: string): string {
     switch (words[0]) {
-      case 'domstate':
-        return `${this.state}\n`
       case 'dominfo':
-        return 'Persistent:     yes\n'
+        return `Name:           g1\nState:          ${this.state}\nPersistent:     yes\n`
       case 'dumpxml':
         return words.includes('--inactive') ? this.config : this.live
       case 'list':
-        return 'g1\n'
+        return '7e4d0a6c-0000-4000-8000-000000000001\n'
       case 'capabilities':
         return `<capabilities><host><secmodel><model>${this.confinement}</model></secmodel></host></capabilities>`
       case 'define':
@@ -71,7 +69,7 @@ export class ScriptedVirsh {
 
   /** Commands that change something. */
   get changes(): string[] {
-    return this.ran.filter(line => !/^(?:list|domstate|dominfo|dumpxml|capabilities)/.test(line))
+    return this.ran.filter(line => !/^(?:list|dominfo|dumpxml|capabilities)/.test(line))
   }
 }
 

@@ -7,7 +7,7 @@ import { untilLetGo } from '../let-go.ts'
 import { withUndo } from '../undo.ts'
 import { withdrawRule } from './apparmor.ts'
 import type { AttachParts } from './attach.ts'
-import { type Domain, disksOf, documentsOf, readDomain, scopeOf, sourcesOf } from './domains.ts'
+import { type Domain, disksOf, documentsOf, readDomain, readDomains, scopeOf, sourcesOf } from './domains.ts'
 import { guestIn, unplugNvme } from './monitor-disk.ts'
 import { release, releaseLeft, type ServingParts, servedFrom } from './serving.ts'
 import type { StorageParts } from './storage.ts'
@@ -88,13 +88,10 @@ async function detachDisk(virsh: Virsh, request: DetachRequest, parts: AttachPar
 /** Whether QEMU opens it by its own words, around libvirt, in any domain. */
 async function isElsewhere(virsh: Virsh, source: string): Promise<boolean> {
   try {
-    for (const { name } of await virsh.domains()) {
-      const disks = disksOf(await readDomain(virsh, name))
-      if (disks.some(disk => disk.by !== 'libvirt' && disk.source === source)) return true
-    }
-    return false
+    const disks = (await readDomains(virsh)).flatMap(disksOf)
+    return disks.some(disk => disk.by !== 'libvirt' && disk.source === source)
   } catch (error) {
-    // One that is just going, or that cannot be asked, may have it.
+    // One that cannot be asked may have it.
     if (error instanceof RpcError) return true
     throw error
   }

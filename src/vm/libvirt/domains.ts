@@ -8,13 +8,39 @@ export interface Domain {
   readonly name: string
   readonly live: DomainDocument | undefined
   readonly config: DomainDocument | undefined
+  /** See `Virsh.facts`. */
+  readonly facts: ReadonlyMap<string, string>
 }
 
+/** Throws `RpcError` ENODEV when there is no such domain, or when it goes just then. */
 export async function readDomain(virsh: Virsh, name: string): Promise<Domain> {
-  const isRunning = !/^(?:shut off|crashed)$/.test(await virsh.state(name))
-  const config = (await virsh.isPersistent(name)) ? await virsh.domain(name, 'config') : undefined
+  const facts = await virsh.facts(name)
+  const isRunning = !/^(?:shut off|crashed)$/.test(facts.get('State') ?? '')
+  const config = facts.get('Persistent') === 'yes' ? await virsh.domain(name, 'config') : undefined
   const live = isRunning ? await virsh.domain(name, 'live') : undefined
-  return { name: (live ?? config)!.name, live, config }
+  const found = live ?? config
+  if (found === undefined)
+    throw new RpcError('ENODEV', `domain ${name} has just gone, or is still being made`)
+  return { name: found.name, live, config, facts }
+}
+
+/** A virsh is a process, and hosts may have hundreds of domains. */
+const DOMAINS_AT_ONCE = 4
+
+/** Every domain, but those that go while they are looked at. */
+export async function readDomains(virsh: Virsh): Promise<Domain[]> {
+  const found: (Domain | undefined)[] = []
+  const uuids = (await virsh.uuids()).entries()
+  const reader = async (): Promise<void> => {
+    for (const [index, uuid] of uuids) {
+      found[index] = await readDomain(virsh, uuid).catch(error => {
+        if (error instanceof RpcError && error.code === 'ENODEV') return undefined
+        throw error
+      })
+    }
+  }
+  await Promise.all(Array.from({ length: DOMAINS_AT_ONCE }, reader))
+  return found.filter(domain => domain !== undefined)
 }
 
 /** As virsh understands its flags: without one, the guest that runs, or else its next start. */

@@ -6,7 +6,7 @@ import { Turns } from '../../volume/turns.ts'
 import type { Monitor } from '../inspect/inspect.ts'
 import { type Attached, type AttachParts, type AttachRequest, attach } from './attach.ts'
 import { type Detached, type DetachRequest, detach } from './detach.ts'
-import { disksOf, readDomain } from './domains.ts'
+import { type Domain, disksOf, readDomain, readDomains } from './domains.ts'
 import { servedFrom } from './serving.ts'
 
 export interface LibvirtGuestsParts extends Omit<AttachParts, 'access'> {
@@ -53,10 +53,8 @@ export class LibvirtGuests {
   async list(
     uri: string | undefined,
   ): Promise<{ name: string; facts: ReadonlyMap<string, string>; disks: GuestDisk[] }[]> {
-    const domains = await new Virsh(uri, this.#run).domains()
-    return Promise.all(
-      domains.map(async ({ name, facts }) => ({ name, facts, disks: await this.disks(uri, name) })),
-    )
+    const domains = await readDomains(new Virsh(uri, this.#run))
+    return domains.map(domain => ({ name: domain.name, facts: domain.facts, disks: this.#told(domain) }))
   }
 
   /** What is to be known of a domain that runs, to look into its QEMU. Throws `RpcError` EINVAL when it does not. */
@@ -71,8 +69,14 @@ export class LibvirtGuests {
   }
 
   async disks(uri: string | undefined, domain: string): Promise<GuestDisk[]> {
-    const disks = disksOf(await readDomain(new Virsh(uri, this.#run), domain))
-    return disks.map(({ by: _by, ...disk }) => ({ ...disk, bdev: servedFrom(disk.source, this.#parts) }))
+    return this.#told(await readDomain(new Virsh(uri, this.#run), domain))
+  }
+
+  #told(domain: Domain): GuestDisk[] {
+    return disksOf(domain).map(({ by: _by, ...disk }) => ({
+      ...disk,
+      bdev: servedFrom(disk.source, this.#parts),
+    }))
   }
 
   async #inTurn<Result>(
