@@ -83,6 +83,8 @@ export class FileVolumes implements VolumeOperations {
         ...{ name, key: path, path, type: 'file', format, capacityBytes },
         allocationBytes: stats.blocks * SECTOR,
         permissions: { mode: stats.mode & 0o777, owner: stats.uid, group: stats.gid },
+        // An inode is given to another again, but not at the same time.
+        identity: `${stats.ino}:${stats.birthtimeMs}`,
         ...(backing === undefined ? {} : { backing: { ...backing, path: backingPath(path, backing.path) } }),
       }
     } catch {
@@ -118,6 +120,11 @@ export class FileVolumes implements VolumeOperations {
       )
     }
     await rm(note, { force: true })
+  }
+
+  /** Whether it is being made, or was when that was interrupted. */
+  async hasPartial(name: string): Promise<boolean> {
+    return (await lstat(join(this.directory, partialName(name))).catch(() => undefined)) !== undefined
   }
 
   async create(request: CreateVolume, progress: Progress): Promise<void> {

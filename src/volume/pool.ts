@@ -40,6 +40,8 @@ export interface VolumeFacts {
   /** What a qcow2 file or a clone has beneath it. */
   readonly backing?: Backing
   readonly permissions?: Permissions
+  /** Tells it from another that has its name later, also after a restart. Absent where the storage has nothing that does. */
+  readonly identity?: string
 }
 
 export interface Backing {
@@ -147,6 +149,8 @@ export interface CreateVolume {
   readonly permissions?: Permissions | undefined
   /** qcow2 and RBD features by name, such as `cluster_size`; each backend refuses what it does not know. */
   readonly features: Readonly<Record<string, string>>
+  /** A UUID that it is to have for its `identity`, for those who cannot hide it until it is whole. */
+  readonly identity?: string
 }
 
 export const PREALLOCATIONS = ['off', 'metadata', 'full'] as const

@@ -267,11 +267,15 @@ export class StoragePools implements Configurable {
     return formatPool(contents === undefined ? document : { ...document, usage: usageOf(contents) })
   }
 
-  /** Does something to volumes of an active pool while nothing else does, and looks at the pool again. */
+  /**
+   * Does something to volumes of an active pool while nothing else does. It looks at the pool before, since other programs may
+   * have changed what is in it, and after.
+   */
   async change<T>(pool: Pool, work: () => Promise<T>): Promise<T> {
     const state = this.#state(pool)
     return this.#whileReached(state, async () => {
       if (!state.isActive) throw inactive(state)
+      await this.#look(state)
       try {
         return await work()
       } finally {

@@ -37,7 +37,7 @@ import { PartialFile } from './transfer/partial.ts'
 import { identityOf, sourceOf, type TransferSource, volumeSource } from './transfer/source.ts'
 import { refuseInUse } from './use.ts'
 import { checkFileName, partialName } from './volume-name.ts'
-import type { Again, Found, VolumeJob, Volumes } from './volumes.ts'
+import { type Again, type Found, pinned, type VolumeJob, type Volumes } from './volumes.ts'
 
 const log = logger('volume')
 
@@ -55,8 +55,10 @@ export interface ImportOptions {
   /** The source's own when absent; a disk's content becomes raw. */
   readonly format: VolumeFormat | undefined
   readonly permissions: Permissions | undefined
-  /** It was begun before: what it left is its own. */
+  /** It was begun before. */
   readonly isResumed: boolean
+  /** Of what it makes, so that what it left is known to be its own. */
+  readonly identity: string
   /** The call that goes on with it. */
   readonly resume: MethodCall
 }
@@ -72,22 +74,25 @@ export class Transfers {
   }
 
   async import(options: ImportOptions): Promise<{ job_id: number }> {
-    const { name, permissions } = options
+    const { name, permissions, identity } = options
+    if (options.isResumed) this.#volumes.awaitPool(options.pool)
     const pool = this.#volumes.pools.active(options.pool)
     const files = pool.backend.volumes instanceof FileVolumes ? pool.backend.volumes : undefined
     const there = options.isResumed ? volumeIn(pool, name) : undefined
     const job = { kind: 'volume_import', name, takes: [name], resume: options.resume }
-    if (there === undefined) this.#volumes.refuseTaken(pool, name)
     // It has its name only when it is whole: the daemon was killed between that and the job's end.
-    else if (files !== undefined || pool.backend.volumes.canHide) {
-      return this.#volumes.job(pool, job, async () => {})
-    } else refuseInUse(there, 'imported', await this.#volumes.useOfMedium(there), `${pool.name}/${name}`)
+    const isWhole =
+      there !== undefined &&
+      (files === undefined ? pool.backend.volumes.canHide : !(await files.hasPartial(name)))
+    if (isWhole === true) return this.#volumes.job(pool, job, async () => {})
+    if (there?.identity !== identity) this.#volumes.refuseTaken(pool, name)
+    else refuseInUse(there, 'imported', await this.#volumes.useOfMedium(there), `${pool.name}/${name}`)
     const source = await sourceOf(options.source, this.#volumes)
     const format = formatFor(name, source, options.format ?? (files === undefined ? 'raw' : undefined))
     if (source.kind === 'file' && source.format === 'raw' && options.format === undefined) {
       refusePacked(source.text, await readHead(source.path))
     }
-    const plan = { source, name, permissions, format, isResumed: options.isResumed }
+    const plan = { source, name, permissions, format, isResumed: options.isResumed, identity }
     if (files === undefined && plan.format !== 'raw') {
       throw new RpcError(
         'EINVAL',
@@ -111,7 +116,7 @@ export class Transfers {
     found: Found,
     file: string,
     format: VolumeFormat | undefined,
-    { call: resume, isResumed }: Again,
+    { call: resume, isResumed }: Omit<Again, 'identity'>,
   ): Promise<{ job_id: number }> {
     const { pool, volume } = found
     if (!isAbsolute(file)) {
@@ -128,7 +133,7 @@ export class Transfers {
         cause,
       })
     })
-    const job = { kind: 'volume_save', name: volume.name, takes: [], resume }
+    const job = { kind: 'volume_save', name: volume.name, takes: [], resume: pinned(found, resume) }
     // A file has its name only when it is whole: the daemon was killed between that and the job's end.
     if (isResumed && names.includes(name) && !names.includes(partialName(name))) {
       return this.#volumes.job(pool, job, async () => {})
@@ -137,7 +142,7 @@ export class Transfers {
       throw new RpcError('EEXIST', `${file} exists already: name another file, or remove it`)
     const source = await volumeSource(found, this.#volumes)
     const plan = {
-      ...{ source, name, permissions: undefined, isResumed },
+      ...{ source, name, permissions: undefined, isResumed, identity: '' },
       format: formatFor(name, source, format),
     }
     return this.#volumes.job(pool, { ...job, ...this.#holding(source) }, progress =>
@@ -256,21 +261,29 @@ export class Transfers {
 
   /**
    * Into a volume that is no file: it is made first, under a hidden name where it can have one, and goes again when it cannot
-   * be filled.
+   * be filled. One that somebody else has made meanwhile is neither filled nor taken away.
    */
   async #fillVolume(pool: Pool, plan: Plan, progress: Progress): Promise<void> {
     const { volumes: operations } = pool.backend
     const name = operations.canHide ? partialName(plan.name) : plan.name
     const find = async (): Promise<VolumeFacts | undefined> =>
       (await pool.backend.refresh()).volumes.find(each => each.name === name)
+    const isOurs = ({ identity }: VolumeFacts): boolean =>
+      operations.canHide === true || identity === plan.identity
+    let isMade = false
     try {
       await this.#withSource(plan, progress, async from => {
         let volume = await find()
+        if (volume !== undefined && !isOurs(volume)) throw taken(pool, name)
         if (volume !== undefined && operations.canHide) {
           await deleteLeftover(operations, volume, progress.signal)
           volume = undefined
         }
-        volume ??= await this.#makeVolume(pool, { ...plan, name }, from.sizeBytes, progress).then(find)
+        if (volume === undefined) {
+          await this.#makeVolume(pool, { ...plan, name }, from.sizeBytes, progress)
+          volume = await find()
+        }
+        isMade = true
         if (volume === undefined) throw new RpcError('ENOENT', `volume ${name} of pool ${pool.name} has gone`)
         const options = { ...progress, fromBytes: 0 }
         if (volume.type === 'block') return copyAndClose(from, await FileSink.device(volume.path), options)
@@ -281,15 +294,16 @@ export class Transfers {
       if (name !== plan.name) await operations.rename!((await find())!, plan.name)
     } catch (error) {
       const left = progress.signal.reason === DAEMON_STOPS ? undefined : await find()
-      if (left !== undefined) await operations.delete?.(left)
+      if (left !== undefined && (isMade || isOurs(left))) await operations.delete?.(left)
       throw error
     }
   }
 
-  #makeVolume(pool: Pool, { name, permissions }: Plan, sizeBytes: number, progress: Progress): Promise<void> {
+  #makeVolume(pool: Pool, plan: Plan, sizeBytes: number, progress: Progress): Promise<void> {
+    const { name, permissions, identity } = plan
     return this.#volumes.operation(pool, 'create')(
       {
-        ...{ name, format: 'raw', capacityBytes: sizeBytes, preallocation: 'off', permissions },
+        ...{ name, format: 'raw', capacityBytes: sizeBytes, preallocation: 'off', permissions, identity },
         features: {},
       },
       progress,
@@ -342,6 +356,10 @@ export class Transfers {
       bdevs.unsaved.delete(name)
     }
   }
+}
+
+function taken(pool: Pool, name: string): RpcError {
+  return new RpcError('EEXIST', `pool ${pool.name} has a volume ${name} already: choose another name`)
 }
 
 const TAKES_UUID = /^bdev_(aio|uring|qcow2|rbd)_create$/
@@ -416,6 +434,8 @@ interface Plan {
   readonly permissions: Permissions | undefined
   /** It is gone on with: then its server may be starting, too. */
   readonly isResumed: boolean
+  /** Of the volume that is made. */
+  readonly identity: string
 }
 
 type FileTransfer = Extract<TransferSource, { kind: 'file' }>

@@ -66,6 +66,8 @@ export interface Again {
   readonly call: MethodCall
   /** It is that call. */
   readonly isResumed: boolean
+  /** Of the volume when it was begun; undefined for what is begun now. */
+  readonly identity?: string | undefined
 }
 
 export class Volumes {
@@ -123,6 +125,32 @@ export class Volumes {
     throw new RpcError('EINVAL', `volume ${name} is in several pools: say which, ${pools}`)
   }
 
+  /**
+   * For work that goes on, as `find`. Throws `RpcError` EAGAIN while the pool is not active, which it may be later, and EINVAL
+   * for another volume of the same name.
+   */
+  findAgain(name: string, poolName: string | undefined, { isResumed, identity }: Omit<Again, 'call'>): Found {
+    if (isResumed && poolName !== undefined) this.awaitPool(poolName)
+    const found = this.find(name, poolName)
+    if (identity !== undefined && found.volume.identity !== identity) throw anotherOne(found)
+    return found
+  }
+
+  /** Throws `RpcError` EAGAIN while a pool whose work goes on is not active. */
+  awaitPool(name: string): void {
+    if (this.pools.get(name).isActive) return
+    throw new RpcError(
+      'EAGAIN',
+      `pool ${name} is not active: this goes on when it is, qpair pool start ${name}`,
+    )
+  }
+
+  /** The volume as it is at this moment. Throws as `findAgain` when it is gone, or is another one by now. */
+  async #asItIs({ pool, volume }: Found): Promise<Found> {
+    await this.pools.lookAgain(pool)
+    return sameIn(pool, volume)
+  }
+
   /** With the facts that only opening it tells. */
   async describe({ pool, volume }: Found): Promise<VolumeFacts> {
     const { volumes } = pool.backend
@@ -170,9 +198,9 @@ export class Volumes {
   }
 
   async delete(found: Found, options: { readonly withSnapshots: boolean }): Promise<void> {
-    const { pool, volume } = found
+    const { pool } = found
     const operation = this.operation(pool, 'delete')
-    await this.#change(found, 'deleted', [], async use => {
+    await this.#change(found, 'deleted', [], async (use, volume) => {
       refuseInUse(volume, 'deleted', use, fullName(found))
       refuseWithDependents(volume, 'deleted', use)
       const snapshots = options.withSnapshots ? [] : await pool.backend.volumes.snapshots?.list(volume)
@@ -185,7 +213,7 @@ export class Volumes {
       }
       await operation(volume)
     })
-    log.notice(`volume ${pool.name}/${volume.name} is deleted`)
+    log.notice(`volume ${fullName(found)} is deleted`)
   }
 
   /** Grows it, also while it is open; shrinks it when that is said and nobody has it. */
@@ -194,11 +222,11 @@ export class Volumes {
     capacityBytes: number,
     options: { readonly allocate: boolean; readonly shrink: boolean; readonly followLink: boolean },
   ): Promise<void> {
-    const { pool, volume } = found
+    const { pool } = found
     const operation = this.operation(pool, 'resize')
-    await this.#change(found, 'resized', [], async use => {
+    await this.#change(found, 'resized', [], async (use, volume) => {
       if (!options.followLink) await refuseLink(volume, 'resized', FOLLOW_LINK)
-      const { capacityBytes: before = 0 } = await this.describe(found)
+      const { capacityBytes: before = 0 } = await this.describe({ pool, volume })
       refuseWithDependents(volume, 'resized', use)
       if (capacityBytes < before) {
         if (!options.shrink) {
@@ -218,10 +246,10 @@ export class Volumes {
 
   async rename(found: Found, name: string): Promise<void> {
     const operation = this.operation(found.pool, 'rename')
-    await this.#change(found, 'renamed', [name], async use => {
-      refuseInUse(found.volume, 'renamed', use, fullName(found))
-      refuseWithDependents(found.volume, 'renamed', use)
-      await operation(found.volume, name)
+    await this.#change(found, 'renamed', [name], async (use, volume) => {
+      refuseInUse(volume, 'renamed', use, fullName(found))
+      refuseWithDependents(volume, 'renamed', use)
+      await operation(volume, name)
     })
   }
 
@@ -229,7 +257,7 @@ export class Volumes {
   async clone(found: Found, name: string, again: Again): Promise<{ job_id: number }> {
     const { pool, volume } = found
     const operation = this.operation(pool, 'clone')
-    const job = { kind: 'volume_clone', name, takes: [name], resume: again.call }
+    const job = { kind: 'volume_clone', name, takes: [name], resume: pinned(found, again.call) }
     // It has its name only when it is whole: the daemon was killed between that and the job's end.
     if (again.isResumed && volumeIn(pool, name) !== undefined) return this.job(pool, job, async () => {})
     this.refuseTaken(pool, name)
@@ -246,44 +274,51 @@ export class Volumes {
   }
 
   async wipe(
-    found: Found,
+    given: Found,
     { algorithm, followLink }: { readonly algorithm: WipeAlgorithm; readonly followLink: boolean },
-    resume: MethodCall,
+    call: MethodCall,
   ): Promise<{ job_id: number }> {
-    const { pool, volume } = found
+    const { pool } = given
     const operation = this.operation(pool, 'wipe')
+    let { volume } = given
     const check = async (): Promise<void> => {
+      const found = await this.#asItIs(given)
+      volume = found.volume
       if (!followLink) await this.pools.ask(pool, () => refuseLink(volume, 'wiped', FOLLOW_LINK))
       const use = await this.useOf(found)
       refuseInUse(volume, 'wiped', use, fullName(found))
       refuseWithDependents(volume, 'wiped', use)
     }
     const { name, capacityBytes: total } = volume
+    const resume = pinned(given, call)
     return this.job(pool, { kind: 'volume_wipe', name, takes: [name], total, resume, check }, progress =>
       operation(volume, algorithm, progress),
     )
   }
 
   async snapshot(found: Found, action: 'create' | 'delete', snapshot: string): Promise<void> {
-    const { pool, volume } = found
+    const { pool } = found
     const operations = this.#snapshots(pool)
     checkFileName(snapshot, 'a snapshot')
     const done = { create: 'snapshotted', delete: 'relieved of a snapshot' }[action]
-    await this.#change(found, done, [], async use => {
+    await this.#change(found, done, [], async (use, volume) => {
       if (!operations.whileOpen(volume).includes(action)) refuseInUse(volume, done, use, fullName(found))
       else if (use.programs.length > 0)
         refuseInUse(volume, done, { ...use, bdev: undefined }, fullName(found))
       await operations[action](volume, snapshot, use.bdevs)
     })
-    log.notice(`volume ${pool.name}/${volume.name}: ${action} of snapshot ${snapshot}`)
+    log.notice(`volume ${fullName(found)}: ${action} of snapshot ${snapshot}`)
   }
 
   /** Half of a volume as it was and half as it is would be neither: a job, which goes on after an interruption. */
-  async revert(found: Found, snapshot: string, { call, isResumed }: Again): Promise<{ job_id: number }> {
-    const { pool, volume } = found
+  async revert(given: Found, snapshot: string, { call, isResumed }: Again): Promise<{ job_id: number }> {
+    const { pool } = given
     const operations = this.#snapshots(pool)
     checkFileName(snapshot, 'a snapshot')
+    let { volume } = given
     const check = async (): Promise<void> => {
+      const found = await this.#asItIs(given)
+      volume = found.volume
       const remedy = 'Revert what it leads to, in a pool of its own'
       await this.pools.ask(pool, () => refuseLink(volume, 'reverted', remedy))
       const use = await this.useOf(found)
@@ -297,7 +332,14 @@ export class Volumes {
     const { name } = volume
     return this.job(
       pool,
-      { kind: 'volume_snapshot_revert', name, takes: [name], resume: call, isCancellable: false, check },
+      {
+        kind: 'volume_snapshot_revert',
+        name,
+        takes: [name],
+        resume: pinned(given, call),
+        isCancellable: false,
+        check,
+      },
       progress => operations.revert(volume, snapshot, { ...progress, isResumed }),
     )
   }
@@ -406,15 +448,15 @@ export class Volumes {
     { pool, volume }: Found,
     done: string,
     names: readonly string[],
-    work: (use: VolumeUse) => Promise<void>,
+    work: (use: VolumeUse, volume: VolumeFacts) => Promise<void>,
   ): Promise<void> {
     await this.pools.change(pool, async () => {
-      // Whoever had the turn before may have deleted or renamed it.
-      if (volumeIn(pool, volume.name) === undefined) throw missing(volume.name, pool)
+      // Whoever had the turn before may have deleted or renamed it, and so may another program.
+      const { volume: now } = sameIn(pool, volume)
       for (const name of names) this.refuseTaken(pool, name)
       const free = this.take(pool, [volume.name, ...names], [], `is being ${done}`)
       try {
-        await work(await this.useOfMedium(volume))
+        await work(await this.useOfMedium(now), now)
       } finally {
         free()
       }
@@ -423,6 +465,29 @@ export class Volumes {
 }
 
 const fullName = ({ pool, volume }: Found): string => `${pool.name}/${volume.name}`
+
+/** What a pool has by that name, if that is the volume that was meant. */
+function sameIn(pool: Pool, volume: VolumeFacts): Found {
+  const now = volumeIn(pool, volume.name)
+  if (now === undefined) throw missing(volume.name, pool)
+  if (now.key !== volume.key || now.identity !== volume.identity) throw anotherOne({ pool, volume })
+  return { pool, volume: now }
+}
+
+/** The call that goes on with work on this volume, and on no other that may have its name by then. */
+export function pinned({ pool, volume }: Found, { method, params }: MethodCall): MethodCall {
+  const { name, identity } = volume
+  const which = { volume: name, pool: pool.name, ...(identity === undefined ? {} : { identity }) }
+  return { method, params: { ...params, ...which } }
+}
+
+function anotherOne(found: Found): RpcError {
+  return new RpcError(
+    'EINVAL',
+    `volume ${fullName(found)} is not the one that it was: another has its name now. If that is the one that is meant, ` +
+      'say it again',
+  )
+}
 
 function busy(key: string, doing: string): RpcError {
   return new RpcError('EBUSY', `volume ${key} ${doing}: wait for its end`)

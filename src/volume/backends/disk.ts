@@ -94,6 +94,7 @@ class DiskPool implements PoolBackend {
       volumes.push({
         ...blockVolume(partition.volume, found, partition.sectors * table.sectorSize),
         key: partition.uuid || found,
+        ...(partition.uuid === '' ? {} : { identity: partition.uuid.toLowerCase() }),
       })
     }
     const free = gapsOf(table).reduce((sum, gap) => sum + gap.sectors, 0) * table.sectorSize
@@ -140,10 +141,11 @@ class Disk {
     if (await hasPartitions(this.path)) await this.#tellKernel('--delete')
   }
 
-  async append(volume: string, start: number, sectors: number, label: string | undefined): Promise<void> {
+  async append(volume: string, { start, sectors, label, uuid }: NewPartition): Promise<void> {
     const args = ['--append', '--wipe-partitions', 'always', '--', this.path]
     const name = label === undefined ? '' : `, name="${label}"`
-    await this.#sfdisk(`make volume ${volume}`, args, `start=${start}, size=${sectors}${name}\n`)
+    const id = uuid === undefined ? '' : `, uuid=${uuid}`
+    await this.#sfdisk(`make volume ${volume}`, args, `start=${start}, size=${sectors}${name}${id}\n`)
     const made = (await this.table()).partitions.find(partition => partition.start === start)
     await this.#tellKernel('--update', made?.number)
     await settleDevices()
@@ -177,6 +179,14 @@ class Disk {
   }
 }
 
+interface NewPartition {
+  readonly start: number
+  readonly sectors: number
+  /** Of GPT, as the next. */
+  readonly label: string | undefined
+  readonly uuid: string | undefined
+}
+
 /** By the kernel's word: `/sys/class/block/sdb/sdb1`. */
 async function hasPartitions(path: string): Promise<boolean> {
   const device = basename(await realpath(path))
@@ -196,7 +206,7 @@ class Partitions implements VolumeOperations {
     this.#call = call
   }
 
-  async create({ name, format, capacityBytes, backing, features }: CreateVolume): Promise<void> {
+  async create({ name, format, capacityBytes, backing, features, identity }: CreateVolume): Promise<void> {
     const [feature] = Object.keys(features)
     const what = format !== 'raw' ? format : (backing?.path ?? feature)
     if (what !== undefined)
@@ -213,8 +223,11 @@ class Partitions implements VolumeOperations {
           `is ${formatSize(largest)}: make it smaller, or delete another`,
       )
     }
-    await this.#disk.append(name, gap.start, sectors, table.label === 'gpt' ? name : undefined)
-    if (table.label !== 'gpt') await this.#keepKernelName(name, gap.start)
+    const { start } = gap
+    const isNamed = table.label === 'gpt'
+    const [label, uuid] = isNamed ? [name, identity] : []
+    await this.#disk.append(name, { start, sectors, label, uuid })
+    if (!isNamed) await this.#keepKernelName(name, start)
   }
 
   async delete({ name }: VolumeFacts): Promise<void> {

@@ -122,7 +122,7 @@ function factsOf(volume: LogicalVolume, all: readonly LogicalVolume[]): VolumeFa
   const { name, path, sizeBytes, usedBytes, origin } = volume
   const backing = all.find(other => other.name === origin)
   return {
-    ...{ name, key: volume.uuid, path, type: 'block', format: 'raw' },
+    ...{ name, key: volume.uuid, path, type: 'block', format: 'raw', identity: volume.uuid },
     ...{ capacityBytes: sizeBytes, allocationBytes: usedBytes },
     // A thin volume does not change with its origin, nor goes with it.
     ...(backing === undefined || volume.kind === 'thin'

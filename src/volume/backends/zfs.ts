@@ -33,6 +33,8 @@ export const zfsPool: PoolBackendType = {
 /** zfs(8): a letter first, then letters, digits and these; what would be an option, or another directory below /dev, is none. */
 const DATASET = /^[A-Za-z][A-Za-z0-9_.:-]*(?:\/(?!\.\.?(?:\/|$))[A-Za-z0-9_.:][A-Za-z0-9_.:-]*)*$/
 const COMPONENT = /^(?!\.\.?$)[A-Za-z0-9_.:][A-Za-z0-9_.:-]*$/
+/** The user property with the identity that a volume was given. */
+const MARK = 'io.qpair:id'
 /** Sizes of zvols are multiples of their blocks. */
 const ZVOL_BLOCK = 16384
 
@@ -144,7 +146,18 @@ class Zvols implements VolumeOperations {
   async all(): Promise<VolumeFacts[]> {
     const { name } = this.#dataset
     const said = await this.#dataset.run('list its volumes', 'zfs', [
-      ...['list', '-Hp', '-d', '1', '-t', 'volume', '-o', 'name,volsize,used,origin', '--', name],
+      ...[
+        'list',
+        '-Hp',
+        '-d',
+        '1',
+        '-t',
+        'volume',
+        '-o',
+        `name,volsize,used,origin,guid,${MARK}`,
+        '--',
+        name,
+      ],
     ])
     return parseVolumes(said, name, this.#directory)
   }
@@ -156,6 +169,7 @@ class Zvols implements VolumeOperations {
     preallocation,
     backing,
     features,
+    identity,
   }: CreateVolume): Promise<void> {
     checkComponent(name)
     const [feature] = Object.keys(features)
@@ -164,7 +178,8 @@ class Zvols implements VolumeOperations {
       throw new RpcError('EINVAL', `${name}: a zvol is raw and stands alone, without ${what}`)
     const thin = preallocation === 'full' ? [] : ['-s']
     const size = `${Math.ceil(capacityBytes / ZVOL_BLOCK) * ZVOL_BLOCK}`
-    await this.#zfs(`make volume ${name}`, 'create', ...thin, '-V', size, '--', this.#path(name))
+    const mark = identity === undefined ? [] : ['-o', `${MARK}=${identity}`]
+    await this.#zfs(`make volume ${name}`, 'create', ...thin, ...mark, '-V', size, '--', this.#path(name))
     await this.#appears(name)
   }
 
@@ -222,19 +237,20 @@ class Zvols implements VolumeOperations {
   }
 }
 
-/** Lines of `name volsize used origin`, with tabs between them and `-` for none. */
+/** Lines of `name volsize used origin guid mark`, with tabs between them and `-` for none. */
 export function parseVolumes(text: string, dataset: string, directory: string): VolumeFacts[] {
   return text
     .split('\n')
     .filter(line => line !== '')
     .map(line => {
-      const [full = '', size, used, origin = '-'] = line.split('\t')
+      const [full = '', size, used, origin = '-', guid = '', mark = '-'] = line.split('\t')
       const name = full.slice(dataset.length + 1)
       const path = join(directory, name)
       const parent = origin.replace(/@.*$/, '').slice(dataset.length + 1)
       return {
         ...{ name, key: full, path, type: 'block', format: 'raw' },
         ...{ capacityBytes: Number(size), allocationBytes: Number(used) },
+        ...(guid === '' ? {} : { identity: mark === '-' ? guid : mark }),
         ...(origin === '-' ? {} : { backing: { path: join(directory, parent), format: 'raw' } }),
       }
     })

@@ -33,6 +33,12 @@ export const resume = z
   .default(false)
   .describe('It was interrupted, and what it left may be there. The daemon says so itself when it comes back')
 
+/** Beside it. */
+export const identity = z
+  .string()
+  .optional()
+  .describe('Which volume it was: another that has its name by then is left alone. The daemon says so itself')
+
 /** Bytes as a number, or as people write them. */
 export const size = z.union([z.int().min(1), z.string()])
 

@@ -4,7 +4,7 @@ import { formatSize } from '../../core/format-size.ts'
 import { jobStarted } from '../../rpc/job-methods.ts'
 import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
-import { inPool, resume, type VolumeContext, volumeName } from './params.ts'
+import { identity, inPool, resume, type VolumeContext, volumeName } from './params.ts'
 
 const ERRORS = {
   ENOENT: 'there is no volume, or no snapshot, of that name',
@@ -72,6 +72,7 @@ const volumeSnapshotRevert = method({
     snapshot: z.string().describe('The snapshot'),
     pool: inPool,
     resume,
+    identity,
   }),
   result: jobStarted,
   errors: ERRORS,
@@ -79,9 +80,10 @@ const volumeSnapshotRevert = method({
   concurrent: true,
   cli: { positional: ['volume', 'snapshot'], job: ({ job_id }) => job_id },
   run(params, { volumes }: VolumeContext) {
-    const { volume, snapshot, pool, resume: isResumed } = params
+    const { volume, snapshot, pool, resume: isResumed, ...rest } = params
     const call = { method: 'volume_snapshot_revert', params: { ...params, resume: true } }
-    return volumes.revert(volumes.find(volume, pool), snapshot, { call, isResumed })
+    const found = volumes.findAgain(volume, pool, { isResumed, identity: rest.identity })
+    return volumes.revert(found, snapshot, { call, isResumed })
   },
 })
 

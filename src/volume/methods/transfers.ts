@@ -1,9 +1,11 @@
 /** Data into volumes and out of them. */
+import { randomUUID } from 'node:crypto'
 import { z } from 'zod'
 import { jobStarted } from '../../rpc/job-methods.ts'
 import { method } from '../../rpc/method.ts'
 import {
   group,
+  identity,
   inPool,
   mode,
   owner,
@@ -35,6 +37,7 @@ const volumeImport = method({
     owner,
     group,
     resume,
+    identity: identity.describe('Which volume it was making. The daemon says so itself'),
   }),
   result: jobStarted,
   errors: {
@@ -49,12 +52,15 @@ const volumeImport = method({
   concurrent: true,
   cli: { positional: ['pool', 'name', 'source'], job },
   run(params, { volumes }: VolumeContext) {
+    // What cannot be hidden until it is whole is known by it to be no other's.
+    const made = params.identity ?? randomUUID()
     return volumes.transfers.import({
       ...params,
       format: params.format,
       permissions: permissionsOf(params),
       isResumed: params.resume,
-      resume: { method: 'volume_import', params: { ...params, resume: true } },
+      identity: made,
+      resume: { method: 'volume_import', params: { ...params, resume: true, identity: made } },
     })
   },
 })
@@ -69,6 +75,7 @@ const volumeSave = method({
     pool: inPool,
     format: z.enum(['raw', 'qcow2']).optional().describe("The volume's own when absent"),
     resume,
+    identity,
   }),
   result: jobStarted,
   errors: {
@@ -81,9 +88,10 @@ const volumeSave = method({
   concurrent: true,
   cli: { positional: ['volume', 'file'], job },
   run(params, { volumes }: VolumeContext) {
-    const { volume, file, pool, format, resume: isResumed } = params
+    const { volume, file, pool, format, resume: isResumed, ...rest } = params
     const call = { method: 'volume_save', params: { ...params, resume: true } }
-    return volumes.transfers.save(volumes.find(volume, pool), file, format, { call, isResumed })
+    const found = volumes.findAgain(volume, pool, { isResumed, identity: rest.identity })
+    return volumes.transfers.save(found, file, format, { call, isResumed })
   },
 })
 

@@ -12,6 +12,7 @@ import {
   bytesOf,
   followLink,
   group,
+  identity,
   inPool,
   mode,
   owner,
@@ -288,7 +289,9 @@ const volumeResize = method({
     const given = bytesOf(capacity, 'the capacity')
     const before = delta ? ((await volumes.describe(found)).capacityBytes ?? 0) : 0
     await volumes.resize(found, before + given, { shrink, allocate, followLink: follow_link })
-    return { capacity: before + given }
+    // Extents, sectors and blocks are larger than bytes.
+    const { capacityBytes } = await volumes.describe(volumes.find(found.volume.name, found.pool.name))
+    return { capacity: capacityBytes ?? before + given }
   },
 })
 
@@ -321,6 +324,7 @@ const volumeClone = method({
     name: z.string().describe('The name of the copy'),
     pool: inPool,
     resume,
+    identity,
   }),
   result: jobStarted,
   errors: { ...NO_VOLUME, ...CANNOT, ...NEW_NAME },
@@ -328,9 +332,10 @@ const volumeClone = method({
   concurrent: true,
   cli: { positional: ['volume', 'name'], ...job },
   run(params, { volumes }: VolumeContext) {
-    const { volume, name, pool, resume: isResumed } = params
+    const { volume, name, pool, resume: isResumed, ...rest } = params
     const call = { method: 'volume_clone', params: { ...params, resume: true } }
-    return volumes.clone(volumes.find(volume, pool), name, { call, isResumed })
+    const found = volumes.findAgain(volume, pool, { isResumed, identity: rest.identity })
+    return volumes.clone(found, name, { call, isResumed })
   },
 })
 
@@ -345,6 +350,8 @@ const volumeWipe = method({
       .default('zero')
       .describe("zero, random, or trim, which gives the blocks back; not libvirt's passes of scrub"),
     follow_link: followLink,
+    resume,
+    identity,
   }),
   result: jobStarted,
   errors: { ...NO_VOLUME, ...CANNOT },
@@ -352,7 +359,7 @@ const volumeWipe = method({
   concurrent: true,
   cli: { ...VOLUME, ...job },
   run(params, { volumes }: VolumeContext) {
-    const { volume, pool, algorithm, follow_link } = params
+    const { volume, pool, algorithm, follow_link, resume: isResumed, ...rest } = params
     const known = WIPE_ALGORITHMS.find(each => each === algorithm)
     if (known === undefined) {
       throw new RpcError(
@@ -362,7 +369,8 @@ const volumeWipe = method({
       )
     }
     const options = { algorithm: known, followLink: follow_link }
-    return volumes.wipe(volumes.find(volume, pool), options, { method: 'volume_wipe', params })
+    const found = volumes.findAgain(volume, pool, { isResumed, identity: rest.identity })
+    return volumes.wipe(found, options, { method: 'volume_wipe', params: { ...params, resume: true } })
   },
 })
 

@@ -1,0 +1,157 @@
+/** What other programs do to the storage of a pool meanwhile, and between two lives of the daemon: nothing of theirs is touched. */
+import { chmodSync, mkdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { Storage } from './support.ts'
+
+const MIB = 2 ** 20
+const PRECIOUS = Buffer.alloc(MIB, 0x11)
+let storage: Storage
+beforeEach(async () => {
+  storage = new Storage()
+  await storage.directoryPool('vms')
+})
+afterEach(() => storage.close())
+
+const inPool = (...names: readonly string[]): string => storage.path('vms', ...names)
+const create = (name: string, params: object = {}): Promise<unknown> =>
+  storage.call('volume_create', { pool: 'vms', name, capacity: '1M', ...params })
+
+interface Saved {
+  readonly method: string
+  readonly params: Readonly<Record<string, unknown>>
+}
+
+/** The call that would go on with a job if the daemon were killed now. */
+async function begun(method: string, params: object): Promise<Saved> {
+  const { job_id } = await storage.call<{ job_id: number }>(method, params)
+  const [call] = storage.jobs.config()
+  await storage.reactors.run(storage.jobs.wait(job_id, 60_000))
+  return call as Saved
+}
+
+describe('a volume that another program has changed since the last look', () => {
+  it('is not cut off by what would have been its growth', async () => {
+    await create('a')
+    truncateSync(inPool('a'), 8 * MIB)
+    await expect(storage.call('volume_resize', { volume: 'a', capacity: '4M' })).rejects.toThrow(
+      'has 8 MiB and would shrink to 4 MiB',
+    )
+    expect(statSync(inPool('a')).size).toBe(8 * MIB)
+  })
+
+  it.each([
+    ['volume_delete', {}],
+    ['volume_rename', { name: 'b' }],
+    ['volume_resize', { capacity: '4M' }],
+    ['volume_wipe', {}],
+  ])('is left alone when it is another: %s', async (method, params) => {
+    await create('a')
+    // So that it does not get the same inode.
+    writeFileSync(inPool('.other'), '')
+    rmSync(inPool('a'))
+    writeFileSync(inPool('a'), PRECIOUS)
+    await expect(storage.call(method, { volume: 'a', ...params })).rejects.toMatchObject({
+      code: 'EINVAL',
+      message: expect.stringContaining('volume vms/a is not the one that it was'),
+    })
+    expect(readFileSync(inPool('a')).equals(PRECIOUS)).toBe(true)
+    await storage.call('volume_delete', { volume: 'a' })
+  })
+})
+
+describe('work that goes on', () => {
+  it.each([
+    ['volume_wipe', {}],
+    ['volume_clone', { name: 'b' }],
+    ['volume_save', { file: '/nowhere/x' }],
+  ])('is that on the volume that was named, in its pool: %s', async (method, params) => {
+    await create('a')
+    const given = { ...params, ...('file' in params ? { file: storage.path('out') } : {}) }
+    const call = await begun(method, { volume: 'a', ...given })
+    expect(call).toMatchObject({ method, params: { volume: 'a', pool: 'vms', resume: true } })
+    expect(call.params['identity']).toMatch(/^\d+:/)
+  })
+
+  it('is not done to another volume that has the name by then', async () => {
+    await create('a')
+    const { method, params } = await begun('volume_wipe', { volume: 'a' })
+    writeFileSync(inPool('.other'), '')
+    rmSync(inPool('a'))
+    writeFileSync(inPool('a'), PRECIOUS)
+    await storage.call('pool_refresh', { pool: 'vms' })
+    await expect(storage.call(method, params)).rejects.toThrow('volume vms/a is not the one that it was')
+    expect(readFileSync(inPool('a')).equals(PRECIOUS)).toBe(true)
+  })
+
+  it('waits for its pool, and takes none from another that has one of that name', async () => {
+    await create('a')
+    const { method, params } = await begun('volume_wipe', { volume: 'a' })
+    await storage.directoryPool('other')
+    writeFileSync(storage.path('other', 'a'), PRECIOUS)
+    await storage.call('pool_refresh', { pool: 'other' })
+    await storage.call('pool_destroy', { pool: 'vms' })
+    // What it fails with may pass, so that it is tried again.
+    await expect(storage.call(method, params)).rejects.toMatchObject({ code: 'EAGAIN' })
+    const resumed = { pool: 'vms', name: 'b', source: storage.path('other', 'a'), resume: true }
+    await expect(storage.call('volume_import', resumed)).rejects.toMatchObject({ code: 'EAGAIN' })
+    expect(readFileSync(storage.path('other', 'a')).equals(PRECIOUS)).toBe(true)
+    await storage.call('pool_start', { pool: 'vms' })
+    expect(await storage.job(method, params)).toMatchObject({ state: 'completed' })
+  })
+})
+
+describe('an import into storage whose volumes cannot be hidden', () => {
+  const xml = "<pool type='zfs'><name>tank</name><source><name>tank</name></source></pool>"
+  let path: string | undefined
+  beforeEach(() => {
+    path = process.env['PATH']
+    process.env['PATH'] = `${storage.path('bin')}:${path}`
+    mkdirSync(storage.path('bin'))
+    writeFileSync(storage.path('source'), PRECIOUS)
+    // A ZFS of one volume, whose list is a file.
+    const script = `#!/bin/sh
+printf '%s\\n' "$*" >> '${storage.path('words')}'
+case "$*" in
+  *'-t volume'*) cat '${storage.path('zvols')}' 2>/dev/null ;;
+  get*) printf '0\\n1000\\n' ;;
+esac
+exit 0
+`
+    writeFileSync(storage.path('bin', 'zfs'), script)
+    chmodSync(storage.path('bin', 'zfs'), 0o755)
+  })
+  afterEach(() => {
+    process.env['PATH'] = path
+  })
+
+  const changes = (): string[] =>
+    readFileSync(storage.path('words'), 'utf8')
+      .split('\n')
+      .filter(line => /^(create|destroy|rename|set)/.test(line))
+
+  it.each([
+    ['when it is begun', {}, 'EEXIST'],
+    ['when it is gone on with', { resume: true, identity: 'ours' }, 'EEXIST'],
+  ])('neither overwrites nor deletes what somebody has made there meanwhile: %s', async (_, again, code) => {
+    await storage.call('pool_define', { xml })
+    await storage.call('pool_start', { pool: 'tank' })
+    const zvol = storage.path('theirs')
+    writeFileSync(zvol, PRECIOUS)
+    writeFileSync(storage.path('zvols'), `tank/a\t${MIB}\t0\t-\t4711\t-\n`)
+    const source = storage.path('source')
+    const asked = storage.job('volume_import', { pool: 'tank', name: 'a', source, ...again })
+    expect(await asked).toMatchObject({ state: 'failed', error: { code } })
+    expect(changes()).toEqual([])
+  })
+
+  it('does not take one of another identity for what it had begun', async () => {
+    writeFileSync(storage.path('zvols'), `tank/a\t${MIB}\t0\t-\t4711\tsomebody\n`)
+    await storage.call('pool_define', { xml })
+    await storage.call('pool_start', { pool: 'tank' })
+    const source = storage.path('source')
+    await expect(
+      storage.call('volume_import', { pool: 'tank', name: 'a', source, resume: true, identity: 'ours' }),
+    ).rejects.toMatchObject({ code: 'EEXIST' })
+    expect(changes()).toEqual([])
+  })
+})
