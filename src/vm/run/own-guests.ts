@@ -26,6 +26,7 @@ import {
 } from './guest-record.ts'
 import type { NetParts } from './interfaces.ts'
 import { type Accel, architecture, hasPorts, machineArguments, portName, qmpOption } from './machine.ts'
+import { movedSockets } from './moved-sockets.ts'
 import { closeDescriptor, closeNet, type GuestNet, macAddressOf, type OpenNet, openNet } from './network.ts'
 import { isKvmFailure, noQemu, startFailure } from './qemu-failure.ts'
 import {
@@ -148,8 +149,12 @@ export class OwnGuests {
     }
     const process = record.process.pid === 0 ? unrecorded(paths) : record.process
     const { pid } = process
-    if (isRunning(process)) log.notice(`guest ${name} runs on as process ${pid}`)
-    else log.warning(`guest ${name} (process ${pid}) has ended while the daemon was away`)
+    if (isRunning(process)) {
+      log.notice(`guest ${name} runs on as process ${pid}`)
+      for (const what of movedSockets(record.disks, this.#parts.vhost.list())) {
+        log.error(`guest ${name}: ${what}`)
+      }
+    } else log.warning(`guest ${name} (process ${pid}) has ended while the daemon was away`)
     this.#add({ ...record, process }, paths)
   }
 
