@@ -3,7 +3,7 @@
  * chooses from as well: what it is, for which machines, and the template of the variables that each guest has a copy of.
  */
 import { existsSync, statSync } from 'node:fs'
-import { copyFile, mkdir, rename } from 'node:fs/promises'
+import { copyFile, mkdir, rename, rm } from 'node:fs/promises'
 import { basename, dirname } from 'node:path'
 import { z } from 'zod'
 import { RpcError } from '../../core/errors.ts'
@@ -152,7 +152,12 @@ export async function makeVariables({ path, format, template }: Variables): Prom
   await mkdir(dirname(path), { recursive: true, mode: 0o700 })
   // Whoever finds it finds all of it.
   const temporary = `${dirname(path)}/.${basename(path)}.new`
-  await copyFile(template, temporary)
-  await rename(temporary, path)
+  try {
+    await copyFile(template, temporary)
+    await rename(temporary, path)
+  } catch (error) {
+    await rm(temporary, { force: true })
+    throw error
+  }
   return true
 }

@@ -11,7 +11,7 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { mkdir, rename, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { RpcError } from '../../core/errors.ts'
+import { type RpcCode, RpcError } from '../../core/errors.ts'
 import type { DiskSource } from '../../libvirt/disk-xml.ts'
 import type { Means } from '../libvirt/means.ts'
 import type { GuestBus, Version } from './guest-disk.ts'
@@ -85,11 +85,30 @@ export function pathsOf(guests: string, name: string): GuestPaths {
   }
 }
 
-export async function writeRecord({ directory, record }: GuestPaths, guest: GuestRecord): Promise<void> {
-  await mkdir(directory, { recursive: true, mode: 0o700 })
-  const temporary = `${record}.new`
-  await writeFile(temporary, `${JSON.stringify(guest, null, 2)}\n`, { mode: 0o600 })
-  await rename(temporary, record)
+/** Throws `RpcError` with the system's reason where nothing can be kept: ENOSPC, EROFS … */
+export function writeRecord({ directory, record }: GuestPaths, guest: GuestRecord): Promise<void> {
+  return keeping(directory, async () => {
+    await mkdir(directory, { recursive: true, mode: 0o700 })
+    const temporary = `${record}.new`
+    await writeFile(temporary, `${JSON.stringify(guest, null, 2)}\n`, { mode: 0o600 })
+    await rename(temporary, record)
+  })
+}
+
+/** Says of a system call that fails what it was for. */
+export async function keeping<Result>(where: string, work: () => Promise<Result>): Promise<Result> {
+  try {
+    return await work()
+  } catch (error) {
+    const { code, message, syscall } = error as NodeJS.ErrnoException
+    if (syscall === undefined) throw error
+    throw new RpcError(
+      code as RpcCode,
+      `what is kept of the guest in ${where} cannot be written: ${message}. The daemon needs a state directory that it may ` +
+        'write to, with room',
+      { cause: error },
+    )
+  }
 }
 
 /** The names of all that have a directory. */

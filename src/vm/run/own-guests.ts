@@ -18,6 +18,7 @@ import { reportEvent } from './guest-events.ts'
 import {
   type GuestPaths,
   type GuestRecord,
+  keeping,
   pathsOf,
   type RecordedDisk,
   readRecord,
@@ -276,7 +277,8 @@ export class OwnGuests {
     if (request.firmware === undefined) return undefined
     const { variables } = paths
     const firmware = findFirmware(request.firmware, { machine, variables, host: this.#host })
-    if (firmware.kind === 'flash' && (await makeVariables(firmware.variables))) {
+    if (firmware.kind !== 'flash') return firmware
+    if (await keeping(variables, () => makeVariables(firmware.variables))) {
       undo.add(`firmware variables ${variables}`, async () => rmSync(variables, { force: true }))
     }
     return firmware

@@ -40,6 +40,17 @@ it('starts no guest whose sockets would have too long a name', async () => {
   )
 })
 
+it('says why nothing can be kept of a guest, and starts none', async () => {
+  const path = join(directory, 'file')
+  writeFileSync(path, '')
+  const own = guests({ directory: join(path, 'guests'), run: async () => 'QEMU emulator version 7.2.22' })
+  await expect(own.start(REQUEST)).rejects.toMatchObject({
+    code: 'ENOTDIR',
+    message: expect.stringContaining('The daemon needs a state directory that it may write to, with room'),
+  })
+  expect(own.list()).toEqual([])
+})
+
 it('names the packages of a QEMU that is missing, and leaves nothing', async () => {
   const run = async (program: string): Promise<string> => {
     throw new ProgramError(program, [], 'no such program', { exitCode: null, stderr: '', isMissing: true })
