@@ -139,13 +139,14 @@ export function guestOf(cmdline: string): string | undefined {
 /** What an export's bdev is called when nobody chose a name. Names of bdevs and of vhost's sockets have no slash. */
 export const bdevNameOf = (volume: string): string => volume.replace('/', '-').replaceAll(/[^\w.-]/g, '_')
 
-/** How a bdev over the volume POOL/NAME is given back: by the opposite of what made it. */
+/** How a bdev over the volume POOL/NAME is given back: by the opposite of what made it, which its name tells. */
 export function takingBack(volume: string, bdev: string): string {
+  const [, guest, target] = /^(.+)-([vs]d[a-z]+|nvme\d+)$/.exec(bdev) ?? []
   if (bdev === bdevNameOf(volume)) return `qpair volume unexport ${volume} takes it back`
-  return (
-    `take it away where it was made: a guest's disk by qpair vm detach or stop, ` +
-    `an export of that name by qpair volume unexport ${volume} --bdev ${bdev}`
-  )
+  if (guest !== undefined) {
+    return `qpair vm detach ${guest} ${target} takes it away, with --config if that is a domain that does not run`
+  }
+  return `qpair volume unexport ${volume} --bdev ${bdev} takes it back where an export made it; else delete it as it was made`
 }
 
 /**

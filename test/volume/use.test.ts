@@ -16,5 +16,10 @@ it.each([
 it('says how a bdev over a volume is given back: by the export that made it, or by whatever else did', () => {
   expect(takingBack('vms/web', 'vms-web')).toBe('qpair volume unexport vms/web takes it back')
   expect(takingBack('store/unit:0:0:1', 'store-unit_0_0_1')).toMatch(/^qpair volume unexport /)
-  expect(takingBack('vms/web', 'guest-vda')).toMatch(/qpair vm detach .*unexport vms\/web --bdev guest-vda$/)
+  expect(takingBack('vms/web', 'my-guest-vda')).toMatch(
+    /^qpair vm detach my-guest vda takes it away, with --config/,
+  )
+  expect(takingBack('vms/web', 'mine')).toMatch(
+    /^qpair volume unexport vms\/web --bdev mine takes it back where/,
+  )
 })
