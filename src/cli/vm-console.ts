@@ -15,6 +15,7 @@ interface ListedGuest {
   readonly name: string
   readonly owner: string
   readonly console?: string
+  readonly console_taken?: boolean
 }
 
 export async function runVmConsole(
@@ -33,6 +34,9 @@ export async function runVmConsole(
   const guests = (await withClient(connection, client => client.request('vm_list'))) as ListedGuest[]
   const guest = guests.find(each => each.name === name)
   if (guest?.console === undefined) throw noConsole(name, guest, guests)
+  if (guest.console_taken === true) {
+    terminal.writeError(`Somebody else is at the console of ${name}: this one begins when that is left.\n`)
+  }
   if (terminal.isTerminal) terminal.writeError(`The console of ${name}; Ctrl-] leaves it.\n`)
   const hasEnded = await attachConsole(guest.console, process.stdin, process.stdout)
   if (terminal.isTerminal) terminal.writeError(hasEnded ? `\nguest ${name} has ended\n` : '\n')

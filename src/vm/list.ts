@@ -16,6 +16,7 @@ export interface ListedGuest {
   readonly accel?: string
   readonly disks: string[]
   readonly console?: string
+  readonly console_taken?: boolean
   readonly vnc?: string
 }
 
@@ -27,17 +28,19 @@ export async function listGuests(
 ): Promise<ListedGuest[]> {
   const ours = own.list().map(async (guest): Promise<ListedGuest> => {
     const { name, cpus, memoryBytes, accel, process, disks, vnc } = guest.record
+    const [state, isConsoleTaken] = await Promise.all([guest.state(), guest.isConsoleTaken()])
     return {
       ...{
         name,
         owner: 'qpair',
-        state: await guest.state(),
+        state,
         cpus,
         memory: memoryBytes,
         pid: process.pid,
         accel,
       },
       ...{ disks: disks.map(({ target, volume }) => `${target} (${volume})`), console: guest.paths.console },
+      ...(isConsoleTaken && { console_taken: true }),
       ...(vnc !== undefined && { vnc }),
     }
   })

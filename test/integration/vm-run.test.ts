@@ -124,7 +124,7 @@ await describeWith(PROGRAMS, 'guests without libvirt', () => {
     ])
     expect(await shell.run('/usr/sbin/nvme list')).toContain('first-nvme0')
     const [guest] = await list()
-    expect(guest).toMatchObject({ name: 'first', owner: 'qpair', state: 'running' })
+    expect(guest).toMatchObject({ name: 'first', owner: 'qpair', state: 'running', console_taken: true })
     expect(guest!.disks.map(disk => disk.split(' ')[0])).toEqual(['vda', 'nvme0', 'sda'])
     expect(readFileSync(`/proc/${guest!.pid}/comm`, 'utf8')).toMatch(/^qemu-system/)
     expect(JSON.parse(await qpair(daemon, 'vm', 'disks', 'first'))).toMatchObject([

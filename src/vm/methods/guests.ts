@@ -187,6 +187,10 @@ const row = z.object({
   accel: z.string().optional(),
   disks: z.array(z.string()),
   console: z.string().optional().describe("Unix socket of the guest's serial port"),
+  console_taken: z
+    .boolean()
+    .optional()
+    .describe('Somebody is at it, and the next one waits until that has left'),
   vnc: z.string().optional().describe('Where its screen is: a Unix socket, or ADDRESS:PORT'),
 })
 type Row = z.output<typeof row>

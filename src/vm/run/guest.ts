@@ -9,6 +9,7 @@ import { RELEASE_MS, removeBehind, stillThere } from '../let-go.ts'
 import { servedFrom } from '../libvirt/serving.ts'
 import { Qmp, QmpClosed, QmpError, type QmpEvent } from '../qmp.ts'
 import { type Undo, withUndo } from '../undo.ts'
+import { textOf } from '../untrusted.ts'
 import { type DiskParts, type DiskRequest, prepareDisk } from './disk-source.ts'
 import { diskId, diskObjects, reconnection } from './guest-disk.ts'
 import { reportEvent } from './guest-events.ts'
@@ -73,6 +74,18 @@ export class Guest {
       return status
     } catch (error) {
       if (error instanceof RpcError) return 'no answer'
+      throw error
+    }
+  }
+
+  /** Whether somebody is at its serial console: QEMU serves one at a time, and has others wait without a word. */
+  async isConsoleTaken(): Promise<boolean> {
+    try {
+      const devices = await this.execute('query-chardev')
+      const console = Array.isArray(devices) ? devices.find(device => device?.label === 'console') : undefined
+      return !textOf(console?.filename, 'disconnected').startsWith('disconnected')
+    } catch (error) {
+      if (error instanceof RpcError) return false
       throw error
     }
   }
