@@ -21,6 +21,7 @@ let bdevs: Map<string, string>
 /** Definitions of domains that do not run, by name. */
 let domains: Map<string, string>
 let dependents: string[]
+let running: string
 
 beforeEach(() => {
   logSettings.write = () => {}
@@ -29,11 +30,25 @@ beforeEach(() => {
   bdevs = new Map([['m0', '']])
   domains = new Map(['web', 'db', 'a b', 'a_b'].map(name => [name, domainOf(name, '')]))
   dependents = []
+  running = ''
 })
 afterEach(() => {
   logSettings.write = write
   rmSync(directory, { recursive: true })
 })
+
+/** An image of Ceph that QEMU opens by itself. */
+const IMAGE = {
+  pool: {
+    document: { type: 'rbd', source: { hosts: [{ name: 'mon' }] } },
+    backend: {
+      opening: () => {
+        throw new RpcError('ENOTSUP', 'no bdev')
+      },
+    },
+  },
+  volume: { type: 'network', path: 'ceph/image', format: 'raw' },
+}
 
 const domainOf = (name: string, disks: string): string =>
   `<domain type='qemu'><name>${name}</name><os><type machine='q35'>hvm</type></os><devices>${disks}</devices></domain>`
@@ -51,7 +66,8 @@ const virsh: RunProgram = async (program, args, { input = '' } = {}) => {
       stderr: `error: failed to get domain '${name}'`,
     })
   }
-  if (verb === 'dominfo') return 'State:          shut off\nPersistent:     yes'
+  if (verb === 'dominfo')
+    return `State:          ${running === name ? 'running' : 'shut off'}\nPersistent:     yes`
   if (verb === 'dumpxml') return document
   const disks = /<devices>([\s\S]*)<\/devices>/.exec(document)![1]!
   const target = /<target dev=["'](\w+)/.exec(input)![1]!
@@ -86,8 +102,10 @@ function guests(): LibvirtGuests {
     },
     volumes: {
       find: (name: string) => {
+        if (name === 'ceph/image') return IMAGE
         throw new RpcError('ENOENT', `there is no volume ${name}`)
       },
+      useOf: async () => ({ bdevs: [], programs: [], dependents: [] }),
       useOfMedium: async ({ path }: { path: string }) => ({
         bdevs: [...bdevs].flatMap(([name, file]) => (file === path ? [{ name, readOnly: false }] : [])),
         programs: [],
@@ -155,6 +173,20 @@ describe('a disk that a guest writes to', () => {
     await expect(guests().attach(undefined, request({ volume }))).rejects.toThrow(
       'in use by NBD export "other"',
     )
+  })
+
+  it('is on a server, and only the other domains tell who has it', async () => {
+    const all = guests()
+    const image = { volume: 'ceph/image', means: 'direct' } as const
+    await all.attach(undefined, request({ ...image, domain: 'db' }))
+    expect((await all.attach(undefined, request(image))).notes).toContain(
+      'domain db has it too, at its next start: only one of the two may run',
+    )
+    running = 'db'
+    await expect(all.attach(undefined, request({ ...image, domain: 'a_b' }))).rejects.toThrow(
+      'ceph/image is in use by domain db, which runs, and two writers would destroy it: qpair vm detach db vda first',
+    )
+    await all.attach(undefined, request({ ...image, domain: 'a_b', isShared: true }))
   })
 
   it('is nothing that volumes are made of', async () => {

@@ -11,12 +11,12 @@ import type { Turns } from '../../volume/turns.ts'
 import { type Undo, withUndo } from '../undo.ts'
 import { findObstacles, type Need, type Obstacle } from './access.ts'
 import { loadProfile, refusalSince } from './apparmor.ts'
-import { type Domain, documentsOf, freeTarget, readDomain, scopeOf, sourcesOf } from './domains.ts'
-import { findForGuest } from './find-for-guest.ts'
-import { type Bus, chooseMeans, type Means } from './means.ts'
+import { type Domain, documentsOf, freeTarget, readDomain, scopeOf } from './domains.ts'
+import type { Bus, Means } from './means.ts'
 import { plugNvme } from './monitor-disk.ts'
-import { type ReleaseParts, serve, servedAs, socketOf } from './serving.ts'
-import type { Storage, StorageParts } from './storage.ts'
+import { type ReleaseParts, socketOf } from './serving.ts'
+import type { StorageParts } from './storage.ts'
+import { takeStorage } from './take-storage.ts'
 
 const log = logger('vm')
 
@@ -53,7 +53,7 @@ export interface AttachParts extends ReleaseParts, StorageParts {
 }
 
 /** What the steps of one attachment share. */
-interface Attachment {
+export interface Attachment {
   readonly virsh: Virsh
   readonly domain: Domain
   readonly scope: Scope
@@ -65,7 +65,7 @@ interface Attachment {
   readonly since: number
 }
 
-interface Host {
+export interface Host {
   readonly confinement: Confinement
   /** As whom QEMU runs. */
   readonly user: { readonly uid: number; readonly gid: number }
@@ -121,70 +121,6 @@ function refuseTaken(target: string, domain: Domain, scope: Scope): void {
     `domain ${domain.name} has a disk ${target} already, ${found.source ?? 'an empty drive'}: choose another target, or ` +
       'none, and the first that is free is taken',
   )
-}
-
-function meansFor(
-  storage: Storage,
-  domain: Domain,
-  scope: Scope,
-  request: AttachRequest,
-  { models }: Confinement,
-): Means {
-  const { bdev, direct, open, kind } = storage
-  const isOpenHere = bdev !== undefined
-  const isSecret = direct?.kind === 'rbd' && direct.auth !== undefined
-  return chooseMeans({
-    volume: request.volume,
-    bus: request.bus,
-    wished: request.means,
-    isOpenHere,
-    canServe: isOpenHere || open !== undefined,
-    isManaged: kind !== 'path',
-    canBeDirect: direct !== undefined && !(isSecret && request.bus === 'nvme'),
-    // Only a libvirt that may hand devices over gives QEMU a /dev.
-    isHiddenDevice: direct?.kind === 'block' && request.bus === 'nvme' && models.includes('dac'),
-    hasSharedMemory: documentsOf(domain, scope).every(document => document.hasSharedMemory),
-    isLive: scope.live,
-  })
-}
-
-/** Finds what is asked for, sees that the guest will be alone with it, and serves it, if that is the way. */
-async function takeStorage(
-  attachment: Attachment,
-  { confinement, user, parts }: Host,
-): Promise<{ source: DiskSource; means: Means; canServe: boolean }> {
-  const { domain, scope, target, request } = attachment
-  const isGuestItself = (user: string, found: Storage): boolean => isDomain(user, found, domain, scope)
-  const guest = { guest: domain.name, target, sources: sourcesOf(domain), isGuestItself }
-  const storage = await findForGuest(request, guest, parts)
-  const means = meansFor(storage, domain, scope, request, confinement)
-  const source = await sourceOf(storage, means, attachment, user, parts)
-  const canServe = means === 'direct' && (storage.bdev !== undefined || storage.open !== undefined)
-  return { source, means, canServe }
-}
-
-/** It may have it already, when a disk that it has now shall be there after its next start, or the other way round. */
-function isDomain(user: string, { direct, bdev }: Storage, domain: Domain, scope: Scope): boolean {
-  const hasBoth = scope.live && scope.config
-  const other = hasBoth ? undefined : scope.live ? domain.config : domain.live
-  return (other?.disks() ?? []).some(({ target, source }) => {
-    if (bdev !== undefined && servedAs(domain.name, target).includes(user)) return true
-    return direct !== undefined && source === nameOf(direct) && user.startsWith(`guest ${domain.name},`)
-  })
-}
-
-async function sourceOf(
-  storage: Storage,
-  means: Means,
-  { domain, target, request, undo }: Attachment,
-  user: Host['user'],
-  parts: AttachParts,
-): Promise<DiskSource> {
-  if (means === 'direct') return storage.direct!
-  const isOther = process.getuid!() === 0 && user.uid !== 0
-  const owner = isOther ? `${user.uid}:${user.gid}` : undefined
-  const isReadOnly = request.isReadOnly || storage.isIso
-  return serve(storage, { domain: domain.name, target, means, isReadOnly, owner }, undo, parts)
 }
 
 /** Finds what the host has against it, and removes it if that was asked for. */
