@@ -239,7 +239,9 @@ await describeWith(PROGRAMS, 'guests without libvirt', () => {
   })
 
   it('have one writer, and one name each', async () => {
-    await expect(run('second', ['d0'])).rejects.toThrow(/d0 is in use by vhost controller first-vda, and two writers would destroy it/)
+    await expect(run('second', ['d0'])).rejects.toThrow(
+      /d0 is in use by vhost controller first-vda, and two writers would destroy it/,
+    )
     await expect(run('second', [join(daemon.directory, 'd1.raw')])).rejects.toThrow(
       /two writers would destroy it/,
     )
