@@ -4,8 +4,10 @@ import {
   chownSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
@@ -201,6 +203,23 @@ describe("AppArmor's profile of a guest", () => {
     appendFileSync(file, `  "${root}" rw,\n  "${root}/b" rw, # qpair\n`)
     await withdrawRule(root, { run, root })
     expect(rules('local/abstractions/libvirt-qemu')).toBe(`  "${root}" rw,\n  "${root}/b" rw, # qpair\n`)
+  })
+
+  it('is changed for several guests at a time, in a file that stays as the administrator has made it', async () => {
+    const directory = join(root, 'etc/apparmor.d/local/abstractions')
+    mkdirSync(directory, { recursive: true })
+    writeFileSync(join(root, 'own-rules'), '  # mine\n', { mode: 0o640 })
+    symlinkSync(join(root, 'own-rules'), join(directory, 'libvirt-qemu'))
+    const paths = ['a', 'b', 'c'].map(name => join(root, name))
+    for (const path of paths) writeFileSync(path, '')
+    const found = await Promise.all(paths.map(path => find({ path }, ['apparmor', 'dac'])))
+    const fixes = found.flatMap(([first]) => (first?.fix === undefined ? [] : [first.fix()]))
+    await Promise.all([...fixes, withdrawRule(paths[0]!, { run, root })])
+    await withdrawRule(paths[1]!, { run, root })
+    expect(rules('local/abstractions/libvirt-qemu')).toContain(`"${paths[2]}" rwk, # qpair`)
+    expect(rules('local/abstractions/libvirt-qemu')).toContain('# mine')
+    expect(statSync(join(root, 'own-rules')).mode & 0o777).toBe(0o640)
+    expect(readdirSync(directory)).toEqual(['libvirt-qemu'])
   })
 
   it('is made by libvirt for what it knows', async () => {

@@ -2,8 +2,19 @@
  * AppArmor: libvirt makes a profile for each guest from its document, anew at each start, with what stands in libvirt's own
  * elements. For the rest there is a file of this machine's own rules, which every guest's profile takes in.
  */
-import { appendFile, mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
+import { readdir, readFile } from 'node:fs/promises'
+import { basename, dirname, join } from 'node:path'
 import { RpcError } from '../../core/errors.ts'
 import { ProgramError } from '../../core/program.ts'
 import type { AccessParts, Guest, Need, Obstacle } from './access.ts'
@@ -34,8 +45,7 @@ export async function profileObstacle(
       ...(load === undefined ? [] : [commandLine(load)]),
     ],
     fix: async () => {
-      await mkdir(dirname(local), { recursive: true })
-      await appendFile(local, `${rules === '' || rules.endsWith('\n') ? '' : '\n'}  ${rule}\n`)
+      rewrite(local, now => `${now}${now === '' || now.endsWith('\n') ? '' : '\n'}  ${rule}\n`)
     },
     undo: () => withdrawRule(path, parts),
   }
@@ -69,9 +79,33 @@ function loading({ uuid, isRunning }: Guest, { root }: AccessParts): readonly st
 export async function withdrawRule(path: string, { root }: AccessParts): Promise<void> {
   const own = `${pathInRule(await realPath(path))} `
   const { local, rules } = await localRules(root)
-  const lines = rules.split('\n')
-  const left = lines.filter(line => !line.trim().startsWith(own) || !line.endsWith(OURS))
-  if (left.length < lines.length) await writeFile(local, left.join('\n'))
+  const isOurs = (line: string): boolean => line.trim().startsWith(own) && line.endsWith(OURS)
+  if (!rules.split('\n').some(isOurs)) return
+  rewrite(local, now =>
+    now
+      .split('\n')
+      .filter(line => !isOurs(line))
+      .join('\n'),
+  )
+}
+
+/**
+ * The file is the administrator's too: he finds the old one or the new one, whenever this process is killed. Without a wait in
+ * between, since other guests change it at the same time. A name with a dot in front is no rule to AppArmor.
+ */
+function rewrite(path: string, change: (text: string) => string): void {
+  mkdirSync(dirname(path), { recursive: true })
+  const isThere = existsSync(path)
+  const file = isThere ? realpathSync(path) : path
+  const temporary = join(dirname(file), `.${basename(file)}.new`)
+  try {
+    writeFileSync(temporary, change(isThere ? readFileSync(file, 'utf8') : ''))
+    if (isThere) chmodSync(temporary, statSync(file).mode)
+    renameSync(temporary, file)
+  } catch (error) {
+    rmSync(temporary, { force: true })
+    throw error
+  }
 }
 
 /**
