@@ -32,6 +32,7 @@ import { OwnGuests } from '../vm/run/own-guests.ts'
 import { StoragePools } from '../volume/pools.ts'
 import { Secrets } from '../volume/secrets.ts'
 import { Turns } from '../volume/turns.ts'
+import { nameOwner } from '../volume/volume-name.ts'
 import { Volumes } from '../volume/volumes.ts'
 import { Workloads } from '../workload/workloads.ts'
 import { Configuration } from './configuration.ts'
@@ -224,6 +225,7 @@ export class Daemon {
     this.#options = options
     this.#pluginDisks = pluginDisks
     const { stateDirectory } = options
+    nameOwner(stateDirectory === undefined ? options.rpcSocket : resolve(stateDirectory))
     const inState = (name: string): string | undefined =>
       stateDirectory === undefined ? undefined : join(resolve(stateDirectory), name)
     this.#statePath = inState(STATE_FILE)

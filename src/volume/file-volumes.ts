@@ -1,5 +1,5 @@
 /** Volumes that are files of one directory. */
-import { chmod, chown, lstat, readdir, rename, rm, stat, statfs } from 'node:fs/promises'
+import { chmod, chown, lstat, readdir, rm, stat, statfs } from 'node:fs/promises'
 import { dirname, isAbsolute, join, resolve } from 'node:path'
 import { checkImage, createImage, imageInfo } from '../bdev/drivers/qcow2/image.ts'
 import { RpcError } from '../core/errors.ts'
@@ -9,7 +9,15 @@ import type { MethodCall } from '../rpc/config.ts'
 import { FileSnapshots } from './formats/file-snapshots.ts'
 import { probe } from './formats/probe.ts'
 import { createQcow2, type ImageRequest, resizeQcow2 } from './formats/qcow2.ts'
-import { copyFileSparsely, createRaw, moveSafely, resizeRaw, takePlace, writeError } from './formats/raw.ts'
+import {
+  copyFileSparsely,
+  createRaw,
+  moveToFree,
+  renameFree,
+  resizeRaw,
+  takePlace,
+  writeError,
+} from './formats/raw.ts'
 import { RawSnapshots } from './formats/raw-snapshots.ts'
 import type { Call } from './nvme-export.ts'
 import type {
@@ -42,17 +50,23 @@ const DEFAULT_MODE = 0o600
 
 export class FileVolumes implements VolumeOperations {
   readonly directory: string
+  readonly require: () => Promise<void>
   readonly snapshots: FileSnapshots
   readonly #call: Call
 
-  /** `call`: a method of the daemon, for volumes that are open. */
-  constructor(pool: string, directory: string, call: Call) {
+  /**
+   * `call`: a method of the daemon, for volumes that are open. `require` throws when the directory is not what it is to be: what
+   * was mounted there is not any more.
+   */
+  constructor(pool: string, directory: string, call: Call, require: () => Promise<void> = async () => {}) {
     this.#call = call
     this.directory = directory
+    this.require = require
     this.snapshots = new FileSnapshots(new RawSnapshots(pool, join(directory, SNAPSHOT_DIRECTORY)), call)
   }
 
   async usage(): Promise<PoolUsage> {
+    await this.require()
     const { blocks, bfree, bavail, bsize } = await statfs(this.directory)
     return {
       capacityBytes: blocks * bsize,
@@ -62,6 +76,7 @@ export class FileVolumes implements VolumeOperations {
   }
 
   async list(): Promise<PoolContents> {
+    await this.require()
     const names = await readdir(this.directory)
     const wanted = names.filter(name => !name.startsWith('.')).sort()
     const volumes: VolumeFacts[] = []
@@ -98,9 +113,9 @@ export class FileVolumes implements VolumeOperations {
     const names = new Set(await readdir(this.directory))
     for (const name of names) {
       const path = join(this.directory, name)
-      if (isPartial(name) && !names.has(`${name}.json`)) await rm(path, { force: true })
+      if (isPartial(name) && !names.has(`${name}.json`)) await removeLeft(path)
       // The note of a file that is whole.
-      if (isPartialState(name) && !names.has(name.replace(/\.json$/, ''))) await rm(path, { force: true })
+      if (isPartialState(name) && !names.has(name.replace(/\.json$/, ''))) await removeLeft(path)
       const image = imageToCheck(name)
       if (image !== undefined) await this.#repair(image, path)
     }
@@ -149,6 +164,7 @@ export class FileVolumes implements VolumeOperations {
     permissions: Permissions | undefined,
     work: (path: string) => Promise<void>,
   ): Promise<void> {
+    await this.require()
     const partial = join(this.directory, partialName(name))
     try {
       // Of an earlier attempt; whoever goes on with one does not come here.
@@ -166,14 +182,14 @@ export class FileVolumes implements VolumeOperations {
 
   /** The last step of `make`, for those who have made the hidden file otherwise. */
   async finish(name: string, permissions: Permissions | undefined): Promise<void> {
+    await this.require()
     const partial = join(this.directory, partialName(name))
     const { owner, group, mode } = permissions ?? {}
     if (owner !== undefined || group !== undefined) await chown(partial, owner ?? -1, group ?? -1)
     await chmod(partial, mode ?? DEFAULT_MODE)
-    const path = join(this.directory, name)
     // Names are free when work begins, but it may take hours.
-    await refuseExisting(path)
-    await moveSafely(partial, path)
+    const path = join(this.directory, name)
+    await moveToFree(partial, path)
     await rm(join(this.directory, partialStateName(name)), { force: true })
   }
 
@@ -195,9 +211,7 @@ export class FileVolumes implements VolumeOperations {
   }
 
   async rename(volume: VolumeFacts, name: string): Promise<void> {
-    const path = join(this.directory, name)
-    await refuseExisting(path)
-    await this.snapshots.renameAll(volume, name, () => rename(volume.path, path))
+    await this.snapshots.renameAll(volume, name, () => renameFree(volume.path, join(this.directory, name)))
   }
 
   async clone(volume: VolumeFacts, name: string, progress: Progress): Promise<void> {
@@ -216,16 +230,15 @@ export class FileVolumes implements VolumeOperations {
   }
 }
 
+async function removeLeft(path: string): Promise<void> {
+  await rm(path, { force: true })
+  log.notice(`${path} is removed: it was being made when that was interrupted`)
+}
+
 /** Relative names are relative to the image that has them. */
 function backingPath(image: string, name: string): string {
   if (isAbsolute(name) || /^[a-z]+:/.test(name)) return name
   return resolve(dirname(image), name)
-}
-
-/** Whatever has come there since the last look, or is no volume: a directory, a pipe, a link to nothing. */
-async function refuseExisting(path: string): Promise<void> {
-  if ((await lstat(path).catch(() => undefined)) === undefined) return
-  throw new RpcError('EEXIST', `${path} exists and was not made from here: choose another name`)
 }
 
 function refuseOfRaw(name: string, { backing, features = {}, preallocation }: ImageRequest): void {

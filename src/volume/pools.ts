@@ -497,9 +497,12 @@ async function removeLeftovers({ name, backend }: Pool): Promise<void> {
   if (backend.volumes.canHide !== true) return
   for (const volume of (await backend.refresh()).volumes) {
     if (!isPartial(volume.name)) continue
-    await backend.volumes.delete?.(volume).catch((error: Error) => {
-      log.warning(`pool ${name} keeps a volume that was never whole: ${error.message}`)
-    })
+    try {
+      await backend.volumes.delete?.(volume)
+      log.notice(`pool ${name}: ${volume.name} is removed: it was being made when that was interrupted`)
+    } catch (error) {
+      log.warning(`pool ${name} keeps a volume that was never whole: ${(error as Error).message}`)
+    }
   }
 }
 

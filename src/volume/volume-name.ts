@@ -23,12 +23,23 @@ function problemOf(name: string): string {
   return size > NAME_BYTES_MAX ? `it has ${size} bytes, more than ${NAME_BYTES_MAX}` : ''
 }
 
-/** Several machines may have one directory: each clears up only what it left behind itself. */
-const MACHINE = createHash('sha256').update(machineId()).digest('hex').slice(0, 8)
+/** Several machines may have one directory, and several daemons of one: each clears up only what it left behind itself. */
+let owner = ownerAt('')
+
+/** `place`: what this daemon has again when it comes back, and no other of this machine has: its state directory. */
+export function nameOwner(place: string): void {
+  owner = ownerAt(place)
+}
+
+function ownerAt(place: string): string {
+  return createHash('sha256').update(`${machineId()} ${place}`).digest('hex').slice(0, 8)
+}
 
 function machineId(): string {
   try {
-    return readFileSync('/etc/machine-id', 'utf8')
+    const id = readFileSync('/etc/machine-id', 'utf8').trim()
+    // Images of containers and of machines have none yet, which is the same for all that are made of them.
+    return /^[\da-f]{32}$/.test(id) ? id : hostname()
   } catch {
     // A container without systemd: its name has to do.
     return hostname()
@@ -36,26 +47,27 @@ function machineId(): string {
 }
 
 /** A volume that is being made: hidden until it is whole. */
-export const partialName = (name: string): string => `.${name}.${MACHINE}.partial`
+export const partialName = (name: string): string => `.${name}.${owner}.partial`
 
 /** Beside it, what is needed to go on making it after an interruption. */
 export const partialStateName = (name: string): string => `${partialName(name)}.json`
 
-/** Whether this machine was making the file when it was interrupted. */
-export const isPartial = (file: string): boolean => file.endsWith(`.${MACHINE}.partial`)
+/** Whether this daemon was making the file when it was interrupted. */
+export const isPartial = (file: string): boolean => file.startsWith('.') && file.endsWith(`.${owner}.partial`)
 
-export const isPartialState = (file: string): boolean => file.endsWith(`.${MACHINE}.partial.json`)
+export const isPartialState = (file: string): boolean =>
+  file.startsWith('.') && file.endsWith(`.${owner}.partial.json`)
 
 /** Beside an image whose tables are being changed: interrupted, they count clusters that nobody has. */
-export const checkNoteName = (name: string): string => `.${name}.${MACHINE}.check`
+export const checkNoteName = (name: string): string => `.${name}.${owner}.check`
 
-/** The image of such a note of this machine; undefined for other files. */
+/** The image of such a note of this daemon; undefined for other files. */
 export function imageToCheck(file: string): string | undefined {
-  const end = `.${MACHINE}.check`
+  const end = `.${owner}.check`
   return file.startsWith('.') && file.endsWith(end) ? file.slice(1, -end.length) : undefined
 }
 
-/** Whether any machine is making it, or was: it is no volume yet, and nobody's business. */
+/** Whether any daemon is making it, or was: it is no volume yet, and nobody's business. */
 export const isHidden = (name: string): boolean => /^\..+\.[0-9a-f]{8}\.partial$/.test(name)
 
 /** Where the snapshots of raw volumes are, below the directory of the pool: one directory a volume. */

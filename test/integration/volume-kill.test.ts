@@ -206,6 +206,32 @@ describe.skipIf(!CAN_MOUNT)('a daemon that is killed (needs root, to mount a fil
       expect(readdirSync(path())).toEqual([])
     })
 
+    it('makes nothing in a mount point from which somebody has taken the file system', async () => {
+      const target = join(daemon.directory, 'target')
+      const source = join(daemon.directory, 'source')
+      writeFileSync(source, randomBytes(300 * MIB))
+      await daemon.rpc('volume_create', { pool: 'fast', name: 'kept', capacity: '1M' })
+      const wanted = { pool: 'fast', name: 'a', source, format: 'qcow2' }
+      const { job_id } = await daemon.rpc<{ job_id: number }>('volume_import', wanted)
+      await space.run('umount', '--lazy', target)
+      const ended = await daemon.rpc('job_wait', { id: job_id, timeout_ms: 60_000 })
+      expect(ended).toMatchObject({
+        state: 'failed',
+        error: { message: expect.stringContaining('is not mounted on') },
+      })
+      for (const [method, params] of [
+        ['volume_create', { pool: 'fast', name: 'b', capacity: '1M' }],
+        ['volume_resize', { volume: 'kept', capacity: '2M' }],
+        ['volume_list', { pool: 'fast' }],
+      ] as const) {
+        await expect(daemon.rpc(method, params), method).rejects.toThrow('is not mounted on')
+      }
+      expect(readdirSync(path())).toEqual([])
+      await daemon.rpc('pool_destroy', { pool: 'fast' })
+      await daemon.rpc('pool_start', { pool: 'fast' })
+      expect([...(await volumes()).keys()]).toEqual(['kept'])
+    })
+
     it('while it renames a volume keeps its snapshots with it', async () => {
       const points = killPoints(SEED, 25)
       for (let i = 0; i < RUNS; i++) {

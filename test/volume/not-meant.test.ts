@@ -1,6 +1,19 @@
 /** What other programs do to the storage of a pool meanwhile, and between two lives of the daemon: nothing of theirs is touched. */
-import { chmodSync, mkdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { FileVolumes } from '../../src/volume/file-volumes.ts'
+import { renameFree } from '../../src/volume/formats/raw.ts'
+import { checkNoteName, nameOwner, partialName, partialStateName } from '../../src/volume/volume-name.ts'
 import { Storage } from './support.ts'
 
 const MIB = 2 ** 20
@@ -97,6 +110,71 @@ describe('work that goes on', () => {
     expect(readFileSync(storage.path('other', 'a')).equals(PRECIOUS)).toBe(true)
     await storage.call('pool_start', { pool: 'vms' })
     expect(await storage.job(method, params)).toMatchObject({ state: 'completed' })
+  })
+})
+
+describe('what lies in the directory of a pool', () => {
+  const restart = async (): Promise<void> => {
+    await storage.call('pool_destroy', { pool: 'vms' })
+    await storage.call('pool_start', { pool: 'vms' })
+  }
+  afterEach(() => nameOwner(''))
+
+  it('is not cleared up by another daemon of this machine, which may be at work there', async () => {
+    nameOwner('/var/lib/one')
+    const theirs = [partialName('a'), checkNoteName('q'), partialStateName('b')]
+    for (const name of theirs) writeFileSync(inPool(name), PRECIOUS)
+    nameOwner('/var/lib/other')
+    await restart()
+    expect(readdirSync(inPool()).sort()).toEqual(theirs.toSorted())
+    nameOwner('/var/lib/one')
+    await restart()
+    expect(readdirSync(inPool())).toEqual([])
+    expect(storage.logged.join('')).toContain(`${inPool(partialName('a'))} is removed: it was being made`)
+  })
+
+  it.each(['.x.partial', '.x.partial.json', '.x.check', 'x.partial'])(
+    'is left alone when it is called %s',
+    async name => {
+      writeFileSync(inPool(name), PRECIOUS)
+      await restart()
+      await create('x')
+      await storage.call('volume_delete', { volume: 'x' })
+      expect(readFileSync(inPool(name)).equals(PRECIOUS)).toBe(true)
+    },
+  )
+
+  it('is left alone when another program keeps its own snapshots there', async () => {
+    mkdirSync(inPool('.snapshots/1/snapshot'), { recursive: true })
+    mkdirSync(inPool('.snapshots/2'))
+    writeFileSync(inPool('.snapshots/1/info.xml'), PRECIOUS)
+    writeFileSync(inPool('.snapshots/1/snapshot/file'), PRECIOUS)
+    await restart()
+    await create('1', { format: 'qcow2' })
+    await storage.call('volume_delete', { volume: '1' })
+    expect(readdirSync(inPool('.snapshots')).sort()).toEqual(['1', '2'])
+    expect(readdirSync(inPool('.snapshots/1')).sort()).toEqual(['info.xml', 'snapshot'])
+    expect(existsSync(inPool('.snapshots/1/snapshot/file'))).toBe(true)
+  })
+
+  it('stays when it is an empty directory for snapshots', async () => {
+    mkdirSync(inPool('.snapshots'))
+    await restart()
+    await create('a')
+    await storage.call('volume_delete', { volume: 'a' })
+    expect(existsSync(inPool('.snapshots'))).toBe(true)
+  })
+
+  it('keeps the name that it got in the last moment', async () => {
+    const files = new FileVolumes('vms', inPool(), async () => undefined)
+    await expect(
+      files.make('a', undefined, async path => {
+        writeFileSync(path, 'ours')
+        writeFileSync(inPool('a'), PRECIOUS)
+      }),
+    ).rejects.toMatchObject({ code: 'EEXIST' })
+    expect(readFileSync(inPool('a')).equals(PRECIOUS)).toBe(true)
+    await expect(renameFree(inPool('a'), storage.path('vms'))).rejects.toMatchObject({ code: 'EEXIST' })
   })
 })
 

@@ -30,7 +30,8 @@ export class DirectoryPool implements PoolBackend {
   constructor(document: PoolDocument, { call }: PoolServices) {
     this.document = document
     // Documents of these types have a target: their reader has seen to it.
-    this.volumes = new FileVolumes(document.name, document.target!.path, call)
+    const { path } = document.target!
+    this.volumes = new FileVolumes(document.name, path, call, () => this.requireStorage())
   }
 
   get path(): string {
@@ -59,6 +60,9 @@ export class DirectoryPool implements PoolBackend {
       throw cannot(`make the directory of pool ${this.document.name}`, cause)
     }
   }
+
+  /** Throws when what is at the path is not the storage of the pool. */
+  protected async requireStorage(): Promise<void> {}
 
   async start(): Promise<void> {
     await this.requireDirectory()

@@ -93,6 +93,8 @@ export class MountedPool extends DirectoryPool {
   /** What is mounted from a server. */
   readonly remote?: Remote
   readonly #mount: MountSource
+  /** What the kernel calls that, once it is mounted. */
+  #found: string | undefined
 
   constructor(document: PoolDocument, services: PoolServices, mount: MountSource) {
     super(document, services)
@@ -121,6 +123,19 @@ export class MountedPool extends DirectoryPool {
     return mount !== undefined && (await this.#isOurs(mount))
   }
 
+  /** An empty mount point is no empty pool: what was made there would be on another file system, and be found by nobody. */
+  protected override async requireStorage(): Promise<void> {
+    if (this.#found === undefined) return
+    const now = mountAt(await readMounts(), this.path)?.source
+    if (now === this.#found) return
+    const { name } = this.document
+    throw new RpcError(
+      'ENOTCONN',
+      `pool ${name}: ${this.#found} is not mounted on ${this.path} any more, but ${now ?? 'nothing'}, which was not done from ` +
+        `here: qpair pool destroy ${name}, and then qpair pool start ${name}`,
+    )
+  }
+
   override async start(): Promise<void> {
     const { name } = this.document
     const mount = mountAt(await readMounts(), this.path)
@@ -136,6 +151,7 @@ export class MountedPool extends DirectoryPool {
       await this.requireDirectory()
       await this.#mountIt()
     }
+    this.#found = mountAt(await readMounts(), this.path)?.source
     await super.start()
   }
 

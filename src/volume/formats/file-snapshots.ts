@@ -58,9 +58,9 @@ export class FileSnapshots implements SnapshotOperations {
     else await noted(volume.path, () => deleteSnapshot(volume.path, snapshot))
   }
 
-  /** What lies beside the volume goes with it. */
-  deleteAll(volume: VolumeFacts): Promise<void> {
-    return this.#raw.deleteAll(volume)
+  /** What lies beside the volume goes with it; beside one that has its own within lies what is not of it. */
+  async deleteAll(volume: VolumeFacts): Promise<void> {
+    if (volume.format !== 'qcow2') await this.#raw.deleteAll(volume)
   }
 
   renameAll(volume: VolumeFacts, name: string, renameVolume: () => Promise<void>): Promise<void> {

@@ -6,9 +6,12 @@
 import { mkdir, readdir, readlink, rename, rm, rmdir, stat, symlink, utimes } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { RpcError, thereAre } from '../../core/errors.ts'
+import { logger } from '../../core/log.ts'
 import type { VolumeFacts, VolumeSnapshot } from '../pool.ts'
 import { isPartial, partialName } from '../volume-name.ts'
-import { moveSafely, reflink, takePlace, writeError } from './raw.ts'
+import { moveToFree, reflink, takePlace, writeError } from './raw.ts'
+
+const log = logger('volume')
 
 export class RawSnapshots {
   readonly #pool: string
@@ -38,8 +41,12 @@ export class RawSnapshots {
 
   async #share(volume: VolumeFacts, path: string): Promise<void> {
     // One by one: where there is no room, Node.js calls a recursive one ENOENT.
-    for (const directory of [this.#directory, dirname(path)]) {
-      await mkdir(directory, { mode: 0o700 }).catch(ignoreExisting)
+    const isFirst = await makeDirectory(this.#directory)
+    try {
+      await makeDirectory(dirname(path))
+    } catch (error) {
+      if (isFirst) await rmdir(this.#directory)
+      throw error
     }
     const partial = join(dirname(path), partialName(basename(path)))
     await rm(partial, { force: true })
@@ -53,7 +60,7 @@ export class RawSnapshots {
     // The copy has the times of the moment in which it was made, not those of the volume.
     const now = new Date()
     await utimes(partial, now, now)
-    await moveSafely(partial, path)
+    await moveToFree(partial, path)
   }
 
   async list(volume: VolumeFacts): Promise<VolumeSnapshot[]> {
@@ -84,16 +91,23 @@ export class RawSnapshots {
     await this.#removeEmpty(volume)
   }
 
+  /** Whatever else is in the directory stays, and so does that: it is somebody's. */
   async deleteAll(volume: VolumeFacts): Promise<void> {
-    await rm(join(this.#directory, volume.name), { recursive: true, force: true })
-    await rmdir(this.#directory).catch(() => {
-      // It is not there, or has snapshots of others.
-    })
+    for (const name of await this.#names(volume)) await rm(this.#path(volume, name))
+    await this.#removeEmpty(volume)
   }
 
   /** Gives them to the name that `rename` gives the volume; a note says so until both are done. */
   async renameAll(volume: VolumeFacts, name: string, renameVolume: () => Promise<void>): Promise<void> {
     if ((await this.#names(volume)).length === 0) return renameVolume()
+    const others = await this.#names({ name })
+    if (others.length > 0) {
+      throw new RpcError(
+        'EEXIST',
+        `${join(this.#directory, name)} has snapshots of a volume ${name} that has gone (${others.join(', ')}), and volume ` +
+          `${volume.name} has some, too: choose another name, or remove those`,
+      )
+    }
     const note = join(this.#directory, partialName(volume.name))
     await rm(note, { force: true })
     await symlink(name, note)
@@ -105,14 +119,19 @@ export class RawSnapshots {
     }
   }
 
-  /** Ends a renaming, and removes the rest of what this machine was at when it was interrupted. */
+  /** Ends a renaming, and removes the rest of what this daemon was at when it was interrupted. */
   async removeLeftovers(): Promise<void> {
-    const names = (await readdir(this.#directory).catch(ignoreMissing)) ?? []
+    const names = (await readdir(this.#directory).catch(ignoreOthers)) ?? []
     for (const name of names.filter(each => !isPartial(each))) {
       if (names.includes(partialName(name))) await this.#finishRename(name)
-      const left = (await readdir(join(this.#directory, name)).catch(ignoreMissing)) ?? []
-      for (const file of left.filter(isPartial)) await rm(join(this.#directory, name, file))
-      await this.#removeEmpty({ name })
+      const left = (await readdir(join(this.#directory, name)).catch(ignoreOthers)) ?? []
+      for (const file of left.filter(isPartial)) {
+        await rm(join(this.#directory, name, file))
+        log.notice(
+          `${join(this.#directory, name, file)} is removed: it was being made when that was interrupted`,
+        )
+        await this.#removeEmpty({ name })
+      }
     }
     for (const name of names.filter(isPartial)) await rm(join(this.#directory, name))
   }
@@ -122,6 +141,9 @@ export class RawSnapshots {
     const volumes = await readdir(dirname(this.#directory))
     if (volumes.includes(from) || !volumes.includes(to)) return
     await rename(join(this.#directory, from), join(this.#directory, to))
+    log.notice(
+      `${join(this.#directory, to)} has the snapshots of ${from}, which was being renamed when that was interrupted`,
+    )
   }
 
   #path(volume: VolumeFacts, snapshot: string): string {
@@ -129,8 +151,9 @@ export class RawSnapshots {
   }
 
   async #names(volume: Pick<VolumeFacts, 'name'>): Promise<string[]> {
-    const names = (await readdir(join(this.#directory, volume.name)).catch(ignoreMissing)) ?? []
-    return names.filter(name => !isPartial(name))
+    const directory = join(this.#directory, volume.name)
+    const entries = (await readdir(directory, { withFileTypes: true }).catch(ignoreOthers)) ?? []
+    return entries.filter(each => each.isFile() && !each.name.startsWith('.')).map(each => each.name)
   }
 
   async #existing(volume: VolumeFacts, snapshot: string): Promise<string> {
@@ -139,21 +162,30 @@ export class RawSnapshots {
     throw new RpcError('ENOENT', `volume ${volume.name} has no snapshot ${snapshot}: ${thereAre(names)}`)
   }
 
+  /** The directory of the last snapshot of a volume, and that of the last volume; none that was empty before. */
   async #removeEmpty(volume: Pick<VolumeFacts, 'name'>): Promise<void> {
-    if ((await this.#names(volume)).length > 0) return
-    for (const directory of [join(this.#directory, volume.name), this.#directory]) {
-      await rmdir(directory).catch(() => {
-        // Something else is in it: it stays.
-      })
+    try {
+      await rmdir(join(this.#directory, volume.name))
+      await rmdir(this.#directory)
+    } catch {
+      // Something is in it, or it is not there.
     }
   }
 }
 
-function ignoreMissing(error: NodeJS.ErrnoException): undefined {
-  if (error.code === 'ENOENT') return undefined
+/** Other programs have directories of this name as well (Snapper's), and files in them. */
+function ignoreOthers(error: NodeJS.ErrnoException): undefined {
+  if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return undefined
   throw error
 }
 
-function ignoreExisting(error: NodeJS.ErrnoException): undefined {
-  if (error.code !== 'EEXIST') throw error
+/** False when it is there already. */
+async function makeDirectory(path: string): Promise<boolean> {
+  try {
+    await mkdir(path, { mode: 0o700 })
+    return true
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false
+    throw error
+  }
 }

@@ -1,11 +1,23 @@
 /** Raw images: files whose bytes are the disk's. */
 
 import { constants } from 'node:fs'
-import { chmod, chown, copyFile, type FileHandle, open, rename, rm, stat, statfs } from 'node:fs/promises'
+import {
+  chmod,
+  chown,
+  copyFile,
+  type FileHandle,
+  lstat,
+  open,
+  rename,
+  rm,
+  stat,
+  statfs,
+} from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { errnoName, RpcError } from '../../core/errors.ts'
 import { formatSize } from '../../core/format-size.ts'
 import { fallocate, lseek } from '../../sys/libc.ts'
+import { renameToFree } from '../../sys/rename.ts'
 import { type Preallocation, type Progress, QUIET } from '../pool.ts'
 
 /** What is reserved in one call: small enough that progress is told and a cancel heard. */
@@ -130,6 +142,23 @@ export async function takePlace(from: string, to: string): Promise<void> {
   await chown(from, uid, gid)
   await chmod(from, mode & 0o7777)
   await moveSafely(from, to)
+}
+
+/** The same for a name that nothing has: what has come there in the last moment stays. Throws `RpcError` EEXIST. */
+export async function moveToFree(from: string, to: string): Promise<void> {
+  await sync(from)
+  await renameFree(from, to)
+  await sync(dirname(to))
+}
+
+/** Throws `RpcError` EEXIST when something has that name: a volume, a directory, a pipe, a link to nothing. */
+export async function renameFree(from: string, to: string): Promise<void> {
+  if (await renameToFree(from, to)) return
+  if ((await lstat(to).catch(() => undefined)) !== undefined) {
+    throw new RpcError('EEXIST', `${to} exists and was not made from here: choose another name`)
+  }
+  // A file system that does not know how, or another reason, which this says.
+  await rename(from, to)
 }
 
 /** Gives a file another name of its directory, and both are on the medium when this resolves. */

@@ -36,6 +36,7 @@ export class PartialFile {
     readonly format: string
     readonly identity?: string
   }): Promise<PartialState | undefined> {
+    await this.#files.require()
     const state = await this.#read()
     const isSame =
       state?.source === wanted.source &&
@@ -48,6 +49,7 @@ export class PartialFile {
 
   /** Atomically: a note that is torn would be none. */
   async remember(state: PartialState): Promise<void> {
+    await this.#files.require()
     await writeFile(`${this.#statePath}.new`, JSON.stringify(state), { mode: 0o600, flush: true })
     await rename(`${this.#statePath}.new`, this.#statePath)
   }
