@@ -24,6 +24,8 @@ const log = logger('vm')
 
 /** How long QEMU may take to end when it is told to. */
 const QUIT_MS = 10_000
+/** How long it may take for what QEMU does at once, unless it hangs. */
+const ANSWER_MS = 3_000
 const RECONNECT_MS = 500
 /** QEMU's words for what a guest goes on from. */
 const STANDS_STILL = ['paused', 'io-error']
@@ -70,7 +72,7 @@ export class Guest {
   /** QEMU's words for the state of the machine: `running`, `paused`, `shutdown`; `no answer` while there is no session. */
   async state(): Promise<string> {
     try {
-      const { status } = await this.execute<{ status: string }>('query-status')
+      const { status } = await this.execute<{ status: string }>('query-status', {}, ANSWER_MS)
       return status
     } catch (error) {
       if (error instanceof RpcError) return 'no answer'
@@ -81,7 +83,7 @@ export class Guest {
   /** Whether somebody is at its serial console: QEMU serves one at a time, and has others wait without a word. */
   async isConsoleTaken(): Promise<boolean> {
     try {
-      const devices = await this.execute('query-chardev')
+      const devices = await this.execute('query-chardev', {}, ANSWER_MS)
       const console = Array.isArray(devices) ? devices.find(device => device?.label === 'console') : undefined
       return !textOf(console?.filename, 'disconnected').startsWith('disconnected')
     } catch (error) {
@@ -91,12 +93,16 @@ export class Guest {
   }
 
   /** A command of the monitor. Throws `RpcError` EIO with QEMU's reason, or when there is no session. */
-  async execute<Result = unknown>(command: string, args: Record<string, unknown> = {}): Promise<Result> {
+  async execute<Result = unknown>(
+    command: string,
+    args: Record<string, unknown> = {},
+    timeoutMs?: number,
+  ): Promise<Result> {
     const { name } = this.#record
     if (this.#qmp === undefined) {
       throw new RpcError('EAGAIN', `guest ${name}: QEMU's monitor does not answer yet; try again in a moment`)
     }
-    return this.#told(this.#qmp.execute<Result>(command, args))
+    return this.#told(this.#qmp.execute<Result>(command, args, timeoutMs))
   }
 
   /** What QEMU has against something, or that it is gone, as an `RpcError`. */
@@ -183,14 +189,14 @@ export class Guest {
           `guest ${name} stands still (${state}) and hears no power button: qpair vm resume ${name} first, or --force`,
         )
       }
-      await this.execute('system_powerdown')
+      await this.execute('system_powerdown', {}, ANSWER_MS)
       if (await hasEnded(qemu, timeoutMs)) return 'powered down'
       log.warning(
         `guest ${name} has not reacted to the power button within ${timeoutMs / 1000} s: QEMU is ended`,
       )
     }
-    // It may end before it answers, and what has no session any more is killed.
-    await this.execute('quit').catch(() => undefined)
+    // It may end before it answers, or never answer; what has no session any more is killed.
+    void this.execute('quit').catch(() => undefined)
     if (await hasEnded(qemu, QUIT_MS)) return 'quit'
     kill(qemu)
     await hasEnded(qemu, QUIT_MS)
