@@ -51,6 +51,9 @@ export interface Network {
   /**
    * Starts to connect, from `source` when it is given. `done` hears the stream, or the positive errno (ETIMEDOUT after
    * `timeoutMs`). The returned function gives up early; `done` is then told ECANCELED.
+   *
+   * What the peer has not taken when such a stream is closed is not sent any more: it is the requests of one who may send
+   * them elsewhere meanwhile. (An adopted stream's, which are answers, arrive after the close as well.)
    */
   connect(
     remote: SocketAddress,

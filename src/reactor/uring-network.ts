@@ -15,6 +15,7 @@ import { type Arena, viewAt } from '../sys/memory.ts'
 import {
   addressOf,
   bindSocket,
+  dropUnsent,
   listenSocket,
   openSocket,
   SOCKADDR_ROOM,
@@ -47,14 +48,15 @@ export interface NetworkHost {
 export class UringNetwork implements Network {
   readonly ring: Uring
   readonly arena: Arena
-  readonly #scratch: number
+  /** For one call at a time. */
+  readonly scratch: number
   readonly #freeBlocks: number[] = []
   #host: NetworkHost | undefined
 
   constructor(ring: Uring, arena: Arena) {
     this.ring = ring
     this.arena = arena
-    this.#scratch = arena.allocate(SOCKADDR_ROOM)
+    this.scratch = arena.allocate(SOCKADDR_ROOM)
   }
 
   /** The reactor that owns this network: told once it exists. */
@@ -68,10 +70,10 @@ export class UringNetwork implements Network {
   }
 
   adopt(socket: number, events: StreamEvents): Stream {
-    tuneConnection(socket, this.#scratch)
+    tuneConnection(socket, this.scratch)
     return new UringStream(this, socket, events, {
-      local: addressOf(socket, 'local', this.#scratch),
-      remote: addressOf(socket, 'remote', this.#scratch),
+      local: addressOf(socket, 'local', this.scratch),
+      remote: addressOf(socket, 'remote', this.scratch),
     })
   }
 
@@ -88,8 +90,8 @@ export class UringNetwork implements Network {
   }
 
   listen(address: SocketAddress, backlog: number, onSocket: (socket: number) => void): Listener {
-    const fd = listenSocket(address, backlog, this.#scratch)
-    return new UringListener(this, fd, addressOf(fd, 'local', this.#scratch), onSocket)
+    const fd = listenSocket(address, backlog, this.scratch)
+    return new UringListener(this, fd, addressOf(fd, 'local', this.scratch), onSocket)
   }
 
   acquireBlock(): number {
@@ -318,6 +320,7 @@ class ConnectAttempt implements RingHandler, Deliverable {
     this.#network.releaseBlock(this.#block)
     this.#token = 0
     if (result === 0 && this.#gaveUp === 0) {
+      dropUnsent(this.#fd, this.#network.scratch)
       this.#done(this.#network.adopt(this.#fd, this.#events), 0)
       return
     }

@@ -22,6 +22,7 @@ const SOCK_NONBLOCK = 0o4000
 const SOL_SOCKET = 1
 const SO_REUSEADDR = 2
 const SO_KEEPALIVE = 9
+const SO_LINGER = 13
 const IPPROTO_TCP = 6
 const TCP_NODELAY = 1
 const TCP_KEEPIDLE = 4
@@ -124,6 +125,17 @@ export function tuneConnection(fd: number, scratch: number): void {
   setOption(fd, IPPROTO_TCP, TCP_KEEPIDLE, 60, scratch)
   setOption(fd, IPPROTO_TCP, TCP_KEEPINTVL, 10, scratch)
   setOption(fd, IPPROTO_TCP, TCP_KEEPCNT, 6, scratch)
+}
+
+/**
+ * What the peer has not taken when the socket is closed is never sent again, and the peer gets a reset: for who will send it
+ * elsewhere, and must not have it arrive behind that. Without effect on Unix sockets.
+ */
+export function dropUnsent(fd: number, scratch: number): void {
+  const linger = viewAt(scratch, 8)
+  linger.setInt32(0, 1, true)
+  linger.setInt32(4, 0, true)
+  setsockopt(fd, SOL_SOCKET, SO_LINGER, scratch, 8)
 }
 
 /** A new stream socket of the family that `address` needs. */

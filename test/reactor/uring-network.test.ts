@@ -1,13 +1,14 @@
-import { mkdtempSync, rmSync } from 'node:fs'
-import { connect, createServer, type Server, type Socket } from 'node:net'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net'
 import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { isDeepStrictEqual } from 'node:util'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import { TimerHeap } from '../../src/core/clock.ts'
 import type { Listener, SocketAddress, Stream, StreamEvents } from '../../src/reactor/network.ts'
 import { Reactor } from '../../src/reactor/reactor.ts'
 import { UringNetwork } from '../../src/reactor/uring-network.ts'
-import { Arena, BufferPool, bytesAt } from '../../src/sys/memory.ts'
+import { Arena, BufferPool, bytesAt, viewAt } from '../../src/sys/memory.ts'
 import { Uring } from '../../src/sys/uring.ts'
 
 let arena: Arena
@@ -86,6 +87,18 @@ class Echo implements StreamEvents {
   onClosed(): void {
     this.closed++
   }
+}
+
+/** Of a connection from that port, in bytes: what the kernel holds back at this end, and what nobody has read at the other. */
+function queuesOf(port: number): { unsent: number; unread: number } {
+  const end = `:${port.toString(16).toUpperCase().padStart(4, '0')}`
+  const rows = readFileSync('/proc/net/tcp', 'utf8')
+    .split('\n')
+    .map(line => line.trim().split(/\s+/))
+  // sl, local_address, rem_address, st, tx_queue:rx_queue
+  const [unsent = '0'] = rows.find(row => row[1]?.endsWith(end))?.[4]?.split(':') ?? []
+  const [, unread = '0'] = rows.find(row => row[2]?.endsWith(end))?.[4]?.split(':') ?? []
+  return { unsent: Number.parseInt(unsent, 16), unread: Number.parseInt(unread, 16) }
 }
 
 function listenEcho(address: SocketAddress): { listener: Listener; echoes: Echo[] } {
@@ -197,6 +210,42 @@ describe('connect', () => {
     outcome.stream!.close()
     await until(() => outcome.events.closed === 1)
     expect(outcome.events.received).toHaveLength(1)
+  })
+
+  it('sends nothing more of a connection that it made and closed', async () => {
+    // It takes only what fits into its kernel's buffers, as a target does that hangs.
+    const hung = createServer({ pauseOnConnect: true })
+    const accepted = new Promise<Socket>(resolve => hung.once('connection', resolve))
+    await new Promise<void>(resolve => hung.listen(0, '127.0.0.1', resolve))
+    cleanups.push(() => hung.close())
+    const { outcome } = attempt({ host: '127.0.0.1', port: (hung.address() as AddressInfo).port })
+    await until(() => outcome.errno !== undefined)
+    const { events, stream } = outcome
+    events.onSent = () => {}
+    // 64 MiB of the same 64 KiB.
+    const count = 1024
+    const iovecs = arena.allocate(count * 16)
+    for (let i = 0; i < count; i++) {
+      viewAt(iovecs, count * 16).setBigUint64(i * 16, BigInt(events.buffer), true)
+      viewAt(iovecs, count * 16).setBigUint64(i * 16 + 8, 65536n, true)
+    }
+    stream!.send(iovecs, count)
+    const socket = await accepted
+    let queues = { unsent: 0, unread: 0 }
+    await until(() => {
+      const before = queues
+      queues = queuesOf(socket.remotePort!)
+      return queues.unsent > 0 && queues.unread > 0 && isDeepStrictEqual(queues, before)
+    })
+    stream!.close()
+    await until(() => events.closed === 1)
+
+    let received = 0
+    socket.on('data', data => (received += data.length))
+    const over = new Promise(resolve => socket.once('error', resolve).once('end', resolve))
+    socket.resume()
+    await over
+    expect(received).toBe(queues.unread)
   })
 
   it('receives into two places, the second once the first is full', async () => {

@@ -131,7 +131,7 @@ describe('the simulated network', () => {
       expect(end.received).toEqual([...data])
       end.stream!.close()
       await world.clock.until(() => end.isOver && accepted[0]!.isOver)
-      expect(accepted[0]!.log).toEqual(['received 0'])
+      expect(accepted[0]!.log).toEqual([`received ${-Errno.ECONNRESET}`])
     },
   )
 
@@ -183,17 +183,49 @@ describe('the simulated network', () => {
     await world.clock.until(() => end.received.length === 3)
   })
 
-  it('delivers what was sent before a close even after the sender closed on a cut link', async () => {
+  it('delivers what was answered before a close even after the sender closed on a cut link', async () => {
+    const { world, dial, accepted, back } = lab(3)
+    const { end } = dial()
+    await world.clock.until(() => accepted.length > 0 && end.stream !== null)
+    back.cut()
+    accepted[0]!.write(new Uint8Array([9, 9]))
+    accepted[0]!.stream!.close()
+    await world.clock.until(() => accepted[0]!.isOver)
+    back.heal()
+    await world.clock.until(() => end.isOver)
+    expect(end.received).toEqual([9, 9])
+  })
+
+  it.each([
+    ['while it is cut', 0],
+    ['before it is sent again', 1000],
+  ])('does not deliver what a cut link had held back from a host that closed %s', async (_, healedUs) => {
     const { world, dial, accepted, out } = lab(3)
     const { end } = dial()
     await world.clock.until(() => accepted.length > 0 && end.stream !== null)
     out.cut()
     end.write(new Uint8Array([9, 9]))
+    await world.clock.run(world.clock.sleep(1_000_000))
+    if (healedUs > 0) {
+      out.heal()
+      await world.clock.run(world.clock.sleep(healedUs))
+    }
     end.stream!.close()
     await world.clock.until(() => end.isOver)
     out.heal()
+    await world.clock.run(world.clock.sleep(30_000_000))
+    expect(accepted[0]!.received).toEqual([])
+  })
+
+  it('delivers what is on its way when a host closes, and then a reset', async () => {
+    const { world, dial, accepted } = lab(3)
+    const { end } = dial()
+    await world.clock.until(() => accepted.length > 0 && end.stream !== null)
+    end.write(new Uint8Array([9, 9]))
+    end.stream!.close()
     await world.clock.until(() => accepted[0]!.isOver)
     expect(accepted[0]!.received).toEqual([9, 9])
+    expect(accepted[0]!.log).toContain(`received ${-Errno.ECONNRESET}`)
   })
 
   it('lets a sender wait whose peer does not read', async () => {

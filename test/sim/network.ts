@@ -55,6 +55,7 @@ export class Internet {
     const end = (from: typeof near, to: typeof near): SimSocket =>
       new SimSocket({
         ...shared,
+        dropsUnsent: from === near,
         machine: from.machine,
         link: this.link(from.address.host, to.address.host),
         local: from.address,

@@ -3,8 +3,9 @@
  *
  *   send: memory --pump--> wire: segments on their way --link--> inbox of the other end --> receive: memory
  *
- * What was taken from the sender's memory arrives even after the sender has closed, crashed or lost interest, as long
- * as the link lets it through: that is what TCP does, and what makes an old command land late.
+ * What was taken from the sender's memory arrives even after the sender has crashed or lost interest, as long as the link
+ * lets it through: that is what TCP does, and what makes an old command land late. The end that connected sends nothing
+ * again once it is closed (SO_LINGER 0): what the link has held back until then never arrives.
  */
 import type { Prng } from '../../src/core/prng.ts'
 import type { SocketAddress, Stream, StreamEvents } from '../../src/reactor/network.ts'
@@ -54,6 +55,8 @@ export interface SocketParts {
   readonly link: Link
   readonly local: SocketAddress
   readonly remote: SocketAddress
+  /** It connected: see `Network.connect`. */
+  readonly dropsUnsent: boolean
   /** Bytes that may be on their way or unread at the other end. */
   readonly capacity: number
   readonly segmentMax: number
@@ -225,11 +228,15 @@ export class SimSocket implements Stream {
 
   #leave(): void {
     if (this.isGone) return
-    const isRude = this.#inboxBytes > 0 && this.#parts.prng.oneIn(2)
+    const { dropsUnsent, link, machine, prng } = this.#parts
+    const isRude = this.#inboxBytes > 0 && prng.oneIn(2)
     this.isGone = true
     this.#inbox.length = 0
-    if (!this.#isReset) this.#transmit({ kind: isRude ? 'reset' : 'fin', dueUs: 0 })
-    this.#parts.machine.forget(this)
+    machine.forget(this)
+    if (this.#isReset) return
+    // The reset itself is lost like everything else.
+    if (dropsUnsent && (link.isCut || this.#isWaitingForLink)) this.#wire.length = 0
+    else this.#transmit({ kind: dropsUnsent || isRude ? 'reset' : 'fin', dueUs: 0 })
   }
 
   #read(places: Place[]): number {
