@@ -56,7 +56,10 @@ security_driver = "apparmor"
 stdio_handler = "file"
 END
 apparmor_parser -r /etc/apparmor.d/usr.lib.libvirt.virt-aa-helper /etc/apparmor.d/usr.sbin.libvirtd
-mkdir -p /srv/images
+# The machine's own is below it.
+mkdir -p /srv
+mount -t tmpfs srv /srv
+mkdir /srv/images
 ln -s /srv/images /srv/link
 truncate -s 1M /srv/images/nvme.raw /srv/images/next.raw
 qemu-img create -q -f qcow2 /srv/images/base.qcow2 1M

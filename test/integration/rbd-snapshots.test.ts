@@ -36,9 +36,9 @@ await describeWith(CEPH_PROGRAMS, 'snapshots and names of RBD images', () => {
       io_count: 500,
       seed,
     })
-    await expect
-      .poll(async () => (await daemon.rpc<{ writes: number }[]>('workload_get', { id }))[0]!.writes)
-      .toBe(500)
+    const writes = async (): Promise<number> =>
+      (await daemon.rpc<{ writes: number }[]>('workload_get', { id }))[0]!.writes
+    await eventually(writes).toBe(500)
     expect(await daemon.rpc('workload_stop', { id })).toMatchObject({ errors: 0, miscompares: 0 })
   }
 
