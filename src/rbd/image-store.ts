@@ -78,6 +78,11 @@ export class ImageStore {
     return this.#use(work => this.#usage(work))
   }
 
+  /** Of the pool, whatever monitor was asked: the cluster's, and the pool's number. */
+  identity(): Promise<string> {
+    return this.#use(async ({ cluster, pool }) => `${cluster.fsid} ${librbd().poolId(pool)}`)
+  }
+
   create(name: string, sizeBytes: number, options: CreateImageOptions): Promise<void> {
     return this.#use(async ({ pool, store }) => {
       this.#check('make', name, await store.createImage(pool, name, sizeBytes, options))

@@ -233,14 +233,15 @@ function nbdAddress({ unix, listen }: ExportOptions): object {
 
 /** Two writers that know nothing of each other destroy a file system. */
 function refuseSecondWriter({ pool, volume }: Found, use: VolumeUse, readOnly: boolean): void {
-  const { owners, programs, dependents } = use
+  const { owners, programs, host, dependents } = use
   const fullName = `${pool.name}/${volume.name}`
-  const others = [owners, ...programs].filter(each => each !== '')
+  const others = [owners, ...programs, ...host].filter(each => each !== '')
   // Readers do not mind each other.
   if (readOnly && programs.length === 0 && use.bdevs.every(bdev => bdev.readOnly)) return
   if (others.length > 0) {
     const bdev = use.bdev?.name
-    const remedy = programs.length > 0 || bdev === undefined ? 'end that first' : takingBack(fullName, bdev)
+    const remedy =
+      programs.length + host.length > 0 || bdev === undefined ? 'end that first' : takingBack(fullName, bdev)
     throw new RpcError(
       'EBUSY',
       `volume ${volume.name} is used by ${others.join(', ')} already: ${remedy}; ` +

@@ -88,6 +88,10 @@ export interface PoolBackend {
   stop(options?: StopOptions): Promise<void>
   /** How it is found out whether the storage answers, before a thread is lent to it. Absent: it is this machine's own. */
   readonly remote?: Remote
+  /** What is behind all of the names that its storage has, once it is started; undefined when nobody can tell. */
+  identity?(): Promise<string | undefined>
+  /** Removes what this daemon was making when it was interrupted, and mends it. Absent: `canHide` says what there is. */
+  removeLeftovers?(): Promise<void>
   /** Everything in the pool, without opening a volume that nobody asks about. */
   refresh(): Promise<PoolContents>
   /**

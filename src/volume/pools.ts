@@ -68,6 +68,8 @@ type State = { -readonly [key in keyof Pool]: Pool[key] } & {
   readonly turns: Turns
   /** What no other pool may have. */
   holdings: readonly string[]
+  /** While it is active. */
+  identity?: string | undefined
   /** Long work on its volumes: as long as there is any, it is not stopped. */
   readonly work: Set<string>
 }
@@ -377,6 +379,8 @@ export class StoragePools implements Configurable {
     await pool.backend.start()
     pool.isActive = true
     try {
+      pool.identity = await pool.backend.identity?.()
+      this.#refuseAlias(pool)
       await removeLeftovers(pool)
       await this.#look(pool)
     } catch (error) {
@@ -474,6 +478,19 @@ export class StoragePools implements Configurable {
     }
   }
 
+  /** By other names than those that `holdingsOf` knows: other monitors, a directory that is mounted elsewhere, too. */
+  #refuseAlias(pool: State): void {
+    const other = [...this.#pools.values()].find(
+      each =>
+        each !== pool && each.isActive && each.identity !== undefined && each.identity === pool.identity,
+    )
+    if (other === undefined) return
+    throw new RpcError(
+      'EEXIST',
+      `Storage source conflict with pool: '${other.name}', which has the storage of ${pool.name} by another name: use that one`,
+    )
+  }
+
   #get(name: string): State {
     const pool =
       this.#pools.get(name) ?? [...this.#pools.values()].find(({ uuid }) => uuid === name.toLowerCase())
@@ -494,6 +511,7 @@ export const usageOf = ({ capacityBytes, allocationBytes, availableBytes }: Pool
 
 /** Removes what this machine was making when it was interrupted; work that goes on begins it again. */
 async function removeLeftovers({ name, backend }: Pool): Promise<void> {
+  if (backend.removeLeftovers !== undefined) return backend.removeLeftovers()
   if (backend.volumes.canHide !== true) return
   for (const volume of (await backend.refresh()).volumes) {
     if (!isPartial(volume.name)) continue

@@ -7,6 +7,7 @@ import type { BdevInfo } from '../bdev/bdev.ts'
 import { deviceNumbers, readText } from '../bdev/drivers/file-identity.ts'
 import type { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError } from '../core/errors.ts'
+import { kernelUsesOf } from './kernel-use.ts'
 import { mountOf, readMounts } from './mounts.ts'
 import type { VolumeFacts } from './pool.ts'
 import type { Pool } from './pools.ts'
@@ -20,6 +21,8 @@ export interface VolumeUse {
   readonly owners: string
   /** Other processes that have the file locked, as QEMU does: `qemu-system-x86 (pid 4711)`. */
   readonly programs: readonly string[]
+  /** What the host itself does with a block device: `the file system on /srv`. Snapshots and growing do not mind. */
+  readonly host: readonly string[]
   /** Volumes of active pools that have this one beneath them. */
   readonly dependents: readonly VolumeFacts[]
 }
@@ -29,9 +32,15 @@ export async function useOf(
   bdevs: BdevRegistry,
   pools: readonly Pool[],
 ): Promise<VolumeUse> {
-  const path = volume.type === 'network' ? volume.path : await realPath(volume.path)
+  const isNetwork = volume.type === 'network'
+  const path = isNetwork ? volume.path : await realPath(volume.path)
+  const inode = isNetwork ? undefined : await inodeOf(path)
   const all: BdevInfo[] = []
-  for (const info of bdevs.list()) if ((await mediumOnce(info)) === path) all.push(info)
+  for (const info of bdevs.list()) {
+    const medium = await mediumOnce(info)
+    // It has other paths by hard links and by mounts of one directory on another.
+    if (medium?.path === path || (inode !== undefined && medium?.inode === inode)) all.push(info)
+  }
   // A copy's own is there for a while: whoever may not come near is kept off by the copy's job.
   const over = all.filter(({ name }) => !bdevs.unsaved.has(name))
   const owners = over.map(({ name }) => bdevs.ownersOf(name)).filter(each => each !== '')
@@ -42,25 +51,44 @@ export async function useOf(
       // A server may be gone, and nobody waits for it here.
       const isNear = each.type !== 'network' && backend.remote === undefined
       const beneath = isNear ? await realPath(each.backing.path) : each.backing.path
-      if (beneath === path || beneath === volume.path) dependents.push(each)
+      const isThis = isNear && inode !== undefined && (await inodeOf(beneath)) === inode
+      if (isThis || beneath === path || beneath === volume.path) dependents.push(each)
     }
   }
   return {
     bdev: over.find(({ readOnly }) => !readOnly) ?? over[0],
     bdevs: over,
     owners: owners.join(', '),
-    programs: volume.type === 'network' ? [] : await lockersOf(path, all.some(locksItsFile)),
+    programs: isNetwork ? [] : await lockersOf(path, all.some(locksItsFile)),
+    host: volume.type === 'block' ? await kernelUsesOf(path) : [],
     dependents,
   }
 }
 
-const media = new WeakMap<BdevInfo, Promise<string | undefined>>()
+interface Medium {
+  readonly path: string | undefined
+  readonly inode: string | undefined
+}
+
+const media = new WeakMap<BdevInfo, Promise<Medium>>()
 
 /** Looked up once: what is open stays the same, while a server that it is on may be gone at the next look. */
-function mediumOnce(info: BdevInfo): Promise<string | undefined> {
-  const medium = media.get(info) ?? mediumOf(info)
+function mediumOnce(info: BdevInfo): Promise<Medium> {
+  const medium = media.get(info) ?? lookUp(info)
   media.set(info, medium)
   return medium
+}
+
+async function lookUp(info: BdevInfo): Promise<Medium> {
+  const path = await mediumOf(info)
+  return { path, inode: path?.startsWith('/') === true ? await inodeOf(path) : undefined }
+}
+
+/** What a file or device is, whatever its name; undefined for what is not there. */
+async function inodeOf(path: string): Promise<string | undefined> {
+  const stats = await stat(path).catch(() => undefined)
+  if (stats === undefined) return undefined
+  return stats.isBlockDevice() ? `device ${stats.rdev}` : `${stats.dev}:${stats.ino}`
 }
 
 const realPath = (path: string): Promise<string> => realpath(path).catch(() => path)
@@ -159,10 +187,10 @@ export function refuseInUse(
   use: VolumeUse,
   fullName: string | undefined,
 ): void {
-  const { bdev, owners, programs } = use
+  const { bdev, owners, programs, host } = use
   const who = [
     ...(bdev === undefined ? [] : [`bdev ${bdev.name} has it open${owners === '' ? '' : ` for ${owners}`}`]),
-    ...programs.map(program => `${program} has it open`),
+    ...[...programs, ...host].map(each => `${each} has it open`),
   ]
   if (who.length === 0) return
   const remedy =
@@ -171,19 +199,21 @@ export function refuseInUse(
 }
 
 /**
- * Throws `RpcError` EINVAL for a volume that is a symbolic link: what is done to it would be done to whatever it leads to, which
- * may be anything of this machine. `remedy` says how to do it all the same.
+ * Throws `RpcError` EINVAL for a volume that is a symbolic link, or one of several hard links: what is done to it would be done
+ * to whatever has another name, which may be anything of this machine. `remedy` says how to do it all the same.
  */
 export async function refuseLink(
   { type, name, path }: VolumeFacts,
   done: string,
   remedy: string,
 ): Promise<void> {
-  if (type !== 'file' || !(await lstat(path)).isSymbolicLink()) return
-  throw new RpcError(
-    'EINVAL',
-    `volume ${name} cannot be ${done}: it is a symbolic link to ${await realPath(path)}. ${remedy}`,
-  )
+  if (type !== 'file') return
+  const stats = await lstat(path)
+  if (!stats.isSymbolicLink() && stats.nlink < 2) return
+  const what = stats.isSymbolicLink()
+    ? `it is a symbolic link to ${await realPath(path)}`
+    : `the file has ${stats.nlink} names, all but one of which are elsewhere (find -samefile ${path})`
+  throw new RpcError('EINVAL', `volume ${name} cannot be ${done}: ${what}. ${remedy}`)
 }
 
 /** Throws `RpcError` EBUSY when other volumes are made of what this one has. */

@@ -1,6 +1,6 @@
 /** A pool of a disk of this machine: a loop device, with `sfdisk` and `blkid` as witnesses. */
 import { execFileSync } from 'node:child_process'
-import { rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { mkdirSync, rmdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect, it } from 'vitest'
@@ -22,7 +22,7 @@ const xml = (device: string): string => `<pool type='disk'>
   <target><path>/dev</path></target>
 </pool>`
 
-await describeWith(['losetup', 'sfdisk', 'blkid'], 'a pool of a disk', () => {
+await describeWith(['losetup', 'sfdisk', 'blkid', 'mkfs.ext4', 'mount', 'umount'], 'a pool of a disk', () => {
   const image = join(tmpdir(), `qpair-disk-${process.pid}`)
   let daemon: Daemon
   let device = ''
@@ -98,6 +98,41 @@ await describeWith(['losetup', 'sfdisk', 'blkid'], 'a pool of a disk', () => {
       if (outcome === 'made') await daemon.rpc('volume_delete', { volume: name, pool: 'sdb' })
     },
   )
+
+  it('is left alone where the host has a file system on it', async () => {
+    run('mkfs.ext4', '-q', '-F', `${device}p1`)
+    const mountPoint = `${image}.mounted`
+    mkdirSync(mountPoint)
+    run('mount', `${device}p1`, mountPoint)
+    try {
+      const used = `the file system on ${mountPoint}`
+      for (const [method, params] of [
+        ['volume_delete', {}],
+        ['volume_wipe', {}],
+        ['volume_rename', { name: 'uno' }],
+        ['volume_resize', { capacity: '5M', shrink: true }],
+        ['volume_export', { nbd: true, listen: ['127.0.0.1:0'] }],
+        ['volume_import', { pool: 'sdb', name: 'copy', source: 'one', volume: undefined }],
+      ] as const) {
+        await expect(daemon.rpc(method, { volume: 'one', ...params }), method).rejects.toThrow(used)
+      }
+      await daemon.rpc('pool_destroy', { pool: 'sdb' })
+      await expect(daemon.rpc('pool_build', { pool: 'sdb', overwrite: true })).rejects.toThrow(used)
+      expect(run('blkid', '-p', '-o', 'value', '-s', 'TYPE', `${device}p1`).trim()).toBe('ext4')
+      await daemon.rpc('pool_start', { pool: 'sdb' })
+    } finally {
+      run('umount', mountPoint)
+      rmdirSync(mountPoint)
+    }
+  })
+
+  it('answers the size that a volume has, in sectors', async () => {
+    await create('odd', '1M')
+    expect(await daemon.rpc('volume_resize', { volume: 'odd', capacity: 2 ** 20 + 100 })).toEqual({
+      capacity: 2 ** 20 + 512,
+    })
+    await daemon.rpc('volume_delete', { volume: 'odd' })
+  })
 
   it('is wiped by whoever says that', async () => {
     await daemon.rpc('volume_delete', { volume: 'one' })

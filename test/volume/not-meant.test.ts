@@ -2,11 +2,13 @@
 import {
   chmodSync,
   existsSync,
+  linkSync,
   mkdirSync,
   readdirSync,
   readFileSync,
   rmSync,
   statSync,
+  symlinkSync,
   truncateSync,
   writeFileSync,
 } from 'node:fs'
@@ -14,7 +16,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { FileVolumes } from '../../src/volume/file-volumes.ts'
 import { renameFree } from '../../src/volume/formats/raw.ts'
 import { checkNoteName, nameOwner, partialName, partialStateName } from '../../src/volume/volume-name.ts'
-import { Storage } from './support.ts'
+import { directoryXml, Storage } from './support.ts'
 
 const MIB = 2 ** 20
 const PRECIOUS = Buffer.alloc(MIB, 0x11)
@@ -70,6 +72,42 @@ describe('a volume that another program has changed since the last look', () => 
     expect(readFileSync(inPool('a')).equals(PRECIOUS)).toBe(true)
     await storage.call('volume_delete', { volume: 'a' })
   })
+})
+
+describe('a file of two names', () => {
+  beforeEach(async () => {
+    await create('a')
+    linkSync(inPool('a'), storage.path('backup'))
+    writeFileSync(inPool('a'), PRECIOUS)
+    await storage.call('pool_refresh', { pool: 'vms' })
+  })
+
+  it('is changed in place only when that is said', async () => {
+    for (const [method, params] of [
+      ['volume_wipe', {}],
+      ['volume_resize', { capacity: '2M' }],
+    ] as const) {
+      await expect(storage.call(method, { volume: 'a', ...params })).rejects.toThrow('the file has 2 names')
+    }
+    expect(readFileSync(storage.path('backup')).equals(PRECIOUS)).toBe(true)
+    await storage.call('volume_resize', { volume: 'a', capacity: '2M', follow_link: true })
+  })
+
+  it('is in use by both when one is open', async () => {
+    await storage.call('bdev_uring_create', { name: 'b0', filename: storage.path('backup') })
+    await expect(storage.call('volume_delete', { volume: 'a' })).rejects.toThrow('bdev b0 has it open')
+  })
+})
+
+it('refuses to start a pool whose storage another has by another name', async () => {
+  await storage.call('pool_define', { xml: directoryXml('alias', storage.path('alias')) })
+  symlinkSync(inPool(), storage.path('alias'))
+  writeFileSync(inPool(partialName('a')), PRECIOUS)
+  await expect(storage.call('pool_start', { pool: 'alias' })).rejects.toMatchObject({
+    code: 'EEXIST',
+    message: expect.stringContaining("conflict with pool: 'vms'"),
+  })
+  expect(existsSync(inPool(partialName('a')))).toBe(true)
 })
 
 describe('work that goes on', () => {

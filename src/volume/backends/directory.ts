@@ -66,7 +66,15 @@ export class DirectoryPool implements PoolBackend {
 
   async start(): Promise<void> {
     await this.requireDirectory()
-    await this.volumes.removeLeftovers()
+  }
+
+  async identity(): Promise<string> {
+    const { dev, ino } = await stat(this.path)
+    return `directory ${dev}:${ino}`
+  }
+
+  removeLeftovers(): Promise<void> {
+    return this.volumes.removeLeftovers()
   }
 
   protected async requireDirectory(): Promise<void> {

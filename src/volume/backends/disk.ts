@@ -18,6 +18,7 @@ import {
   tellNewSize,
 } from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
+import { refuseUsedByHost } from '../kernel-use.ts'
 import { fittingGap, gapsOf, type Partition, type PartitionTable, parseTable } from '../partition-table.ts'
 import type {
   BuildMode,
@@ -75,6 +76,8 @@ class DiskPool implements PoolBackend {
       )
     }
     if (mode !== 'overwrite') await refuseFormatted(`pool ${name} cannot be built`, this.#disk.path)
+    // sfdisk does not look: it is told to, as it would refuse all that is not the whole disk.
+    await refuseUsedByHost(`pool ${name} cannot be built`, this.#disk.path)
     await this.#disk.format(label)
   }
 

@@ -58,6 +58,10 @@ class RbdPool implements PoolBackend {
     await this.#services.rbd.clusters.bring(await this.#options())
   }
 
+  async identity(): Promise<string> {
+    return `Ceph ${await this.#store.identity()}`
+  }
+
   /** Images that are open as devices go on. */
   async stop(): Promise<void> {
     await this.#services.rbd.clusters.takeBack(this.#cluster)

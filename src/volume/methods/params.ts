@@ -25,7 +25,7 @@ export const inPool = z
 export const followLink = z
   .boolean()
   .default(false)
-  .describe('Do it to what the volume leads to when it is a symbolic link')
+  .describe('Do it also when the volume is a symbolic link, to what it leads to, or a file of several names')
 
 /** Of work that goes on after the daemon was killed. */
 export const resume = z
