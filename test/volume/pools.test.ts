@@ -183,24 +183,47 @@ describe('a pool', () => {
 })
 
 describe('an interruption', () => {
-  it('that left an image with clusters that nobody has is mended when the pool starts', async () => {
+  it.each([
+    ['in the file', true],
+    ['behind its end', false],
+  ])(
+    'that left an image with clusters %s that nobody has is mended when the pool starts',
+    async (_, isInFile) => {
+      await storage.directoryPool('vms')
+      await storage.call('volume_create', { pool: 'vms', name: 'q', capacity: '1M', format: 'qcow2' })
+      // A cluster behind the end that is counted: what a snapshot that was not finished leaves.
+      const image = storage.path('vms/q')
+      const { clusterSize, fileSizeBytes } = { clusterSize: 65536, fileSizeBytes: statSync(image).size }
+      const at = Math.ceil(fileSizeBytes / clusterSize)
+      truncateSync(image, (at + (isInFile ? 1 : 0)) * clusterSize)
+      const bytes = readFileSync(image)
+      const table = Number(bytes.readBigUInt64BE(48))
+      bytes.writeUInt16BE(1, Number(bytes.readBigUInt64BE(table)) + 2 * at)
+      writeFileSync(image, bytes)
+      expect(await checkImage(image)).toMatchObject({ leaks: 1 })
+      writeFileSync(storage.path('vms', checkNoteName('q')), '')
+      await storage.call('pool_destroy', { pool: 'vms' })
+      await storage.call('pool_start', { pool: 'vms' })
+      expect(await checkImage(image)).toMatchObject({ leaks: 0 })
+      expect(readdirSync(storage.path('vms'))).toEqual(['q'])
+    },
+  )
+
+  it('of what is damaged as well gives nothing away that a table may have had which cannot be followed', async () => {
     await storage.directoryPool('vms')
-    await storage.call('volume_create', { pool: 'vms', name: 'q', capacity: '1M', format: 'qcow2' })
-    // A cluster behind the end that is counted: what a snapshot that was not finished leaves.
+    const preallocated = { capacity: '1M', format: 'qcow2', preallocation: 'metadata' }
+    await storage.job('volume_create', { pool: 'vms', name: 'q', ...preallocated })
     const image = storage.path('vms/q')
-    const { clusterSize, fileSizeBytes } = { clusterSize: 65536, fileSizeBytes: statSync(image).size }
-    const at = Math.ceil(fileSizeBytes / clusterSize)
-    truncateSync(image, (at + 1) * clusterSize)
     const bytes = readFileSync(image)
-    const table = Number(bytes.readBigUInt64BE(48))
-    bytes.writeUInt16BE(1, Number(bytes.readBigUInt64BE(table)) + 2 * at)
+    // The entry of the first level leads to nowhere: the second, and all of the disk's clusters, seem to have nobody.
+    bytes.writeBigUInt64BE(2n ** 40n, Number(bytes.readBigUInt64BE(40)))
     writeFileSync(image, bytes)
-    expect(await checkImage(image)).toMatchObject({ leaks: 1 })
     writeFileSync(storage.path('vms', checkNoteName('q')), '')
+    const { leaks } = await checkImage(image)
+    expect(leaks).toBeGreaterThanOrEqual(16)
     await storage.call('pool_destroy', { pool: 'vms' })
     await storage.call('pool_start', { pool: 'vms' })
-    expect(await checkImage(image)).toMatchObject({ leaks: 0 })
-    expect(readdirSync(storage.path('vms'))).toEqual(['q'])
+    expect(await checkImage(image)).toMatchObject({ leaks })
   })
 
   it('of renaming a volume leaves it with its snapshots', async () => {

@@ -20,6 +20,8 @@ interface WrongCount {
   readonly cluster: number
   /** References that there are. */
   readonly is: number
+  /** More are counted. */
+  readonly isTooHigh: boolean
 }
 
 /** How often each cluster of the file is referred to. */
@@ -129,9 +131,11 @@ class Checker {
     this.#corruptions += flags
     let repaired = 0
     if (isRepairing) {
-      for (const { cluster, is } of wrong) await refcounts.set(cluster, is)
+      // What cannot be followed may refer to what seems to have nobody: given to another, that would be lost.
+      const mendable = wrong.filter(({ isTooHigh }) => found === 0 || !isTooHigh)
+      for (const { cluster, is } of mendable) await refcounts.set(cluster, is)
       await refcounts.write()
-      repaired = wrong.length + (await markTree(image, refcounts))
+      repaired = mendable.length + (await markTree(image, refcounts))
       await image.sync()
       const mended = found === 0 ? Incompatible.DIRTY | Incompatible.CORRUPT : Incompatible.DIRTY
       const { incompatible } = image.header
@@ -152,7 +156,7 @@ class Checker {
     const compare = (cluster: number, counted: number): void => {
       const is = this.#counts.get(cluster)
       if (is === counted) return
-      wrong.push({ cluster, is })
+      wrong.push({ cluster, is, isTooHigh: counted > is })
       if (counted > is) this.#leaks++
       else this.#corruptions++
       this.#tell(`cluster ${cluster} has ${is} references and ${counted} are counted`)
@@ -162,8 +166,8 @@ class Checker {
       if (seen.has(offset)) continue
       seen.add(offset)
       this.#long.signal?.throwIfAborted()
-      const end = Math.min((index + 1) * blockEntries, this.#counts.clusters)
-      for (let cluster = index * blockEntries; cluster < end; cluster++) {
+      // Also behind the file's end: what was allocated there and never written is lost as soon as the file grows.
+      for (let cluster = index * blockEntries; cluster < (index + 1) * blockEntries; cluster++) {
         compare(cluster, refcounts.getNow(cluster) ?? (await refcounts.get(cluster)))
       }
       if (index >= BLOCKS_KEPT) refcounts.forget(index)
