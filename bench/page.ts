@@ -48,6 +48,9 @@ ${table.join('\n')}
 - **File.** The file driver under the daemon's own workload, beside fio's io_uring engine on the same page-cached file.
 - **NBD.** fio's NBD engine drives all servers over a Unix socket. QEMU's storage daemon serves its null device, which
   moves no data, since it has no memory device; nbdkit serves its memory plugin.
+- **qcow2.** Copies of one image in the page cache, behind NBD, with fio as the client: ours, and QEMU's storage daemon with
+  its two ways of file I/O. *New clusters*: each measurement begins with an empty image. The processor time per I/O is that of
+  the whole server process.
 - **vhost-user-blk.** One queue of one reactor on one processor, one front end on another: a small program in JavaScript
   (\`bench/vhost-front-end.ts\`) that does for all subjects what a guest's driver does, with indirect descriptors and the
   event index, and polls for what is used. Places are random, and each request in flight has a buffer of its own. QEMU's

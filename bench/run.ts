@@ -1,5 +1,5 @@
 /**
- * `npm run bench [-- --seconds N] [--rounds N] [--only nvme-tcp,file,nbd,vhost,rbd,failover,footprint] [--merge]`
+ * `npm run bench [-- --seconds N] [--rounds N] [--only nvme-tcp,file,nbd,qcow2,vhost,rbd,failover,footprint] [--merge]`
  *
  * Everything is measured in turn with what it is compared to, and medians are kept: ratios are what counts, since the
  * machine's own speed changes from minute to minute. A complete run writes `bench/results/latest.json` and
@@ -16,12 +16,13 @@ import { benchNbd } from './nbd.ts'
 import { benchNvmeTcp } from './nvme-tcp.ts'
 import { type Results, renderPage } from './page.ts'
 import { ROOT } from './process.ts'
+import { benchQcow2 } from './qcow2.ts'
 import { benchRbd } from './rbd.ts'
 import { benchVhost } from './vhost.ts'
 
 const RESULTS = join(ROOT, 'bench/results/latest.json')
 const PAGE = join(ROOT, 'docs/benchmarks.md')
-const GROUPS = ['nvme-tcp', 'file', 'nbd', 'vhost', 'rbd', 'failover', 'footprint'] as const
+const GROUPS = ['nvme-tcp', 'file', 'nbd', 'qcow2', 'vhost', 'rbd', 'failover', 'footprint'] as const
 
 const { values } = parseArgs({
   options: {
@@ -61,6 +62,7 @@ try {
       ...(has('nvme-tcp') ? await benchNvmeTcp(directory, seconds, rounds) : []),
       ...(has('file') ? await benchFile(directory, seconds, rounds) : []),
       ...(has('nbd') ? await benchNbd(directory, seconds, rounds) : []),
+      ...(has('qcow2') ? await benchQcow2(directory, seconds, rounds) : []),
       ...(vhost?.rows ?? []),
       ...(has('rbd') ? await benchRbd(directory, seconds, rounds) : []),
     ],
