@@ -3,14 +3,14 @@ import { RpcError, thereAre } from '../../core/errors.ts'
 import { logger } from '../../core/log.ts'
 import type { DomainDisk } from '../../libvirt/domain-xml.ts'
 import type { Scope, Virsh } from '../../libvirt/virsh.ts'
+import { withdrawRule } from '../access/apparmor.ts'
+import { guestIn, unplugNvme } from '../disk/monitor-disk.ts'
+import { release, releaseLeft, type ServingParts, servedFrom } from '../disk/serving.ts'
+import type { StorageParts } from '../disk/storage.ts'
 import { untilLetGo } from '../let-go.ts'
 import { withUndo } from '../undo.ts'
-import { withdrawRule } from './apparmor.ts'
 import type { AttachParts } from './attach.ts'
 import { type Domain, disksOf, documentsOf, readDomain, readDomains, scopeOf, sourcesOf } from './domains.ts'
-import { guestIn, unplugNvme } from './monitor-disk.ts'
-import { release, releaseLeft, type ServingParts, servedFrom } from './serving.ts'
-import type { StorageParts } from './storage.ts'
 
 const log = logger('vm')
 

@@ -3,11 +3,11 @@ import { RpcError } from '../../core/errors.ts'
 import { runProgram } from '../../core/program.ts'
 import { type RunProgram, Virsh } from '../../libvirt/virsh.ts'
 import { Turns } from '../../volume/turns.ts'
+import { servedFrom } from '../disk/serving.ts'
 import type { Monitor } from '../inspect/inspect.ts'
 import { type Attached, type AttachParts, type AttachRequest, attach } from './attach.ts'
 import { type Detached, type DetachRequest, detach } from './detach.ts'
 import { type Domain, disksOf, readDomain, readDomains } from './domains.ts'
-import { servedFrom } from './serving.ts'
 
 export interface LibvirtGuestsParts extends Omit<AttachParts, 'access'> {
   readonly run?: RunProgram

@@ -3,12 +3,12 @@ import { RpcError } from '../../core/errors.ts'
 import type { DiskSource } from '../../libvirt/disk-xml.ts'
 import { nameOf } from '../../libvirt/domain-xml.ts'
 import type { Confinement, Scope } from '../../libvirt/virsh.ts'
+import { findForGuest } from '../disk/find-for-guest.ts'
+import { chooseMeans, type Means } from '../disk/means.ts'
+import { serve, servedAs } from '../disk/serving.ts'
+import type { Storage } from '../disk/storage.ts'
 import type { Attachment, AttachParts, AttachRequest, Host } from './attach.ts'
 import { type Domain, disksOf, documentsOf, readDomains, sourcesOf } from './domains.ts'
-import { findForGuest } from './find-for-guest.ts'
-import { chooseMeans, type Means } from './means.ts'
-import { serve, servedAs } from './serving.ts'
-import type { Storage } from './storage.ts'
 
 /** Finds what is asked for, sees that the guest will be alone with it, and serves it, if that is the way. */
 export async function takeStorage(

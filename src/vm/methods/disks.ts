@@ -1,8 +1,8 @@
 /** Disks of guests: as virsh's attach-disk, detach-disk and domblklist. */
 import { z } from 'zod'
 import { method } from '../../rpc/method.ts'
+import { BUSES, MEANS } from '../disk/means.ts'
 import type { LibvirtGuests } from '../libvirt/guests.ts'
-import { BUSES, MEANS } from '../libvirt/means.ts'
 import { attachToOwn, detachFromOwn, disksOfOwn, fromLibvirt, ownGuest } from '../run/own-disks.ts'
 import type { OwnGuests } from '../run/own-guests.ts'
 

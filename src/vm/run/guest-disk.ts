@@ -5,8 +5,8 @@
 import { RpcError } from '../../core/errors.ts'
 import { type DiskSource, optionText } from '../../libvirt/disk-xml.ts'
 import { reconnect } from '../../vhost/qemu-args.ts'
-import type { Means } from '../libvirt/means.ts'
-import { blockdev } from '../libvirt/monitor-disk.ts'
+import type { Means } from '../disk/means.ts'
+import { blockdev } from '../disk/monitor-disk.ts'
 
 export const GUEST_BUSES = ['virtio', 'nvme', 'scsi'] as const
 export type GuestBus = (typeof GUEST_BUSES)[number]

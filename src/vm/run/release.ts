@@ -1,7 +1,7 @@
 /** What serves disks is taken away once QEMU has let go of them: the daemon learns of that a moment after QEMU has done it. */
 import { setTimeout as delay } from 'node:timers/promises'
 import { nameOf } from '../../libvirt/domain-xml.ts'
-import { type ReleaseParts, release, type ServingParts, servedName } from '../libvirt/serving.ts'
+import { type ReleaseParts, release, type ServingParts, servedName } from '../disk/serving.ts'
 import type { RecordedDisk } from './guest-record.ts'
 
 /** How long the end of a connection may take to be noticed. */

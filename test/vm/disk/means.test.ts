@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { chooseMeans, type Situation } from '../../src/vm/libvirt/means.ts'
+import { chooseMeans, type Situation } from '../../../src/vm/disk/means.ts'
 
 /** A raw file in a pool, for a guest that runs and has shared memory. */
 const situation = (change: Partial<Situation>): Situation => ({

@@ -14,10 +14,10 @@ import {
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { ProgramError, runProgram } from '../../src/core/program.ts'
-import type { RunProgram } from '../../src/libvirt/virsh.ts'
-import { findObstacles, type Guest, type Need, type Obstacle } from '../../src/vm/libvirt/access.ts'
-import { loadProfile, refusalSince, withdrawRule } from '../../src/vm/libvirt/apparmor.ts'
+import { ProgramError, runProgram } from '../../../src/core/program.ts'
+import type { RunProgram } from '../../../src/libvirt/virsh.ts'
+import { findObstacles, type Guest, type Need, type Obstacle } from '../../../src/vm/access/access.ts'
+import { loadProfile, refusalSince, withdrawRule } from '../../../src/vm/access/apparmor.ts'
 
 const UUID = '4dea22b3-1d52-d8f3-2516-782e98ab3fa0'
 

@@ -7,9 +7,9 @@ import type { BdevRegistry } from '../../bdev/registry.ts'
 import type { DiskSource } from '../../libvirt/disk-xml.ts'
 import type { NbdExports } from '../../nbd/exports.ts'
 import type { VhostControllers } from '../../vhost/controllers.ts'
+import type { AccessParts } from '../access/access.ts'
+import { withdrawRule } from '../access/apparmor.ts'
 import type { Undo } from '../undo.ts'
-import type { AccessParts } from './access.ts'
-import { withdrawRule } from './apparmor.ts'
 import type { Call, Storage } from './storage.ts'
 
 export interface ServingParts {

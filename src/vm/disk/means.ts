@@ -1,4 +1,4 @@
-/** By which means a guest of libvirt gets a disk. */
+/** By which means a guest gets a disk. */
 import { RpcError } from '../../core/errors.ts'
 
 /**
