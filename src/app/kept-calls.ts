@@ -292,5 +292,7 @@ const nameOf = ({ method, params }: MethodCall): string =>
 /** What a call makes, where it has a name: another call that makes it has taken the place of this one. */
 function identityOf({ method, params }: MethodCall): string | undefined {
   const name = params?.['name']
-  return typeof name === 'string' ? `${method} ${name}` : undefined
+  // Names of volumes are of their pool.
+  const pool = params?.['pool'] ?? ''
+  return typeof name === 'string' ? `${method} ${pool} ${name}` : undefined
 }

@@ -284,3 +284,12 @@ describe('calls that failed at start', () => {
     expect(lines.join('')).toContain('the change is in force but not saved')
   })
 })
+
+it('keeps work on a volume when work on one of the same name in another pool begins', () => {
+  const into = (pool: string): MethodCall => ({ method: 'volume_import', params: { pool, name: 'web' } })
+  kept.keep('job', into('a'), new RpcError('EAGAIN', 'pool a is not active'))
+  kept.dropMade('job', [into('b')])
+  expect(kept.callsOf('job')).toEqual([into('a')])
+  kept.dropMade('job', [into('a')])
+  expect(kept.callsOf('job')).toEqual([])
+})
