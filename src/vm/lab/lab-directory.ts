@@ -11,6 +11,8 @@ import { formatSize } from '../../core/format-size.ts'
 import { lockFile } from '../../sys/file-lock.ts'
 
 const PREFIX = 'qpair-lab-'
+/** As mkdtemp names it. */
+const MADE = new RegExp(`^${PREFIX}[A-Za-z0-9]{6}$`)
 const LOCK = 'lock'
 
 export class LabDirectory {
@@ -58,7 +60,7 @@ export class LabDirectory {
 /** Removes the directories of this user's labs that were killed; answers which. */
 export async function removeLeftLabs(parent = tmpdir()): Promise<string[]> {
   const removed: string[] = []
-  for (const name of readdirSync(parent).filter(each => each.startsWith(PREFIX))) {
+  for (const name of readdirSync(parent).filter(each => MADE.test(each))) {
     const path = join(parent, name)
     if (!isOurs(path)) continue
     const unlock = lockFile(join(path, LOCK))

@@ -21,7 +21,7 @@ it('has thin disks, and goes with the lab', async () => {
 
 it('is removed by the next lab when its own was killed, and no sooner', async () => {
   const lab = await LabDirectory.make(parent)
-  const left = join(parent, 'qpair-lab-left')
+  const left = join(parent, 'qpair-lab-left01')
   mkdirSync(left)
   writeFileSync(join(left, 'lock'), '')
   writeFileSync(join(left, 'nvme0.raw'), 'large')
@@ -29,12 +29,16 @@ it('is removed by the next lab when its own was killed, and no sooner', async ()
   const other = join(parent, 'other')
   mkdirSync(other)
   writeFileSync(join(other, 'lock'), '')
-  mkdirSync(join(parent, 'qpair-lab-empty'))
-  symlinkSync(other, join(parent, 'qpair-lab-link'))
+  mkdirSync(join(parent, 'qpair-lab-empty1'))
+  symlinkSync(other, join(parent, 'qpair-lab-link01'))
+
+  const theirs = join(parent, 'qpair-lab-results')
+  mkdirSync(theirs)
+  writeFileSync(join(theirs, 'lock'), '')
 
   expect(await removeLeftLabs(parent)).toEqual([left])
   expect(existsSync(left)).toBe(false)
-  for (const path of [lab.path, join(other, 'lock'), join(parent, 'qpair-lab-empty')]) {
+  for (const path of [lab.path, theirs, join(other, 'lock'), join(parent, 'qpair-lab-empty1')]) {
     expect(existsSync(path)).toBe(true)
   }
   await lab.remove()
