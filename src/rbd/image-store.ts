@@ -13,6 +13,8 @@ import { listSnapshots, type Report, type Snapshot } from './snapshots.ts'
 
 export interface StoredImage {
   readonly name: string
+  /** Of the objects that hold it: another that is made under its name has another. */
+  readonly id: string
   /** In bytes. Undefined for images of format 1, which have to be opened to tell. */
   readonly sizeBytes: number | undefined
 }
@@ -69,7 +71,7 @@ export class ImageStore {
       const there = new Set(still.map(({ name }) => name))
       const images = listed
         .filter(({ name }) => there.has(name))
-        .map(({ id, name }) => ({ name, sizeBytes: sizes.get(id) }))
+        .map(({ id, name }) => ({ id, name, sizeBytes: sizes.get(id) }))
       return { images, usage: await this.#usage({ cluster, pool, store }) }
     })
   }
@@ -110,6 +112,15 @@ export class ImageStore {
         ? await store.usedBytes(image, sizeBytes)
         : undefined
       return { ...facts, sizeBytes, usedBytes }
+    })
+  }
+
+  /** Addresses of the clients that have it open for writing, this daemon's among them. */
+  clients(name: string): Promise<readonly string[]> {
+    return this.#open(name, true, async (image, { store }) => {
+      const found = await store.watchers(image)
+      if (typeof found === 'number') throw this.#refusal('ask who has it open of', name, found)
+      return found
     })
   }
 

@@ -37,6 +37,8 @@ export interface LibrbdPool {
    * Undefined where this machine has no way to be told.
    */
   usedBytes(image: number, sizeBytes: number): Promise<number | undefined>
+  /** Addresses of the clients, of any machine, that have an open image open for writing. */
+  watchers(image: number): Promise<string[] | number>
   /** Of the whole cluster, in bytes. */
   clusterUsage(cluster: number): Promise<{ totalBytes: number; availableBytes: number } | number>
   /** Bytes that the pool's objects have, before replication. */
@@ -60,6 +62,7 @@ function load(rados: LibraryHandle, rbd: LibraryHandle): LibrbdPool {
     ...usageCalls(rados),
     listImages: listCall(rbd),
     usedBytes: usedCall(rbd),
+    watchers: watchersCall(rbd),
     imageSizes: sizesCall(rados, operations),
     closePool: pool => operations.closePool(pool),
   }
@@ -99,6 +102,32 @@ function listCall(rbd: LibraryHandle): LibrbdPool['listImages'] {
         if (typeof found !== 'number' || found < 0) return found
         // Others may make images meanwhile.
         room = found + IMAGES_AT_FIRST
+      }
+    })
+}
+
+/** `rbd_image_watcher_t`: a pointer to the address, the client's number, a cookie. */
+const WATCHER_SIZE = 24
+const WATCHERS_MAX = 128
+
+function watchersCall(rbd: LibraryHandle): LibrbdPool['watchers'] {
+  const list = blocking(rbd.func('int rbd_watchers_list(uintptr_t, uintptr_t, uintptr_t)'))
+  const cleanup = rbd.func('void rbd_watchers_list_cleanup(uintptr_t, size_t)')
+  return image =>
+    withPage(async page => {
+      const entries = mapAnonymous(WATCHERS_MAX * WATCHER_SIZE)
+      try {
+        viewAt(page, 8).setBigUint64(0, BigInt(WATCHERS_MAX), true)
+        const result = await list(image, entries, page)
+        if (result < 0) return result
+        const found = u64At(page)
+        const addresses = Array.from({ length: found }, (_, at) =>
+          stringAt(u64At(entries + at * WATCHER_SIZE)),
+        )
+        cleanup(entries, found)
+        return addresses
+      } finally {
+        unmap(entries, WATCHERS_MAX * WATCHER_SIZE)
       }
     })
 }

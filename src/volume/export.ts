@@ -233,15 +233,17 @@ function nbdAddress({ unix, listen }: ExportOptions): object {
 
 /** Two writers that know nothing of each other destroy a file system. */
 function refuseSecondWriter({ pool, volume }: Found, use: VolumeUse, readOnly: boolean): void {
-  const { owners, programs, host, dependents } = use
+  const { owners, programs, dependents } = use
   const fullName = `${pool.name}/${volume.name}`
-  const others = [owners, ...programs, ...host].filter(each => each !== '')
+  const others = [owners, ...programs, ...use.others].filter(each => each !== '')
   // Readers do not mind each other.
   if (readOnly && programs.length === 0 && use.bdevs.every(bdev => bdev.readOnly)) return
   if (others.length > 0) {
     const bdev = use.bdev?.name
     const remedy =
-      programs.length + host.length > 0 || bdev === undefined ? 'end that first' : takingBack(fullName, bdev)
+      programs.length + use.others.length > 0 || bdev === undefined
+        ? 'end that first'
+        : takingBack(fullName, bdev)
     throw new RpcError(
       'EBUSY',
       `volume ${volume.name} is used by ${others.join(', ')} already: ${remedy}; ` +

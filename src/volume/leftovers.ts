@@ -7,20 +7,27 @@ import type { VolumeFacts, VolumeOperations } from './pool.ts'
 const ATTEMPTS = 90
 const RETRY_MS = 1000
 
+/** Does something again as long as it is EBUSY, for a while. Throws what it throws otherwise. */
+export async function whileBusy(work: () => Promise<void>, signal: AbortSignal): Promise<void> {
+  for (let left = ATTEMPTS; ; left--) {
+    try {
+      return await work()
+    } catch (error) {
+      if ((error as RpcError).code !== 'EBUSY' || left <= 1) throw error
+      await delay(RETRY_MS, undefined, { signal })
+    }
+  }
+}
+
 /** Deletes it, if it is there. Throws what the backend throws. */
 export async function deleteLeftover(
   operations: VolumeOperations,
   volume: VolumeFacts,
   signal: AbortSignal,
 ): Promise<void> {
-  for (let left = ATTEMPTS; ; left--) {
-    try {
-      return await operations.delete?.(volume)
-    } catch (error) {
-      const { code } = error as RpcError
-      if (code === 'ENOENT') return
-      if (code !== 'EBUSY' || left <= 1) throw error
-      await delay(RETRY_MS, undefined, { signal })
-    }
+  try {
+    await whileBusy(async () => operations.delete?.(volume), signal)
+  } catch (error) {
+    if ((error as RpcError).code !== 'ENOENT') throw error
   }
 }

@@ -6,7 +6,7 @@ const REPORT = ['--reportformat', 'json', '--units', 'b', '--nosuffix']
 
 /** Of `lvs`. */
 const REPORT_FIELDS =
-  'lv_name,lv_path,lv_uuid,lv_size,origin,origin_size,segtype,data_percent,pool_lv,lv_active,lv_tags,lv_time,lv_attr'
+  'lv_name,lv_path,lv_uuid,lv_size,origin,origin_size,segtype,data_percent,pool_lv,lv_active,lv_tags,lv_time,lv_attr,lv_device_open'
 
 /** A logical volume of ours that is no volume of the pool. */
 export const SNAPSHOT_TAG = 'qpair_snapshot'
@@ -24,6 +24,8 @@ export interface LogicalVolume {
   /** Of a thin volume. */
   readonly pool: string
   readonly isActive: boolean
+  /** Somebody has its device open: a mount, a guest, a bdev; of a thin pool that is no news. */
+  readonly isOpen: boolean
   /** A snapshot is becoming its content. */
   readonly isMerging: boolean
   /** It has `SNAPSHOT_TAG`. */
@@ -66,6 +68,7 @@ export function parseLogicalVolumes(text: string): LogicalVolume[] {
       kind: segment === 'thin-pool' || segment === 'thin' ? segment : 'linear',
       pool: row['pool_lv'] ?? '',
       isActive: row['lv_active'] === 'active',
+      isOpen: row['lv_device_open'] === 'open',
       // The first letter (lvs(8)): an origin with a merging snapshot.
       isMerging: row['lv_attr']?.startsWith('O') ?? false,
       isSnapshot: (row['lv_tags'] ?? '').split(',').includes(SNAPSHOT_TAG),

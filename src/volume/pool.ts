@@ -128,6 +128,8 @@ export interface VolumeOperations {
   delete?(volume: VolumeFacts): Promise<void>
   /** Facts that take opening it: capacity, allocation, backing. Absent: `refresh` has found all. */
   describe?(volume: VolumeFacts): Promise<VolumeFacts>
+  /** Who has it open where only its storage knows: clients of other machines, and this daemon. */
+  clients?(volume: VolumeFacts): Promise<readonly string[]>
   /** Another size, which those who have it open hear of. */
   resize?(volume: VolumeFacts, capacityBytes: number, options: ResizeOptions): Promise<void>
   rename?(volume: VolumeFacts, name: string): Promise<void>
@@ -141,7 +143,7 @@ export interface VolumeOperations {
   wipe?(volume: VolumeFacts, algorithm: WipeAlgorithm, progress: Progress): Promise<void>
 }
 
-export type VolumeOperation = Exclude<keyof VolumeOperations, 'reasons' | 'describe' | 'canHide'>
+export type VolumeOperation = Exclude<keyof VolumeOperations, 'reasons' | 'describe' | 'clients' | 'canHide'>
 
 export interface CreateVolume {
   readonly name: string

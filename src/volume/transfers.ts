@@ -25,6 +25,7 @@ import { FileVolumes, fileOpening } from './file-volumes.ts'
 import { probe, probeHead, readHead } from './formats/probe.ts'
 import { checkRoom, reflink, writeError } from './formats/raw.ts'
 import { deleteLeftover } from './leftovers.ts'
+import { mountOf, readMounts } from './mounts.ts'
 import type { Call } from './nvme-export.ts'
 import type { Progress, VolumeFacts, VolumeFormat } from './pool.ts'
 import { type Pool, volumeIn } from './pools.ts'
@@ -61,6 +62,8 @@ export interface ImportOptions {
   readonly identity: string
   /** The call that goes on with it. */
   readonly resume: MethodCall
+  /** Of the file system that it was begun on. */
+  readonly mount?: string | undefined
 }
 
 export class Transfers {
@@ -74,12 +77,21 @@ export class Transfers {
   }
 
   async import(options: ImportOptions): Promise<{ job_id: number }> {
+    const { halfFilled } = this.#volumes
+    if (options.isResumed) halfFilled.add(options.identity)
+    const started = await this.#import(options)
+    halfFilled.delete(options.identity)
+    return started
+  }
+
+  async #import(options: ImportOptions): Promise<{ job_id: number }> {
     const { name, permissions, identity } = options
     if (options.isResumed) this.#volumes.awaitPool(options.pool)
     const pool = this.#volumes.pools.active(options.pool)
     const files = pool.backend.volumes instanceof FileVolumes ? pool.backend.volumes : undefined
     const there = options.isResumed ? volumeIn(pool, name) : undefined
-    const job = { kind: 'volume_import', name, takes: [name], resume: options.resume }
+    const resume = files === undefined ? options.resume : await onItsMount(files.directory, options)
+    const job = { kind: 'volume_import', name, takes: [name], resume }
     // It has its name only when it is whole: the daemon was killed between that and the job's end.
     const isWhole =
       there !== undefined &&
@@ -116,7 +128,7 @@ export class Transfers {
     found: Found,
     file: string,
     format: VolumeFormat | undefined,
-    { call: resume, isResumed }: Omit<Again, 'identity'>,
+    { call, isResumed, mount }: Omit<Again, 'identity'> & { readonly mount: string | undefined },
   ): Promise<{ job_id: number }> {
     const { pool, volume } = found
     if (!isAbsolute(file)) {
@@ -133,7 +145,8 @@ export class Transfers {
         cause,
       })
     })
-    const job = { kind: 'volume_save', name: volume.name, takes: [], resume: pinned(found, resume) }
+    const resume = await onItsMount(files.directory, { resume: pinned(found, call), mount, isResumed })
+    const job = { kind: 'volume_save', name: volume.name, takes: [], resume }
     // A file has its name only when it is whole: the daemon was killed between that and the job's end.
     if (isResumed && names.includes(name) && !names.includes(partialName(name))) {
       return this.#volumes.job(pool, job, async () => {})
@@ -231,7 +244,7 @@ export class Transfers {
   ): Promise<void> {
     const { source, name, format = 'raw' } = plan
     await this.#withSource(plan, progress, async from => {
-      const identity = source.kind === 'file' ? source.identity : String(from.sizeBytes)
+      const identity = identityIn(source, from.sizeBytes)
       const note = { source: source.text, format, identity }
       const earlier = await partial.resume(note)
       const options = {
@@ -439,6 +452,31 @@ interface Plan {
 }
 
 type FileTransfer = Extract<TransferSource, { kind: 'file' }>
+
+/**
+ * The call with where the file system is mounted that a directory is on. Throws `RpcError` EAGAIN where that has not come yet since
+ * the daemon was stopped: what is begun anew in its mount point fills another file system, and is found by nobody.
+ */
+async function onItsMount(
+  directory: string,
+  { resume, mount, isResumed }: Pick<ImportOptions, 'resume' | 'mount' | 'isResumed'>,
+): Promise<MethodCall> {
+  const now = mountOf(await readMounts(), directory)?.mountPoint ?? '/'
+  if (isResumed && mount !== undefined && mount !== now) {
+    throw new RpcError(
+      'EAGAIN',
+      `${directory} was on the file system that is mounted on ${mount}, and is on that of ${now}: this goes on when it is mounted`,
+    )
+  }
+  return { method: resume.method, params: { ...resume.params, mount: now } }
+}
+
+/** What a note says of the source, so that half of it as it was and half as it is by then are not put together. */
+function identityIn(source: TransferSource, sizeBytes: number): string {
+  if (source.kind === 'file') return source.identity
+  // Nobody tells whether an image of Ceph was written to meanwhile: it is begun again.
+  return source.kind === 'bdev' ? randomUUID() : String(sizeBytes)
+}
 
 /** What the new volume is to be. Undefined for what a web server has, which only its bytes tell. */
 function formatFor(

@@ -21,8 +21,11 @@ export interface VolumeUse {
   readonly owners: string
   /** Other processes that have the file locked, as QEMU does: `qemu-system-x86 (pid 4711)`. */
   readonly programs: readonly string[]
-  /** What the host itself does with a block device: `the file system on /srv`. Snapshots and growing do not mind. */
-  readonly host: readonly string[]
+  /**
+   * Who else has it open: the host itself (`the file system on /srv`), clients on other machines. Neither snapshots nor growing
+   * disturb them.
+   */
+  readonly others: readonly string[]
   /** Volumes of active pools that have this one beneath them. */
   readonly dependents: readonly VolumeFacts[]
 }
@@ -60,7 +63,7 @@ export async function useOf(
     bdevs: over,
     owners: owners.join(', '),
     programs: isNetwork ? [] : await lockersOf(path, all.some(locksItsFile)),
-    host: volume.type === 'block' ? await kernelUsesOf(path) : [],
+    others: volume.type === 'block' ? await kernelUsesOf(path) : [],
     dependents,
   }
 }
@@ -187,10 +190,10 @@ export function refuseInUse(
   use: VolumeUse,
   fullName: string | undefined,
 ): void {
-  const { bdev, owners, programs, host } = use
+  const { bdev, owners, programs, others } = use
   const who = [
     ...(bdev === undefined ? [] : [`bdev ${bdev.name} has it open${owners === '' ? '' : ` for ${owners}`}`]),
-    ...[...programs, ...host].map(each => `${each} has it open`),
+    ...[...programs, ...others].map(each => `${each} has it open`),
   ]
   if (who.length === 0) return
   const remedy =

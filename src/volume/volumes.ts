@@ -7,6 +7,7 @@ import type { ReactorGroup } from '../reactor/group.ts'
 import type { MethodCall } from '../rpc/config.ts'
 import type { JobOptions, Jobs } from '../rpc/jobs.ts'
 import { VolumeExports } from './export.ts'
+import { whileBusy } from './leftovers.ts'
 import { LibvirtImport } from './libvirt-import.ts'
 import type { Call } from './nvme-export.ts'
 import {
@@ -27,6 +28,7 @@ import { checkFileName } from './volume-name.ts'
 
 const log = logger('volume')
 
+const HALF_FILLED = 'an import that was interrupted and has not gone on yet (qpair config kept)'
 const FOLLOW_LINK = '--follow-link does it to that'
 
 export interface VolumesOptions {
@@ -78,6 +80,8 @@ export class Volumes {
   readonly transfers: Transfers
   readonly imports: LibvirtImport
   readonly #call: Call
+  /** Identities of volumes that an interrupted import has filled in part, under the name that they are to have. */
+  readonly halfFilled = new Set<string>()
   /** Volumes that somebody has to himself, and names that he will give, with what is done: `POOL/NAME`. */
   readonly #taken = new Map<string, string>()
   /** Volumes that are read, with what is done: any number may, and nobody changes them meanwhile. */
@@ -159,7 +163,29 @@ export class Volumes {
   }
 
   useOf({ pool, volume }: Found): Promise<VolumeUse> {
-    return this.pools.ask(pool, () => this.useOfMedium(volume))
+    return this.pools.ask(pool, () => this.#useHere(volume))
+  }
+
+  async #useHere(volume: VolumeFacts): Promise<VolumeUse> {
+    const use = await this.useOfMedium(volume)
+    if (volume.identity === undefined || !this.halfFilled.has(volume.identity)) return use
+    return { ...use, others: [...use.others, HALF_FILLED] }
+  }
+
+  /**
+   * With those who have it open elsewhere, where its storage knows them: they see no harm in a second server of it, but they do in
+   * other content.
+   */
+  async useAnywhere(found: Found): Promise<VolumeUse> {
+    return this.pools.ask(found.pool, () => this.#useAnywhere(found))
+  }
+
+  async #useAnywhere({ pool, volume }: Found): Promise<VolumeUse> {
+    const use = await this.#useHere(volume)
+    // Bdevs are clients, too.
+    if (use.bdevs.length > 0) return use
+    const clients = (await pool.backend.volumes.clients?.(volume)) ?? []
+    return { ...use, others: [...use.others, ...clients] }
   }
 
   /** The same for what need not be a volume of a pool. */
@@ -201,7 +227,8 @@ export class Volumes {
     const { pool } = found
     const operation = this.operation(pool, 'delete')
     await this.#change(found, 'deleted', [], async (use, volume) => {
-      refuseInUse(volume, 'deleted', use, fullName(found))
+      const others = use.others.filter(each => each !== HALF_FILLED)
+      refuseInUse(volume, 'deleted', { ...use, others }, fullName(found))
       refuseWithDependents(volume, 'deleted', use)
       const snapshots = options.withSnapshots ? [] : await pool.backend.volumes.snapshots?.list(volume)
       if (snapshots !== undefined && snapshots.length > 0) {
@@ -321,7 +348,8 @@ export class Volumes {
       volume = found.volume
       const remedy = 'Revert what it leads to, in a pool of its own'
       await this.pools.ask(pool, () => refuseLink(volume, 'reverted', remedy))
-      const use = await this.useOf(found)
+      // Interrupted, this daemon may count for a client itself.
+      const use = await (isResumed ? this.useOf(found) : this.useAnywhere(found))
       refuseInUse(volume, 'reverted', use, fullName(found))
       refuseWithDependents(volume, 'reverted', use)
       if (isResumed) return
@@ -340,7 +368,13 @@ export class Volumes {
         isCancellable: false,
         check,
       },
-      progress => operations.revert(volume, snapshot, { ...progress, isResumed }),
+      async progress => {
+        const found = { pool, volume }
+        const look = async (): Promise<void> =>
+          refuseInUse(volume, 'reverted', await this.useAnywhere(found), fullName(found))
+        if (isResumed) await whileBusy(look, progress.signal)
+        await operations.revert(volume, snapshot, { ...progress, isResumed })
+      },
     )
   }
 
@@ -456,7 +490,7 @@ export class Volumes {
       for (const name of names) this.refuseTaken(pool, name)
       const free = this.take(pool, [volume.name, ...names], [], `is being ${done}`)
       try {
-        await work(await this.useOfMedium(now), now)
+        await work(await this.#useAnywhere({ pool, volume: now }), now)
       } finally {
         free()
       }

@@ -6,6 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { RbdClusters } from '../../src/rbd/clusters.ts'
 import { ImageStore } from '../../src/rbd/image-store.ts'
+import { librbd } from '../../src/sys/librbd.ts'
 import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
@@ -178,6 +179,45 @@ await describeWith(PROGRAMS, 'a pool of Ceph', () => {
     await run('volume', 'delete', 'web2')
     await run('volume', 'delete', 'web', '--delete-snapshots')
     expect(await images()).toEqual([])
+  })
+
+  it('leaves the content alone of what a client elsewhere has open, as a guest of QEMU', async () => {
+    await run('volume', 'create', 'KVMpool', 'guest', '8M')
+    await run('volume', 'snapshot', 'create', 'guest', 'one')
+    const elsewhere = new RbdClusters()
+    const options = { user: 'admin', options: {}, file: ceph.conf, searches: false, keyFile: ceph.keyring }
+    const cluster = await elsewhere.acquire(options)
+    const pool = await librbd().openPool(cluster.handle, 'KVMpool', '')
+    const image = await librbd().openImage(pool, 'guest', null, false)
+    for (const words of [
+      ['snapshot', 'revert', 'guest', 'one'],
+      ['resize', 'guest', '4M', '--shrink'],
+      ['rename', 'guest', 'other'],
+      ['delete', 'guest', '--delete-snapshots'],
+      ['import', 'KVMpool', 'copy', 'guest'],
+    ]) {
+      await expect(run('volume', ...words), words.join(' ')).rejects.toThrow(
+        /the client of Ceph at 127\.0\.0\.1 has it open/,
+      )
+    }
+    expect(await run('volume', 'info', 'guest')).toContain('"users": "the client of Ceph at 127.')
+    await run('volume', 'resize', 'guest', '16M')
+    await run('volume', 'snapshot', 'create', 'guest', 'two')
+    await librbd().closeImage(image)
+    librbd().closePool(pool)
+    await elsewhere.release(cluster)
+    await run('volume', 'snapshot', 'revert', 'guest', 'one')
+    await run('volume', 'delete', 'guest', '--delete-snapshots')
+  })
+
+  it('is not served by two pools, whatever monitors they ask', async () => {
+    const [, host, port] = /v1:([\d.]+):(\d+)/.exec(ceph.monitorAddress)!
+    const [a, b, c, d] = host!.split('.').map(Number)
+    // The same address, as inet_aton(3) takes it.
+    const alias = poolXml(`${a}.${b}.${c! * 256 + d!}`, port!).replace('<name>KVMpool', '<name>alias')
+    await run('pool', 'define', file('alias.xml', alias))
+    await expect(run('pool', 'start', 'alias')).rejects.toThrow("conflict with pool: 'KVMpool'")
+    await run('pool', 'undefine', 'alias')
   })
 
   it.each(['-n', '../x', 'a/b', 'a@b', ''])(

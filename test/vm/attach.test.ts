@@ -44,7 +44,7 @@ function guests(): LibvirtGuests {
       find: (name: string) => {
         throw new RpcError('ENOENT', `there is no volume ${name}`)
       },
-      useOfMedium: async () => ({ bdevs: [], programs: [], dependents: [] }),
+      useOfMedium: async () => ({ bdevs: [], programs: [], others: [], dependents: [] }),
     },
     vhost: { list: () => [], get: (name: string) => ({ socketPath: join(directory, name) }) },
     nbd: { list: () => [] },

@@ -105,10 +105,11 @@ function guests(): LibvirtGuests {
         if (name === 'ceph/image') return IMAGE
         throw new RpcError('ENOENT', `there is no volume ${name}`)
       },
-      useOf: async () => ({ bdevs: [], programs: [], dependents: [] }),
+      useOf: async () => ({ bdevs: [], programs: [], others: [], dependents: [] }),
       useOfMedium: async ({ path }: { path: string }) => ({
         bdevs: [...bdevs].flatMap(([name, file]) => (file === path ? [{ name, readOnly: false }] : [])),
         programs: [],
+        others: [],
         dependents: dependents.map(name => ({ name })),
       }),
     },

@@ -134,6 +134,24 @@ describe('work that goes on', () => {
     expect(readFileSync(inPool('a')).equals(PRECIOUS)).toBe(true)
   })
 
+  it('waits for the file system that it was begun on', async () => {
+    writeFileSync(storage.path('source'), PRECIOUS)
+    const imported = { pool: 'vms', name: 'b', source: storage.path('source') }
+    const saved = { volume: 'b', file: storage.path('out') }
+    for (const [method, given] of [
+      ['volume_import', imported],
+      ['volume_save', saved],
+    ] as const) {
+      const { params } = await begun(method, given)
+      expect(storage.path()).toContain(params['mount'])
+      rmSync(method === 'volume_save' ? storage.path('out') : inPool('b'))
+      await storage.call('pool_refresh', { pool: 'vms' })
+      const elsewhere = { ...params, mount: inPool() }
+      await expect(storage.call(method, elsewhere), method).rejects.toMatchObject({ code: 'EAGAIN' })
+      expect(await storage.job(method, params)).toMatchObject({ state: 'completed' })
+    }
+  })
+
   it('waits for its pool, and takes none from another that has one of that name', async () => {
     await create('a')
     const { method, params } = await begun('volume_wipe', { volume: 'a' })
@@ -258,6 +276,25 @@ exit 0
     const asked = storage.job('volume_import', { pool: 'tank', name: 'a', source, ...again })
     expect(await asked).toMatchObject({ state: 'failed', error: { code } })
     expect(changes()).toEqual([])
+  })
+
+  it('gives nobody what is filled in part, but to whoever deletes it, while its source is away', async () => {
+    writeFileSync(storage.path('zvols'), `tank/a\t${MIB}\t0\t-\t4711\tours\n`)
+    await storage.call('pool_define', { xml })
+    await storage.call('pool_start', { pool: 'tank' })
+    const again = { pool: 'tank', name: 'a', source: '/nowhere/source', resume: true, identity: 'ours' }
+    await expect(storage.call('volume_import', again)).rejects.toMatchObject({ code: 'ENOENT' })
+    for (const [method, params] of [
+      ['volume_export', { nbd: true }],
+      ['volume_rename', { name: 'b' }],
+      ['volume_save', { file: storage.path('out') }],
+    ] as const) {
+      await expect(storage.call(method, { volume: 'tank/a', ...params }), method).rejects.toThrow(
+        'an import that was interrupted',
+      )
+    }
+    await storage.call('volume_delete', { volume: 'tank/a' })
+    expect(changes()).toEqual(['destroy -r -- tank/a'])
   })
 
   it('does not take one of another identity for what it had begun', async () => {

@@ -123,13 +123,13 @@ async function storageOfPath(path: string, format: string, parts: StorageParts):
 }
 
 function usersOf(
-  { bdevs, programs, dependents }: VolumeUse,
+  { bdevs, programs, others, dependents }: VolumeUse,
   parts: StorageParts,
 ): Pick<Storage, 'bdev' | 'owners' | 'programs' | 'dependents'> {
   return {
     bdev: bdevs.find(({ readOnly }) => !readOnly)?.name,
     owners: ownersOf(bdevs, parts),
-    programs,
+    programs: [...programs, ...others],
     dependents: dependents.map(({ name }) => name),
   }
 }

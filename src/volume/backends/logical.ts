@@ -78,6 +78,7 @@ class LogicalPool implements PoolBackend {
   }
 
   async stop(): Promise<void> {
+    await this.#refuseOpen('stopped')
     await this.#group.run('stop', 'vgchange', ['--activate', 'n', '--', this.#group.name], {
       remedy: said =>
         /in use|open/.test(said)
@@ -101,8 +102,20 @@ class LogicalPool implements PoolBackend {
 
   async delete(): Promise<void> {
     const { source } = this.#document
+    await this.#refuseOpen('deleted')
     await this.#group.run('delete it', 'vgremove', ['--yes', '--force', '--', this.#group.name])
     for (const { path } of source.devices ?? []) await this.#group.run('delete it', 'pvremove', ['--', path])
+  }
+
+  /** LVM would begin with the others, which may be another program's, and fail half-way. */
+  async #refuseOpen(done: string): Promise<void> {
+    const open = (await this.#group.volumes()).filter(({ kind, isOpen }) => isOpen && kind !== 'thin-pool')
+    if (open.length === 0) return
+    throw new RpcError(
+      'EBUSY',
+      `pool ${this.#document.name} cannot be ${done}: somebody has ${open.map(({ name }) => name).join(', ')} of ` +
+        `${this.#group.name} open. lsblk says who mounts what, fuser which programs: end that first`,
+    )
   }
 
   opening(volume: VolumeFacts, options: OpenOptions): MethodCall {

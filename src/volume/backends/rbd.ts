@@ -69,7 +69,10 @@ class RbdPool implements PoolBackend {
 
   async refresh(): Promise<PoolContents> {
     const { images, usage } = await this.#store.contents()
-    const volumes = images.map(({ name, sizeBytes }) => this.volumes.facts(name, sizeBytes))
+    const volumes = images.map(({ id, name, sizeBytes }) => ({
+      ...this.volumes.facts(name, sizeBytes),
+      ...(id === '' ? {} : { identity: id }),
+    }))
     return { ...usageOf(usage), volumes: volumes.sort((a, b) => (a.name < b.name ? -1 : 1)) }
   }
 
@@ -153,6 +156,11 @@ class RbdVolumes implements VolumeOperations {
       allocationBytes: this.#countsCapacity ? sizeBytes : usedBytes,
       ...(parent === undefined ? {} : { backing: { path: parent.replace(/@.*$/, ''), format: 'raw' } }),
     }
+  }
+
+  async clients({ name }: VolumeFacts): Promise<readonly string[]> {
+    const found = await ifThere(this.#store.clients(name), [])
+    return found.map(address => `the client of Ceph at ${address.replace(/:0\/\d+$/, '')}`)
   }
 
   async create({

@@ -90,8 +90,28 @@ class ZfsPool implements PoolBackend {
 
   async delete(): Promise<void> {
     const { name } = this.#dataset
+    await this.#refuseOthers()
     if (name.includes('/')) await this.#dataset.run('delete it', 'zfs', ['destroy', '-r', '--', name])
     else await this.#dataset.run('delete it', 'zpool', ['destroy', '--', name])
+  }
+
+  /** What lies in the dataset and is no volume of the pool goes with it: nobody who looks at the pool has seen that. */
+  async #refuseOthers(): Promise<void> {
+    const { name } = this.#dataset
+    const [all, volumes] = await Promise.all([
+      this.#dataset.run('look at it', 'zfs', [
+        ...['list', '-H', '-r', '-t', 'filesystem,volume', '-o', 'name', '--', name],
+      ]),
+      this.volumes.all(),
+    ])
+    const own = new Set([name, ...volumes.map(({ key }) => key)])
+    const others = all.split('\n').filter(line => line !== '' && !own.has(line))
+    if (others.length === 0) return
+    throw new RpcError(
+      'ENOTEMPTY',
+      `pool ${this.#document.name} cannot be deleted: ${name} has ${others.join(', ')} as well, which ${others.length === 1 ? 'is' : 'are'} no ` +
+        'volume of it. zfs destroy removes that, or zfs rename moves it',
+    )
   }
 
   opening(volume: VolumeFacts, options: OpenOptions): MethodCall {

@@ -39,6 +39,14 @@ export const identity = z
   .optional()
   .describe('Which volume it was: another that has its name by then is left alone. The daemon says so itself')
 
+/** Beside both, of work that fills a file. */
+export const mount = z
+  .string()
+  .optional()
+  .describe(
+    'Where the file system is mounted that it was begun on: it waits for that. The daemon says so itself',
+  )
+
 /** Bytes as a number, or as people write them. */
 export const size = z.union([z.int().min(1), z.string()])
 

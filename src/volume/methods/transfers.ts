@@ -8,6 +8,7 @@ import {
   identity,
   inPool,
   mode,
+  mount,
   owner,
   permissionsOf,
   poolName,
@@ -38,6 +39,7 @@ const volumeImport = method({
     group,
     resume,
     identity: identity.describe('Which volume it was making. The daemon says so itself'),
+    mount,
   }),
   result: jobStarted,
   errors: {
@@ -76,6 +78,7 @@ const volumeSave = method({
     format: z.enum(['raw', 'qcow2']).optional().describe("The volume's own when absent"),
     resume,
     identity,
+    mount,
   }),
   result: jobStarted,
   errors: {
@@ -91,7 +94,7 @@ const volumeSave = method({
     const { volume, file, pool, format, resume: isResumed, ...rest } = params
     const call = { method: 'volume_save', params: { ...params, resume: true } }
     const found = volumes.findAgain(volume, pool, { isResumed, identity: rest.identity })
-    return volumes.transfers.save(found, file, format, { call, isResumed })
+    return volumes.transfers.save(found, file, format, { call, isResumed, mount: rest.mount })
   },
 })
 

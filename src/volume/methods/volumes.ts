@@ -233,12 +233,12 @@ const volumeInfo = method({
     await pools.lookAgain(volumes.find(volume, pool).pool)
     const found = volumes.find(volume, pool)
     const facts = await volumes.describe(found)
-    const { bdev, owners, programs, dependents } = await volumes.useOf(found)
+    const { bdev, owners, programs, others, dependents } = await volumes.useAnywhere(found)
     const snapshots = await found.pool.backend.volumes.snapshots?.list(facts)
     return {
       ...toRow(found.pool, facts),
       ...(bdev === undefined ? {} : { bdev: bdev.name }),
-      users: [owners, ...programs].filter(each => each !== '').join(', '),
+      users: [owners, ...programs, ...others].filter(each => each !== '').join(', '),
       dependents: dependents.map(({ name }) => name),
       snapshots: snapshots?.length ?? 0,
     }

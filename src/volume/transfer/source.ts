@@ -79,8 +79,8 @@ export async function volumeSource(found: Found, volumes: Volumes): Promise<Tran
   const { pool, volume } = found
   const text = `${pool.name}/${volume.name}`
   volumes.refuseBusy(pool, volume.name, 'read')
+  refuseInUse(volume, 'read', await volumes.useAnywhere(found), text)
   if (volume.type !== 'network') return fileSource(volume.path, text, text, volumes)
-  refuseInUse(volume, 'read', await volumes.useOf(found), text)
   const opening = pool.backend.opening(volume, { readOnly: true })
   return { kind: 'bdev', text, opening, facts: volume, volume: text }
 }

@@ -161,6 +161,22 @@ describe('a logical pool', () => {
     expect(words('lvremove')).toEqual(['--yes --force -- vg/web.one', '--yes --force -- vg/web'])
   })
 
+  it('is neither stopped nor deleted half-way: nothing is begun while somebody has a volume of its group open', async () => {
+    await start()
+    program('lvs', report(row({ lv_name: 'web' }), row({ lv_name: 'root', lv_device_open: 'open' })))
+    const before = words('vgchange').length
+    await expect(storage.call('pool_destroy', { pool: 'p' })).rejects.toThrow('somebody has root of vg open')
+    program(
+      'lvs',
+      report(row({ lv_name: 'web' }), row({ lv_name: 'thin', lv_device_open: 'open', segtype: 'thin-pool' })),
+    )
+    await storage.call('pool_destroy', { pool: 'p' })
+    program('vgremove')
+    program('lvs', report(row({ lv_name: 'web' }), row({ lv_name: 'root', lv_device_open: 'open' })))
+    await expect(storage.call('pool_delete', { pool: 'p' })).rejects.toThrow('somebody has root of vg open')
+    expect([words('vgchange').length - before, words('vgremove')]).toEqual([1, []])
+  })
+
   it('says what to do when its group is not there, and when LVM is not', async () => {
     program('vgchange', `echo '  Volume group "vg" not found' >&2; exit 5`)
     await define(xml)
@@ -224,6 +240,24 @@ describe('a zfs pool', () => {
       'clone -- tank/vms/a@clone-e tank/vms/e',
       'destroy -d -- tank/vms/a@clone-e',
     ])
+  })
+
+  it('is not deleted with what is in its dataset and was never in the pool', async () => {
+    program(
+      'zfs',
+      `case "$*" in list*-r*) printf 'tank/vms\\ntank/vms/a\\ntank/vms/home\\n' ;; list*) printf 'tank/vms/a\\t1\\t1\\t-\\n' ;; esac`,
+    )
+    await define(xml)
+    await expect(storage.call('pool_delete', { pool: 'p' })).rejects.toThrow(
+      'tank/vms has tank/vms/home as well',
+    )
+    expect(words('zfs').filter(line => line.startsWith('destroy'))).toEqual([])
+    program(
+      'zfs',
+      `case "$*" in list*-r*) printf 'tank/vms\\ntank/vms/a\\n' ;; list*) printf 'tank/vms/a\\t1\\t1\\t-\\n' ;; esac`,
+    )
+    await storage.call('pool_delete', { pool: 'p' })
+    expect(words('zfs').at(-1)).toBe('destroy -r -- tank/vms')
   })
 
   it.each(['-r', 'a@b', 'a%b', 'a,b', '../x', 'a b'])('starts nothing for a volume called %j', async name => {
