@@ -15,6 +15,7 @@ import {
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { FileVolumes } from '../../src/volume/file-volumes.ts'
 import { renameFree } from '../../src/volume/formats/raw.ts'
+import { identityOf } from '../../src/volume/transfer/source.ts'
 import { checkNoteName, nameOwner, partialName, partialStateName } from '../../src/volume/volume-name.ts'
 import { directoryXml, Storage } from './support.ts'
 
@@ -219,6 +220,19 @@ describe('what lies in the directory of a pool', () => {
     await create('a')
     await storage.call('volume_delete', { volume: 'a' })
     expect(existsSync(inPool('.snapshots'))).toBe(true)
+  })
+
+  it('is not written to through a link in the place of a half', async () => {
+    const [source, outside] = [storage.path('source'), storage.path('outside')]
+    writeFileSync(source, Buffer.alloc(MIB, 0x22))
+    writeFileSync(outside, PRECIOUS)
+    const note = { source, format: 'raw', identity: await identityOf(source), doneBytes: 4096 }
+    writeFileSync(inPool(partialStateName('a')), JSON.stringify(note))
+    symlinkSync(outside, inPool(partialName('a')))
+    const imported = await storage.job('volume_import', { pool: 'vms', name: 'a', source })
+    expect(imported).toMatchObject({ state: 'completed' })
+    expect(readFileSync(outside).equals(PRECIOUS)).toBe(true)
+    expect(readFileSync(inPool('a')).equals(readFileSync(source))).toBe(true)
   })
 
   it('keeps the name that it got in the last moment', async () => {

@@ -1,5 +1,5 @@
 /** A file that is being filled under a hidden name, with a note of how far it is, so that it can be gone on with. */
-import { readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
+import { lstat, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Permissions } from '../../libvirt/pool-xml.ts'
 import type { FileVolumes } from '../file-volumes.ts'
@@ -42,7 +42,8 @@ export class PartialFile {
       state?.source === wanted.source &&
       state.format === wanted.format &&
       (wanted.identity === undefined || state.identity === wanted.identity)
-    if (isSame && (await stat(this.path).catch(() => undefined)) !== undefined) return state
+    // A link that somebody has put there leads to another file.
+    if (isSame && (await lstat(this.path).catch(() => undefined))?.isFile() === true) return state
     await this.discard()
     return undefined
   }
