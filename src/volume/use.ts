@@ -4,7 +4,7 @@
  */
 import { lstat, readdir, readFile, readlink, realpath, stat } from 'node:fs/promises'
 import type { BdevInfo } from '../bdev/bdev.ts'
-import { deviceNumbers, readText } from '../bdev/drivers/file-identity.ts'
+import { deviceNumbers, NETWORK_TYPES, readText } from '../bdev/drivers/file-identity.ts'
 import type { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError } from '../core/errors.ts'
 import { kernelUsesOf } from './kernel-use.ts'
@@ -87,8 +87,10 @@ async function lookUp(info: BdevInfo): Promise<Medium> {
   return { path, inode: path?.startsWith('/') === true ? await inodeOf(path) : undefined }
 }
 
-/** What a file or device is, whatever its name; undefined for what is not there. */
+/** What a file or device is, whatever its name; undefined for what is not there, or on a server, which may be gone. */
 async function inodeOf(path: string): Promise<string | undefined> {
+  const { type = '' } = mountOf(await readMounts(), path) ?? {}
+  if (NETWORK_TYPES.has(type)) return undefined
   const stats = await stat(path).catch(() => undefined)
   if (stats === undefined) return undefined
   return stats.isBlockDevice() ? `device ${stats.rdev}` : `${stats.dev}:${stats.ino}`
