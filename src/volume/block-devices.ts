@@ -2,6 +2,7 @@
 import { readdir, readFile, realpath, stat } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
+import { readText } from '../bdev/drivers/file-identity.ts'
 import { RpcError } from '../core/errors.ts'
 import { ProgramError, runProgram } from '../core/program.ts'
 import type { PoolUsage } from '../libvirt/pool-xml.ts'
@@ -110,4 +111,11 @@ export async function refuseFormatted(what: string, device: string): Promise<voi
     'EEXIST',
     `${what}: ${device} has ${found} on it already. --overwrite replaces it all the same, and what it holds is lost`,
   )
+}
+
+/** The file behind a loop device, or the source itself. */
+export async function fileBehind(source: string): Promise<string> {
+  const loop = /^\/dev\/(loop\d+)$/.exec(source)?.[1]
+  if (loop === undefined) return source
+  return (await readText(`/sys/block/${loop}/loop/backing_file`)) || source
 }

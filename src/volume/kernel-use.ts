@@ -1,10 +1,11 @@
 /** What the host itself does with a block device: whoever overwrites it then destroys that. */
 import { constants } from 'node:fs'
-import { open, readdir, readFile, realpath, stat } from 'node:fs/promises'
+import { open, readdir, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { deviceNumbers, readText } from '../bdev/drivers/file-identity.ts'
 import { RpcError } from '../core/errors.ts'
-import { readMounts } from './mounts.ts'
+import { readMounts } from '../core/mounts.ts'
+import { realPath } from '../core/real-path.ts'
 
 /**
  * The file systems, swap and devices on a block device or on its partitions: `the file system on /srv`. Empty for what is no
@@ -55,7 +56,7 @@ async function usesOf(
   seen: Set<string>,
   ofOne: (device: Device) => Promise<string[]>,
 ): Promise<string[]> {
-  const real = await realpath(directory).catch(() => directory)
+  const real = await realPath(directory)
   const numbers = await readText(join(real, 'dev'))
   if (seen.has(numbers)) return []
   seen.add(numbers)
@@ -81,5 +82,5 @@ const entries = (directory: string): Promise<string[]> => readdir(directory).cat
 
 async function swapDevices(): Promise<string[]> {
   const [, ...lines] = (await readFile('/proc/swaps', 'utf8').catch(() => '')).split('\n')
-  return Promise.all(lines.map(line => line.split(/\s+/)[0]!).map(path => realpath(path).catch(() => path)))
+  return Promise.all(lines.map(line => line.split(/\s+/)[0]!).map(realPath))
 }

@@ -1,5 +1,6 @@
 /** What a pool has to itself, so that no two pools are made of the same storage: each would believe that all of it is its own. */
-import { realpath } from 'node:fs/promises'
+
+import { realPath } from '../core/real-path.ts'
 import type { PoolDocument } from '../libvirt/pool-xml.ts'
 
 const ISCSI_PORT = 3260
@@ -53,6 +54,3 @@ function hostsOf({ hosts = [] }: PoolDocument['source'], usualPort?: number): st
 
 const devicesOf = (devices: NonNullable<PoolDocument['source']['devices']>): Promise<string[]> =>
   Promise.all(devices.map(async ({ path }) => `the device ${await realPath(path)}`))
-
-/** What is not there yet has the name that was given. */
-const realPath = (path: string): Promise<string> => realpath(path).catch(() => path)

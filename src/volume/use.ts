@@ -2,13 +2,15 @@
  * Who uses a volume, told from what is there and not from a book of ours: the bdevs that have it open, whoever has those, and
  * other programs, which QEMU's images are locked by.
  */
-import { lstat, readdir, readFile, readlink, realpath, stat } from 'node:fs/promises'
+import { lstat, readdir, readFile, readlink, stat } from 'node:fs/promises'
 import type { BdevInfo } from '../bdev/bdev.ts'
-import { deviceNumbers, NETWORK_TYPES, readText } from '../bdev/drivers/file-identity.ts'
+import { deviceNumbers, readText } from '../bdev/drivers/file-identity.ts'
+import { serverMountOf } from '../bdev/drivers/file-server.ts'
 import type { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError } from '../core/errors.ts'
+import { mountOf, readMounts } from '../core/mounts.ts'
+import { realPath } from '../core/real-path.ts'
 import { kernelUsesOf } from './kernel-use.ts'
-import { mountOf, readMounts } from './mounts.ts'
 import type { VolumeFacts } from './pool.ts'
 import type { Pool } from './pools.ts'
 
@@ -89,14 +91,11 @@ async function lookUp(info: BdevInfo): Promise<Medium> {
 
 /** What a file or device is, whatever its name; undefined for what is not there, or on a server, which may be gone. */
 async function inodeOf(path: string): Promise<string | undefined> {
-  const { type = '' } = mountOf(await readMounts(), path) ?? {}
-  if (NETWORK_TYPES.has(type)) return undefined
+  if (serverMountOf(await readMounts(), path) !== undefined) return undefined
   const stats = await stat(path).catch(() => undefined)
   if (stats === undefined) return undefined
   return stats.isBlockDevice() ? `device ${stats.rdev}` : `${stats.dev}:${stats.ino}`
 }
-
-const realPath = (path: string): Promise<string> => realpath(path).catch(() => path)
 
 /** The path of the file or block device that a bdev has, or Ceph's names of the image; undefined for others. */
 export async function mediumOf({ driver, driverSpecific }: BdevInfo): Promise<string | undefined> {

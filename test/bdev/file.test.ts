@@ -21,6 +21,7 @@ import { bdevMethods } from '../../src/bdev/methods.ts'
 import { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
 import { BdevRegistry } from '../../src/bdev/registry.ts'
 import { logSettings } from '../../src/core/log.ts'
+import { parseMounts } from '../../src/core/mounts.ts'
 import { Opcode } from '../../src/spec/io-uring.ts'
 import { Status } from '../../src/spec/nvme-status.ts'
 import type { RingHandler, Uring } from '../../src/sys/uring.ts'
@@ -255,12 +256,12 @@ describe('networkIdentity', () => {
 
   it('is the same wherever the export is mounted', () => {
     const expected = ['nfs', 'filer:/export', '/images/disk0']
-    expect(networkIdentity(MOUNTS, '0:52', '/srv/a/disk0')).toEqual(expected)
-    expect(networkIdentity(MOUNTS, '0:52', '/srv/b/images/disk0')).toEqual(expected)
+    expect(networkIdentity(parseMounts(MOUNTS), '0:52', '/srv/a/disk0')).toEqual(expected)
+    expect(networkIdentity(parseMounts(MOUNTS), '0:52', '/srv/b/images/disk0')).toEqual(expected)
   })
 
   it('is unknown for a local file', () => {
-    expect(networkIdentity(MOUNTS, '254:0', '/var/disk0')).toBeUndefined()
+    expect(networkIdentity(parseMounts(MOUNTS), '254:0', '/var/disk0')).toBeUndefined()
   })
 })
 

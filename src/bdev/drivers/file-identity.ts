@@ -8,6 +8,7 @@
  */
 import { readFile, realpath, stat } from 'node:fs/promises'
 import { hostname } from 'node:os'
+import { type Mount, readMounts } from '../../core/mounts.ts'
 
 /** Lists what the medium is identified by. `path` exists. */
 export async function mediumIdentity(path: string): Promise<string[]> {
@@ -18,7 +19,7 @@ export async function mediumIdentity(path: string): Promise<string[]> {
     const wwid = (await readText(`${device}/wwid`)) || (await readText(`${device}/device/wwid`))
     if (wwid !== '') return ['wwid', wwid]
   }
-  const shared = networkIdentity(await readText('/proc/self/mountinfo'), deviceNumbers(stats.dev), real)
+  const shared = networkIdentity(await readMounts(), deviceNumbers(stats.dev), real)
   return shared ?? ['local', (await readText('/etc/machine-id')) || hostname(), real]
 }
 
@@ -32,15 +33,13 @@ export const NETWORK_TYPES: ReadonlySet<string> = new Set([
   'fuse.glusterfs',
 ])
 
-/**
- * Server, export and path of a file on a network file system, or undefined. A line of mountinfo (proc_pid_mountinfo(5)):
- * `36 35 98:0 /root /mount/point options optional… - type source options`.
- */
-export function networkIdentity(mountinfo: string, device: string, path: string): string[] | undefined {
-  for (const line of mountinfo.split('\n')) {
-    const [left = '', right = ''] = line.split(' - ')
-    const [, , numbers, root = '', mountPoint = ''] = left.split(' ')
-    const [type = '', source = ''] = right.split(' ')
+/** Server, export and path of a file on a network file system, or undefined. */
+export function networkIdentity(
+  mounts: readonly Mount[],
+  device: string,
+  path: string,
+): string[] | undefined {
+  for (const { mountPoint, root, device: numbers, type, source } of mounts) {
     if (numbers !== device || !NETWORK_TYPES.has(type)) continue
     const below = mountPoint === '/' ? path : path.slice(mountPoint.length)
     if (mountPoint !== '/' && path !== mountPoint && !path.startsWith(`${mountPoint}/`)) continue

@@ -5,8 +5,9 @@
 import { resolve } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { RpcError } from '../../core/errors.ts'
+import { type Mount, mountOf, readMounts } from '../../core/mounts.ts'
 import { runProgram } from '../../core/program.ts'
-import { NETWORK_TYPES, readText } from './file-identity.ts'
+import { NETWORK_TYPES } from './file-identity.ts'
 
 const ANSWER_MS = 3000
 /** So long the next files of a server that did not answer are refused at once. */
@@ -17,7 +18,7 @@ const silent = new Map<string, number>()
 
 /** Throws `RpcError` ETIMEDOUT when the file is on a server that does not answer. */
 export async function requireServer(path: string): Promise<void> {
-  const mountPoint = serverMountOf(await readText('/proc/self/mountinfo'), resolve(path))
+  const mountPoint = serverMountOf(await readMounts(), resolve(path))
   if (mountPoint === undefined) return
   if ((silent.get(mountPoint) ?? 0) < performance.now()) {
     silent.delete(mountPoint)
@@ -36,19 +37,8 @@ export async function requireServer(path: string): Promise<void> {
   )
 }
 
-/**
- * Where the file system of a server is mounted that a path is on, by its words alone; undefined for one of this machine. A
- * line of mountinfo: `36 35 98:0 /root /mount/point options optional… - type source options`.
- */
-export function serverMountOf(mountinfo: string, path: string): string | undefined {
-  let found = { mountPoint: '', type: '' }
-  for (const line of mountinfo.split('\n')) {
-    const [left = '', right = ''] = line.split(' - ')
-    const mountPoint = left.split(' ')[4] ?? ''
-    const isAbove = mountPoint === '/' || `${path}/`.startsWith(`${mountPoint}/`)
-    // The last at a place hides those before it.
-    if (mountPoint === '' || !isAbove || mountPoint.length < found.mountPoint.length) continue
-    found = { mountPoint, type: right.split(' ')[0] ?? '' }
-  }
-  return NETWORK_TYPES.has(found.type) ? found.mountPoint : undefined
+/** Where the file system of a server is mounted that a path is on, by its words alone; undefined for one of this machine. */
+export function serverMountOf(mounts: readonly Mount[], path: string): string | undefined {
+  const mount = mountOf(mounts, path)
+  return mount !== undefined && NETWORK_TYPES.has(mount.type) ? mount.mountPoint : undefined
 }

@@ -7,10 +7,10 @@ import { constants } from 'node:fs'
 import { access } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { ProgramError } from '../../core/program.ts'
+import { realPath } from '../../core/real-path.ts'
 import type { Confinement, RunProgram } from '../../libvirt/virsh.ts'
 import { profileObstacle } from './apparmor.ts'
 import { commandLine } from './command-line.ts'
-import { realPath } from './real-path.ts'
 import { labelObstacle } from './selinux.ts'
 
 export interface Need {

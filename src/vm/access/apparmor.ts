@@ -17,9 +17,9 @@ import { readdir, readFile } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { RpcError } from '../../core/errors.ts'
 import { ProgramError } from '../../core/program.ts'
+import { realPath } from '../../core/real-path.ts'
 import type { AccessParts, Guest, Need, Obstacle } from './access.ts'
 import { commandLine, quoted } from './command-line.ts'
-import { realPath } from './real-path.ts'
 
 /** Behind each rule that is made here, so that it can be taken away again. */
 const OURS = '# qpair'

@@ -4,9 +4,9 @@
  */
 import { open, readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { realPath } from '../../core/real-path.ts'
 import type { AccessParts, Guest, Need, Obstacle } from './access.ts'
 import { commandLine, quoted } from './command-line.ts'
-import { realPath } from './real-path.ts'
 
 export async function labelObstacle(
   { path, kind, isReadOnly, isKnownToLibvirt }: Need,

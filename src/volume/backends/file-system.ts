@@ -1,11 +1,11 @@
 /** Pools that are mounted on a directory: `fs` from a block device, `netfs` from a server, `gluster` by its mount. */
-import { realpath } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
 import { RpcError } from '../../core/errors.ts'
 import { logger } from '../../core/log.ts'
+import { type Mount, mountAt, readMounts } from '../../core/mounts.ts'
+import { realPath } from '../../core/real-path.ts'
 import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
-import { refuseFormatted } from '../block-devices.ts'
-import { fileBehind, type Mount, mountAt, readMounts } from '../mounts.ts'
+import { fileBehind, refuseFormatted } from '../block-devices.ts'
 import type { BuildMode, PoolBackendType, PoolServices, StopOptions } from '../pool.ts'
 import type { Remote } from '../reach.ts'
 import { install, runTool } from '../tools.ts'
@@ -232,10 +232,10 @@ export class MountedPool extends DirectoryPool {
     const { source } = this.#mount
     if (mount.source.replace(/\/$/, '') === source.replace(/\/$/, '')) return true
     if (!source.startsWith('/') || source.startsWith('//')) return false
-    const ours = await realpath(source).catch(() => source)
+    const ours = await realPath(source)
     // What was given may be the loop device itself.
     for (const seen of [mount.source, await fileBehind(mount.source)]) {
-      if ((await realpath(seen).catch(() => seen)) === ours) return true
+      if ((await realPath(seen)) === ours) return true
     }
     return false
   }

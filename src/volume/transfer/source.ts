@@ -1,6 +1,7 @@
 /** Where a volume's content comes from, as it is typed: a file, a volume, an NBD export, a web server. */
-import { realpath, stat } from 'node:fs/promises'
+import { stat } from 'node:fs/promises'
 import { RpcError } from '../../core/errors.ts'
+import { realPath } from '../../core/real-path.ts'
 import type { MethodCall } from '../../rpc/config.ts'
 import { fileOpening } from '../file-volumes.ts'
 import { probe } from '../formats/probe.ts'
@@ -97,8 +98,6 @@ async function volumeAt(path: string, { pools }: Volumes): Promise<string | unde
   }
   return undefined
 }
-
-const realPath = (path: string): Promise<string> => realpath(path).catch(() => path)
 
 /** What says that a file is still the same: another writer changes one of these. */
 export async function identityOf(path: string): Promise<string> {

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { mountAt, mountOf, parseMounts } from '../../src/volume/mounts.ts'
+import { mountAt, mountOf, parseMounts } from '../../src/core/mounts.ts'
 
 // Lines as proc_pid_mountinfo(5) describes them: optional fields or none, a space as \040.
 const MOUNTINFO = `22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -11,10 +11,10 @@ const MOUNTINFO = `22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 describe('parseMounts', () => {
   it('reads mount point, type and source, with escapes and any number of optional fields', () => {
     expect(parseMounts(MOUNTINFO)).toEqual([
-      { mountPoint: '/', device: '8:1', type: 'ext4', source: '/dev/sda1' },
-      { mountPoint: '/srv/my vms', device: '7:0', type: 'xfs', source: '/dev/loop0' },
-      { mountPoint: '/mnt/nfs', device: '0:55', type: 'nfs4', source: 'server:/export' },
-      { mountPoint: '/srv/my vms', device: '8:3', type: 'ext4', source: '/dev/sdb' },
+      { mountPoint: '/', root: '/', device: '8:1', type: 'ext4', source: '/dev/sda1' },
+      { mountPoint: '/srv/my vms', root: '/', device: '7:0', type: 'xfs', source: '/dev/loop0' },
+      { mountPoint: '/mnt/nfs', root: '/', device: '0:55', type: 'nfs4', source: 'server:/export' },
+      { mountPoint: '/srv/my vms', root: '/', device: '8:3', type: 'ext4', source: '/dev/sdb' },
     ])
   })
 })

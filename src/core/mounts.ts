@@ -1,9 +1,10 @@
 /** What is mounted, as the kernel says it (proc_pid_mountinfo(5)). */
 import { readFile } from 'node:fs/promises'
-import { readText } from '../bdev/drivers/file-identity.ts'
 
 export interface Mount {
   readonly mountPoint: string
+  /** What of the file system is seen there: `/` for all of it. */
+  readonly root: string
   /** `major:minor` of the file system, which for btrfs is not that of its files. */
   readonly device: string
   readonly type: string
@@ -23,8 +24,8 @@ export function parseMounts(mountinfo: string): Mount[] {
     .map(line => {
       const [left = '', right = ''] = line.split(' - ')
       const [type = '', source = ''] = right.split(' ')
-      const [, , device = '', , mountPoint = ''] = left.split(' ')
-      return { mountPoint: plain(mountPoint), device, type, source: plain(source) }
+      const [, , device = '', root = '', mountPoint = ''] = left.split(' ')
+      return { mountPoint: plain(mountPoint), root: plain(root), device, type, source: plain(source) }
     })
 }
 
@@ -43,11 +44,4 @@ export function mountOf(mounts: readonly Mount[], path: string): Mount | undefin
   )
   const depth = Math.max(...above.map(({ mountPoint }) => mountPoint.length))
   return above.findLast(({ mountPoint }) => mountPoint.length === depth)
-}
-
-/** The file behind a loop device, or the source itself. */
-export async function fileBehind(source: string): Promise<string> {
-  const loop = /^\/dev\/(loop\d+)$/.exec(source)?.[1]
-  if (loop === undefined) return source
-  return (await readText(`/sys/block/${loop}/loop/backing_file`)) || source
 }
