@@ -79,10 +79,15 @@ class ProgramProcess {
     const answer = new Promise<string>((resolve, reject) => {
       this.#calls.set(id, { program, args, onOutput, resolve, reject })
     })
+    // A program that runs keeps this process alive, as its own child does.
+    this.#child.channel?.ref()
     this.#send({ id, program, args, options: { ...rest, ...limit }, isFollowed: onOutput !== undefined })
     signal?.addEventListener('abort', cancel)
     if (signal?.aborted) cancel()
-    return answer.finally(() => signal?.removeEventListener('abort', cancel))
+    return answer.finally(() => {
+      signal?.removeEventListener('abort', cancel)
+      if (this.#calls.size === 0) this.#child.channel?.unref()
+    })
   }
 
   #send(question: Question): void {

@@ -1,0 +1,84 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync } from 'node:fs'
+import { setTimeout as delay } from 'node:timers/promises'
+import { beforeEach, describe, expect, it } from 'vitest'
+import { runProgram } from '../../src/core/program.ts'
+import { startProgramsApart } from '../../src/core/program-process.ts'
+
+const ENTRY = new URL('../../dist/core/program-main.js', import.meta.url)
+
+/** Who starts programs at this moment. */
+const starter = async (): Promise<number> => Number(await runProgram('sh', ['-c', 'echo $PPID']))
+
+/** A program that says its number and goes on until it is ended. */
+const ENDLESS = ['-e', 'console.log(process.pid); setInterval(() => {}, 1000)']
+
+describe('programs that are started apart', () => {
+  beforeEach(() => startProgramsApart(ENTRY))
+
+  it('are those of one process, which is not this one', async () => {
+    const first = await starter()
+    expect(first).not.toBe(process.pid)
+    startProgramsApart(ENTRY)
+    expect(await starter()).toBe(first)
+  })
+
+  it('answer as they do here: with their output, their failure, or that they are not there', async () => {
+    expect(await runProgram('cat', [], { input: 'täxt' })).toBe('täxt')
+    await expect(runProgram('sh', ['-c', 'echo no such pool >&2; exit 3'])).rejects.toMatchObject({
+      ...{ name: 'ProgramError', exitCode: 3, stderr: 'no such pool', isMissing: false },
+    })
+    await expect(runProgram('/no/such/program', ['x'])).rejects.toMatchObject({
+      isMissing: true,
+      message: '/no/such/program x: there is no such program on this machine',
+    })
+  })
+
+  it('are ended when they are cancelled, after their output has come', async () => {
+    const controller = new AbortController()
+    let output = ''
+    const run = runProgram(process.execPath, ENDLESS, {
+      signal: controller.signal,
+      onOutput(text) {
+        output += text
+        controller.abort()
+      },
+      timeoutMs: Number.POSITIVE_INFINITY,
+    })
+    await expect(run).rejects.toThrow('was cancelled')
+    while (existsSync(`/proc/${output.trim()}`)) await delay(5)
+  })
+
+  it('are started here again when that process is killed, and nobody waits for its programs', async () => {
+    const apart = await starter()
+    let output = ''
+    const run = runProgram(process.execPath, ENDLESS, {
+      onOutput(text) {
+        output += text
+        process.kill(apart, 'SIGKILL')
+      },
+      timeoutMs: Number.POSITIVE_INFINITY,
+    })
+    await expect(run).rejects.toThrow(/nobody knows how it ended: .* is gone \(it ended, SIGKILL\)/)
+    process.kill(Number(output), 'SIGKILL')
+    expect(await starter()).toBe(process.pid)
+  })
+
+  it('leave no process behind when the daemon is killed', async () => {
+    const daemon = `
+      const { runProgram } = await import('${new URL('program.js', ENTRY)}')
+      const { startProgramsApart } = await import('${new URL('program-process.js', ENTRY)}')
+      startProgramsApart(new URL('${ENTRY}'))
+      process.stdout.write(await runProgram('sh', ['-c', 'echo $PPID']))
+      setInterval(() => {}, 1000)
+    `
+    const child = spawn(process.execPath, ['--input-type=module', '-e', daemon], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    })
+    const [apart] = await once(child.stdout, 'data')
+    expect(existsSync(`/proc/${Number(apart)}`)).toBe(true)
+    child.kill('SIGKILL')
+    while (existsSync(`/proc/${Number(apart)}`)) await delay(5)
+  })
+})
