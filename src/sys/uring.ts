@@ -44,6 +44,7 @@ const ETIME = 62
 
 const OPEN_ATTEMPTS = 20
 const OPEN_PAUSE_MS = 50
+const NO_MEMORY = 'beyond the limit of locked memory (ulimit -l, or LimitMEMLOCK=infinity in a systemd unit)'
 
 /** Hears of the completions that carry its token. */
 export interface RingHandler {
@@ -91,7 +92,8 @@ export class Uring {
       try {
         return new Uring(arena, options)
       } catch (error) {
-        if (!(error instanceof SysError && error.code === 'ENOMEM') || attempt === OPEN_ATTEMPTS) throw error
+        if (!(error instanceof SysError && error.code === 'ENOMEM')) throw error
+        if (attempt === OPEN_ATTEMPTS) throw new SysError(error.call, error.errno, NO_MEMORY)
         Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, OPEN_PAUSE_MS)
       }
     }

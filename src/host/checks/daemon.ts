@@ -66,8 +66,7 @@ function ioUringRemedy(host: Host, { code }: SysError): string {
     return 'a container runtime forbids it: run with a seccomp profile that allows io_uring_setup, io_uring_enter and io_uring_register'
   }
   if (code === 'EINVAL') return `the kernel is too old for what is used of it: ${NEWER_KERNEL}`
-  if (code === 'ENOMEM')
-    return 'raise the limit of locked memory: ulimit -l unlimited, or LimitMEMLOCK=infinity in its systemd unit'
+  if (code === 'ENOMEM') return 'raise that limit, by about half a MiB for each reactor'
   return 'see io_uring_setup(2)'
 }
 
@@ -79,7 +78,7 @@ export const memory: Check = () => {
     check: 'memory',
     level: 'warn',
     found,
-    remedy: 'a daemon with one export takes about 100 MiB, each further connection about 200 KiB',
+    remedy: 'a daemon with one export takes about 130 MiB, each further connection about 200 KiB',
   }
 }
 
