@@ -79,13 +79,16 @@ describe.skipIf(!CAN_MOUNT)('a daemon that is killed (needs root, to mount a fil
       await delay(afterMs)
       await daemon.restart('SIGKILL')
       await asked
+      // What goes on may have to wait for the pool, which the daemon starts first.
+      const kept = (): Promise<unknown> => daemon.rpc('config_get_kept')
+      await expect.poll(kept, { timeout: 120_000 }).toEqual([])
       const jobs = await daemon.rpc<{ id: number }[]>('job_list')
       for (const { id } of jobs) {
         const ended = await daemon.rpc('job_wait', { id, timeout_ms: 60_000 })
         expect(ended, `${method}, killed after ${afterMs} ms`).toMatchObject({ state: 'completed' })
       }
       expect(await daemon.rpc('framework_get_config', { name: 'job' })).toEqual([])
-      expect(await daemon.rpc('config_get_kept')).toEqual([])
+      expect(await kept()).toEqual([])
       // Nothing hidden is left, and what is there is what is listed.
       const listed = await volumes()
       expect(

@@ -9,6 +9,7 @@ const TIMEOUT_MS = 120_000
 export class SerialShell {
   text = ''
   readonly #socket: Socket
+  #commands = 0
 
   private constructor(socket: Socket) {
     this.#socket = socket
@@ -34,15 +35,20 @@ export class SerialShell {
     return new SerialShell(socket)
   }
 
-  /** Runs a command; answers what it prints. */
+  /**
+   * Runs a command; answers what it prints. The terminal echoes what is typed, once or, when the shell was not yet
+   * at its prompt, twice: so the output is what stands between two lines that only the shell can print.
+   */
   async run(command: string): Promise<string> {
     const from = this.text.length
-    // The echo of what is typed must not look like its end.
-    this.#socket.write(`${command}; echo DO''NE-$?\n`)
-    const end = await this.until(/DONE-(\d+)/, from)
-    const [echo, ...lines] = this.text.slice(from, end).replaceAll('\r', '').split('\n')
-    if (echo === undefined) throw new Error(`the guest has not echoed ${command}`)
-    return lines.join('\n').trim()
+    const number = ++this.#commands
+    this.#socket.write(`echo BE''GIN-${number}; ${command}; echo DO''NE-${number}\n`)
+    const end = await this.until(`DONE-${number}`, from)
+    const begin = `BEGIN-${number}`
+    return this.text
+      .slice(this.text.indexOf(begin, from) + begin.length, end)
+      .replaceAll('\r', '')
+      .trim()
   }
 
   /** Waits for a text behind a place; answers where it begins. */
