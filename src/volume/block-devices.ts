@@ -5,7 +5,6 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { readText } from '../bdev/drivers/file-identity.ts'
 import { RpcError } from '../core/errors.ts'
 import { ProgramError, runProgram } from '../core/program.ts'
-import type { PoolUsage } from '../libvirt/pool-xml.ts'
 import type { OpenBy, PoolContents, VolumeFacts } from './pool.ts'
 import { runTool } from './tools.ts'
 
@@ -28,12 +27,6 @@ export function fullOf(volumes: readonly VolumeFacts[]): PoolContents {
 
 export const sortedByName = (volumes: readonly VolumeFacts[]): VolumeFacts[] =>
   volumes.toSorted((a, b) => a.name.localeCompare(b.name, 'en', { numeric: true }))
-
-export const usageOf = ({ capacityBytes, allocationBytes, availableBytes }: PoolUsage): PoolUsage => ({
-  capacityBytes,
-  allocationBytes,
-  availableBytes,
-})
 
 /** In bytes, by any of a device's paths. Throws `RpcError` ENOENT naming `what`. */
 export async function deviceSize(what: string, path: string): Promise<number> {

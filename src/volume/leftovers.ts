@@ -1,7 +1,12 @@
 /** What work that was interrupted has left under a hidden name. */
 import { setTimeout as delay } from 'node:timers/promises'
 import type { RpcError } from '../core/errors.ts'
+import { logger } from '../core/log.ts'
 import type { VolumeFacts, VolumeOperations } from './pool.ts'
+import type { Pool } from './storage-pool.ts'
+import { isPartial } from './volume-name.ts'
+
+const log = logger('volume')
 
 /** Ceph takes a client that was killed for the image's user until its watch runs out, after half a minute. */
 const ATTEMPTS = 90
@@ -29,5 +34,20 @@ export async function deleteLeftover(
     await whileBusy(async () => operations.delete?.(volume), signal)
   } catch (error) {
     if ((error as RpcError).code !== 'ENOENT') throw error
+  }
+}
+
+/** Removes what this daemon was making when it was interrupted; work that goes on begins it again. */
+export async function removeLeftovers({ name, backend }: Pool): Promise<void> {
+  if (backend.removeLeftovers !== undefined) return backend.removeLeftovers()
+  if (backend.volumes.canHide !== true) return
+  for (const volume of (await backend.refresh()).volumes) {
+    if (!isPartial(volume.name)) continue
+    try {
+      await backend.volumes.delete?.(volume)
+      log.notice(`pool ${name}: ${volume.name} is removed: it was being made when that was interrupted`)
+    } catch (error) {
+      log.warning(`pool ${name} keeps a volume that was never whole: ${(error as Error).message}`)
+    }
   }
 }

@@ -1,5 +1,5 @@
 /**
- * The pools of the daemon: which there are, which of them run, what is in them.
+ * The pools of the daemon: which there are, and which of them run.
  *
  *              define                 start
  *     (none) ---------->  inactive  ---------->  active      a pool of `pool_create` is there only as long as it runs
@@ -11,23 +11,14 @@
 import { randomUUID } from 'node:crypto'
 import { RpcError, thereAre } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
-import { formatPool, type PoolDocument, type PoolUsage, parsePool } from '../libvirt/pool-xml.ts'
+import { formatPool, type PoolDocument, parsePool } from '../libvirt/pool-xml.ts'
 import type { Configurable, MethodCall } from '../rpc/config.ts'
 import { poolBackends } from './backends/index.ts'
-import type {
-  BuildMode,
-  PoolBackend,
-  PoolBackendType,
-  PoolContents,
-  PoolServices,
-  StopOptions,
-  VolumeFacts,
-} from './pool.ts'
+import type { BuildMode, PoolBackend, PoolBackendType, PoolServices, StopOptions } from './pool.ts'
+import { refuseAlias, refuseTwin } from './pool-conflicts.ts'
 import { holdingsOf } from './pool-source.ts'
-import { Reach } from './reach.ts'
-import { Turns } from './turns.ts'
-import { isHidden, isPartial } from './volume-name.ts'
-import { DEFAULT_LEVELS, levelOf, percentOf, sayLevel } from './watermarks.ts'
+import { type Pool, StoragePool } from './storage-pool.ts'
+import { DEFAULT_LEVELS, type NotifyUsage } from './watermarks.ts'
 
 const log = logger('volume')
 
@@ -36,42 +27,10 @@ const USAGE_PERIOD_MS = 10_000
 
 export interface PoolsOptions {
   readonly services: PoolServices
-  /** Is told when a pool reaches another of its levels: its name and how full it is. */
-  readonly notify: (type: 'pool_usage', context: string) => void
+  readonly notify: NotifyUsage
   readonly types?: readonly PoolBackendType[]
   /** Is called before the first file of a server can be open. */
   readonly onRemote?: () => void
-}
-
-/** A pool as others see it. What changes is changed by `StoragePools` only. */
-export interface Pool {
-  readonly name: string
-  readonly uuid: string
-  readonly document: PoolDocument
-  readonly backend: PoolBackend
-  /** It is there when the daemon comes back. */
-  readonly isPersistent: boolean
-  readonly isAutostart: boolean
-  readonly isActive: boolean
-  /** Percents, rising. */
-  readonly levels: readonly number[]
-  /** The highest of them that is reached, 0 for none. */
-  readonly level: number
-  /** As of the last refresh; undefined while inactive, and while nobody could look. */
-  readonly contents: PoolContents | undefined
-  /** Whether its storage answers. */
-  readonly reach: Reach
-}
-
-type State = { -readonly [key in keyof Pool]: Pool[key] } & {
-  /** What happens to a pool happens in order; what happens to its volumes, too. */
-  readonly turns: Turns
-  /** What no other pool may have. */
-  holdings: readonly string[]
-  /** While it is active. */
-  identity?: string | undefined
-  /** Long work on its volumes: as long as there is any, it is not stopped. */
-  readonly work: Set<string>
 }
 
 export class StoragePools implements Configurable {
@@ -80,15 +39,13 @@ export class StoragePools implements Configurable {
   /** While the daemon starts and replays what was saved, a pool that starts with it starts at once. */
   #isStarting = true
   readonly #services: PoolServices
-  readonly #notify: PoolsOptions['notify']
+  readonly #notify: NotifyUsage
   readonly #onRemote: () => void
   readonly #types: ReadonlyMap<string, PoolBackendType>
-  readonly #pools = new Map<string, State>()
+  readonly #pools = new Map<string, StoragePool>()
   /** Names that a creation in progress has taken. */
   readonly #reserved = new Set<string>()
   #timer: NodeJS.Timeout | undefined
-  /** Pools that are being asked how full they are: who does not answer is not asked once more every time. */
-  readonly #asked = new Set<State>()
 
   constructor({ services, notify, types = poolBackends, onRemote = () => {} }: PoolsOptions) {
     this.#services = services
@@ -105,65 +62,63 @@ export class StoragePools implements Configurable {
   /** Keeps a pool of this document, or changes the document of one that is there and inactive. */
   async define(xml: string): Promise<Pool> {
     const document = parsePool(xml)
+    const { name } = document
     const holdings = await holdingsOf(document)
-    const old = this.#pools.get(document.name)
-    if (old?.isActive && !old.isPersistent) throw running(old, 'defined while it is transient')
+    const old = this.#pools.get(name)
+    if (old?.isPersistent === false) old.refuseActive('defined while it is transient')
     const uuid = document.uuid ?? old?.uuid ?? randomUUID()
-    this.#refuseTwin(document, uuid, holdings)
-    const backend = this.#backend(document)
-    this.#refuseReserved(document.name)
+    refuseTwin(this.#pools.values(), { name, uuid, holdings })
+    const definition = { document: { ...document, uuid }, backend: this.#backend(document), holdings }
+    this.#refuseReserved(name)
     if (old !== undefined) {
-      refuseBusy(old)
-      if (old.isActive) throw running(old, 'defined anew')
-      const reach = new Reach(old.name, backend.remote)
-      const changed = { ...document, uuid, usage: undefined }
-      Object.assign(old, { document: changed, uuid, backend, holdings, reach })
+      old.refuseBusy()
+      old.refuseActive('defined anew')
+      old.redefine(definition)
       return old
     }
-    const pool = this.#add({ ...document, uuid }, backend, holdings, true)
+    const pool = new StoragePool(definition, true, this.#notify)
+    this.#pools.set(name, pool)
     // What was mounted stays mounted while the daemon is away.
-    if (this.#isStarting && (await backend.isStarted?.())) await this.#startOrTell(pool)
+    if (this.#isStarting && (await pool.backend.isStarted?.())) await this.#startOrTell(pool)
     return pool
   }
 
   /** Starts a pool that is gone when it is stopped. */
   async create(xml: string, build?: BuildMode): Promise<Pool> {
     const document = parsePool(xml)
+    const { name } = document
     const holdings = await holdingsOf(document)
-    const old = this.#pools.get(document.name)
-    if (old !== undefined) {
-      throw new RpcError(
-        'EEXIST',
-        `there is a pool ${old.name} already: start that one, or choose another name`,
-      )
+    if (this.#pools.has(name)) {
+      throw new RpcError('EEXIST', `there is a pool ${name} already: start that one, or choose another name`)
     }
     const uuid = document.uuid ?? randomUUID()
-    this.#refuseTwin(document, uuid, holdings)
-    const backend = this.#backend(document)
-    this.#refuseReserved(document.name)
-    this.#reserved.add(document.name)
+    refuseTwin(this.#pools.values(), { name, uuid, holdings })
+    const definition = { document: { ...document, uuid }, backend: this.#backend(document), holdings }
+    this.#refuseReserved(name)
+    this.#reserved.add(name)
     try {
-      if (build !== undefined) await this.#needBuild(document, backend)(build)
+      const pool = new StoragePool(definition, false, this.#notify)
+      if (build !== undefined) await pool.build(build)
       // Another may have been defined meanwhile.
-      this.#refuseTwin(document, uuid, holdings)
-      const pool = this.#add({ ...document, uuid }, backend, holdings, false)
+      refuseTwin(this.#pools.values(), pool)
+      this.#pools.set(name, pool)
       try {
         await this.#start(pool)
       } catch (error) {
-        this.#pools.delete(pool.name)
+        this.#pools.delete(name)
         throw error
       }
       return pool
     } finally {
-      this.#reserved.delete(document.name)
+      this.#reserved.delete(name)
     }
   }
 
   async build(name: string, mode: BuildMode): Promise<void> {
     const pool = this.#get(name)
     await pool.turns.next(async () => {
-      if (pool.isActive) throw running(pool, 'built')
-      await this.#needBuild(pool.document, pool.backend)(mode)
+      pool.refuseActive('built')
+      await pool.build(mode)
       log.notice(`pool ${name} is built`)
     })
   }
@@ -172,7 +127,7 @@ export class StoragePools implements Configurable {
     const pool = this.#get(name)
     await pool.turns.next(async () => {
       if (pool.isActive) throw new RpcError('EALREADY', `pool ${name} is active already`)
-      if (build !== undefined) await this.#needBuild(pool.document, pool.backend)(build)
+      if (build !== undefined) await pool.build(build)
       await this.#start(pool)
     })
   }
@@ -188,8 +143,8 @@ export class StoragePools implements Configurable {
   }
 
   async refresh(name: string): Promise<Pool> {
-    const pool = this.#state(this.active(name))
-    await this.#whileReached(pool, () => this.#look(pool))
+    const pool = this.active(name)
+    await pool.lookAgain()
     return pool
   }
 
@@ -204,47 +159,31 @@ export class StoragePools implements Configurable {
     this.#watch()
   }
 
-  async #stop(pool: State, options: StopOptions): Promise<void> {
-    const { name } = pool
-    if (!pool.isActive) throw inactive(pool)
-    const [work] = pool.work
-    if (work !== undefined && !options.isForced) {
-      throw new RpcError('EBUSY', `pool ${name} cannot be stopped during ${work}: see qpair job list`)
-    }
-    await pool.backend.stop(options)
-    Object.assign(pool, { isActive: false, contents: undefined, level: 0 })
-    if (!pool.isPersistent) this.#pools.delete(name)
-    log.notice(`pool ${name} is stopped`)
+  async #stop(pool: StoragePool, options: StopOptions): Promise<void> {
+    await pool.stop(options)
+    if (!pool.isPersistent) this.#pools.delete(pool.name)
+    log.notice(`pool ${pool.name} is stopped`)
   }
 
   /** Removes the storage itself. */
   async delete(name: string): Promise<void> {
     const pool = this.#get(name)
     await pool.turns.next(async () => {
-      if (pool.isActive) throw running(pool, 'deleted')
-      if (pool.backend.delete === undefined) {
-        throw new RpcError(
-          'ENOTSUP',
-          `pool ${name} is of type ${pool.document.type}, whose storage is not deleted from here`,
-        )
-      }
-      await pool.backend.delete()
+      pool.refuseActive('deleted')
+      await pool.deleteStorage()
       log.notice(`the storage of pool ${name} is deleted`)
     })
   }
 
   undefine(name: string): void {
     const pool = this.#get(name)
-    refuseBusy(pool)
-    if (pool.isActive) throw running(pool, 'undefined')
+    pool.refuseBusy()
+    pool.refuseActive('undefined')
     this.#pools.delete(name)
   }
 
   setLevels(name: string, levels: readonly number[]): void {
-    const pool = this.#get(name)
-    pool.levels = levels.toSorted((a, b) => a - b)
-    pool.level = 0
-    if (pool.contents !== undefined) this.#judge(pool, pool.contents)
+    this.#get(name).setLevels(levels)
   }
 
   list(): Pool[] {
@@ -259,57 +198,13 @@ export class StoragePools implements Configurable {
   /** As `get`, and throws EINVAL unless it runs. */
   active(name: string): Pool {
     const pool = this.#get(name)
-    if (!pool.isActive) throw inactive(pool)
+    pool.refuseInactive()
     return pool
   }
 
-  /** The document as libvirt would show it: with how full it is. */
-  xmlOf(name: string): string {
-    const { document, contents } = this.#get(name)
-    return formatPool(contents === undefined ? document : { ...document, usage: usageOf(contents) })
-  }
-
-  /**
-   * Does something to volumes of an active pool while nothing else does. It looks at the pool before, since other programs may
-   * have changed what is in it, and after.
-   */
-  async change<T>(pool: Pool, work: () => Promise<T>): Promise<T> {
-    const state = this.#state(pool)
-    return this.#whileReached(state, async () => {
-      if (!state.isActive) throw inactive(state)
-      await this.#look(state)
-      try {
-        return await work()
-      } finally {
-        if (state.isActive) await this.#look(state)
-      }
-    })
-  }
-
-  /** What is asked of the storage of a pool outside its turn; rejects when that does not answer. */
-  async ask<T>({ reach }: Pool, question: () => Promise<T>): Promise<T> {
-    await reach.check()
-    return reach.during(question())
-  }
-
-  /** Work that takes long is done beside other changes: what it leaves is looked at when it has ended. */
-  async lookAgain(pool: Pool): Promise<void> {
-    const state = this.#state(pool)
-    await this.#whileReached(state, async () => {
-      if (state.isActive) await this.#look(state)
-    })
-  }
-
-  /** Work in its turn that nobody waits for when the storage does not answer. */
-  #whileReached<T>(pool: State, work: () => Promise<T>): Promise<T> {
-    return this.ask(pool, () => pool.turns.next(work))
-  }
-
-  /** Keeps a pool from being stopped while something is done to its volumes; what is returned ends that. */
-  hold(pool: Pool, work: string): () => void {
-    const { work: all } = this.#state(pool)
-    all.add(work)
-    return () => void all.delete(work)
+  /** Whether the pools answer, and how full they are now. One that does not answer keeps nobody from the others. */
+  async checkUsage(): Promise<void> {
+    await Promise.all([...this.#pools.values()].map(pool => pool.checkUsage()))
   }
 
   /** The last step of the daemon's life: what is mounted stays so, since guests may use it without the daemon. */
@@ -318,32 +213,7 @@ export class StoragePools implements Configurable {
   }
 
   config(): MethodCall[] {
-    return [...this.#pools.values()]
-      .filter(({ isPersistent }) => isPersistent)
-      .flatMap(({ name, document, isAutostart, levels }) => [
-        { method: 'pool_define', params: { xml: formatPool(document) } },
-        ...(isAutostart ? [{ method: 'pool_autostart', params: { pool: name } }] : []),
-        ...(levels === DEFAULT_LEVELS
-          ? []
-          : [{ method: 'pool_set_watermarks', params: { pool: name, levels: [...levels] } }]),
-      ])
-  }
-
-  #add(
-    document: PoolDocument & { readonly uuid: string },
-    backend: PoolBackend,
-    holdings: readonly string[],
-    isPersistent: boolean,
-  ): State {
-    const pool: State = {
-      ...{ name: document.name, uuid: document.uuid, backend, isPersistent, holdings },
-      document: { ...document, usage: undefined },
-      ...{ isAutostart: false, isActive: false, contents: undefined },
-      ...{ levels: DEFAULT_LEVELS, level: 0, turns: new Turns(), work: new Set<string>() },
-      reach: new Reach(document.name, backend.remote),
-    }
-    this.#pools.set(pool.name, pool)
-    return pool
+    return [...this.#pools.values()].filter(({ isPersistent }) => isPersistent).flatMap(savedCalls)
   }
 
   #backend(document: PoolDocument): PoolBackend {
@@ -364,36 +234,13 @@ export class StoragePools implements Configurable {
       throw new RpcError('EBUSY', `pool ${name} is being created: wait for its end`)
   }
 
-  #needBuild({ name, type }: PoolDocument, backend: PoolBackend): (mode: BuildMode) => Promise<void> {
-    if (backend.build !== undefined) return mode => backend.build!(mode)
-    throw new RpcError('ENOTSUP', `pool ${name} is of type ${type}: there is nothing to build, start it`)
-  }
-
-  async #start(pool: State): Promise<void> {
-    // Mounted from a server that has gone while the daemon was away: as if it went now.
-    if ((await pool.backend.isStarted?.()) && !(await pool.reach.answers())) {
-      pool.isActive = true
-      this.#watch()
-      return
-    }
-    await pool.backend.start()
-    pool.isActive = true
-    try {
-      pool.identity = await pool.backend.identity?.()
-      this.#refuseAlias(pool)
-      await removeLeftovers(pool)
-      await this.#look(pool)
-    } catch (error) {
-      pool.isActive = false
-      await pool.backend.stop()
-      throw error
-    }
-    log.notice(`pool ${pool.name} is started: ${pool.contents?.volumes.length} volumes`)
+  async #start(pool: StoragePool): Promise<void> {
+    await pool.start(() => refuseAlias(this.#pools.values(), pool))
     this.#watch()
   }
 
   /** For the start of the daemon, which a pool that cannot start does not prevent. */
-  async #startOrTell(pool: State): Promise<void> {
+  async #startOrTell(pool: StoragePool): Promise<void> {
     try {
       await pool.turns.next(async () => {
         if (!pool.isActive) await this.#start(pool)
@@ -406,15 +253,6 @@ export class StoragePools implements Configurable {
     }
   }
 
-  async #look(pool: State): Promise<void> {
-    await pool.reach.check()
-    const { volumes, ...usage } = await pool.backend.refresh()
-    // It may have been given up meanwhile.
-    if (!pool.isActive) return
-    pool.contents = { ...usage, volumes: volumes.filter(({ name }) => !isHidden(name)) }
-    this.#judge(pool, pool.contents)
-  }
-
   /** Keeps an eye on pools while any runs. */
   #watch(): void {
     const isNeeded = [...this.#pools.values()].some(({ isActive }) => isActive)
@@ -423,123 +261,23 @@ export class StoragePools implements Configurable {
     this.#timer = isNeeded ? setInterval(() => void this.checkUsage(), USAGE_PERIOD_MS).unref() : undefined
   }
 
-  /** Whether the pools answer, and how full they are now. One that does not answer keeps nobody from the others. */
-  async checkUsage(): Promise<void> {
-    const active = [...this.#pools.values()].filter(pool => pool.isActive && !this.#asked.has(pool))
-    await Promise.all(active.map(pool => this.#checkUsage(pool)))
-  }
-
-  async #checkUsage(pool: State): Promise<void> {
-    this.#asked.add(pool)
-    try {
-      await pool.reach.check()
-      if (pool.turns.isBusy) return
-      if (pool.contents === undefined) return await this.lookAgain(pool)
-      const usage = await pool.backend.usage?.()
-      if (usage === undefined || !pool.isActive) return
-      pool.contents = { ...usage, volumes: pool.contents.volumes }
-      this.#judge(pool, usage)
-    } catch (error) {
-      log.debug(`pool ${pool.name} does not tell how full it is: ${(error as Error).message}`)
-    } finally {
-      this.#asked.delete(pool)
-    }
-  }
-
-  /** Tells of a level that is reached, and of one that is left again. */
-  #judge(pool: State, usage: PoolUsage): void {
-    // Such a pool is full from the beginning, and nothing fails for it.
-    if (pool.backend.usage === undefined) return
-    const level = levelOf(usage, pool.levels)
-    if (level === pool.level) return
-    sayLevel(log, pool.name, usage, { before: pool.level, now: level, highest: pool.levels.at(-1) })
-    if (level > pool.level) this.#notify('pool_usage', `${pool.name} ${percentOf(usage)}`)
-    pool.level = level
-  }
-
-  #refuseTwin({ name }: PoolDocument, uuid: string, holdings: readonly string[]): void {
-    for (const other of this.#pools.values()) {
-      if (other.name === name) {
-        if (other.uuid === uuid) continue
-        throw new RpcError(
-          'EEXIST',
-          `there is a pool ${name} with the UUID ${other.uuid}, not ${uuid}: undefine that one, or choose another name`,
-        )
-      }
-      if (other.uuid === uuid) {
-        throw new RpcError('EEXIST', `pool ${other.name} has the UUID ${uuid}: leave the UUID of ${name} out`)
-      }
-      const shared = holdings.find(each => other.holdings.includes(each))
-      if (shared === undefined) continue
-      throw new RpcError(
-        'EEXIST',
-        `Storage source conflict with pool: '${other.name}', which has ${shared} already: use that one, or give ${name} another`,
-      )
-    }
-  }
-
-  /** By other names than those that `holdingsOf` knows: other monitors, a directory that is mounted elsewhere, too. */
-  #refuseAlias(pool: State): void {
-    const other = [...this.#pools.values()].find(
-      each =>
-        each !== pool && each.isActive && each.identity !== undefined && each.identity === pool.identity,
-    )
-    if (other === undefined) return
-    throw new RpcError(
-      'EEXIST',
-      `Storage source conflict with pool: '${other.name}', which has the storage of ${pool.name} by another name: use that one`,
-    )
-  }
-
-  #get(name: string): State {
+  #get(name: string): StoragePool {
     const pool =
       this.#pools.get(name) ?? [...this.#pools.values()].find(({ uuid }) => uuid === name.toLowerCase())
     if (pool !== undefined) return pool
     throw new RpcError('ENOENT', `there is no pool ${name}: ${thereAre(this.#pools.keys())}`)
   }
-
-  #state(pool: Pool): State {
-    return this.#get(pool.name)
-  }
 }
 
-export const usageOf = ({ capacityBytes, allocationBytes, availableBytes }: PoolUsage): PoolUsage => ({
-  capacityBytes,
-  allocationBytes,
-  availableBytes,
-})
-
-/** Removes what this machine was making when it was interrupted; work that goes on begins it again. */
-async function removeLeftovers({ name, backend }: Pool): Promise<void> {
-  if (backend.removeLeftovers !== undefined) return backend.removeLeftovers()
-  if (backend.volumes.canHide !== true) return
-  for (const volume of (await backend.refresh()).volumes) {
-    if (!isPartial(volume.name)) continue
-    try {
-      await backend.volumes.delete?.(volume)
-      log.notice(`pool ${name}: ${volume.name} is removed: it was being made when that was interrupted`)
-    } catch (error) {
-      log.warning(`pool ${name} keeps a volume that was never whole: ${(error as Error).message}`)
-    }
-  }
+function savedCalls({ name, document, isAutostart, watermarks: { levels } }: Pool): MethodCall[] {
+  return [
+    { method: 'pool_define', params: { xml: formatPool(document) } },
+    ...(isAutostart ? [{ method: 'pool_autostart', params: { pool: name } }] : []),
+    ...(levels === DEFAULT_LEVELS
+      ? []
+      : [{ method: 'pool_set_watermarks', params: { pool: name, levels: [...levels] } }]),
+  ]
 }
 
-/** The volume of that name in what a pool has. */
-export const volumeIn = (pool: Pool, name: string): VolumeFacts | undefined =>
-  pool.contents?.volumes.find(volume => volume.name === name)
-
-/** While it is being started or stopped nobody can say which of both it is. */
-function refuseBusy({ name, turns }: State): void {
-  if (turns.isBusy) throw new RpcError('EBUSY', `something is being done to pool ${name}: wait for its end`)
-}
-
-function running(pool: Pool, done: string): RpcError {
-  return new RpcError(
-    'EBUSY',
-    `pool ${pool.name} is active and cannot be ${done}: qpair pool destroy ${pool.name} stops it`,
-  )
-}
-
-function inactive(pool: Pool): RpcError {
-  return new RpcError('EINVAL', `pool ${pool.name} is not active: qpair pool start ${pool.name}`)
-}
+/** The document as libvirt would show it: with how full it is. */
+export const xmlOf = ({ document, contents }: Pool): string => formatPool({ ...document, usage: contents })

@@ -12,7 +12,7 @@ import { mountOf, readMounts } from '../core/mounts.ts'
 import { realPath } from '../core/real-path.ts'
 import { kernelUsesOf } from './kernel-use.ts'
 import type { VolumeFacts } from './pool.ts'
-import type { Pool } from './pools.ts'
+import type { Pool } from './storage-pool.ts'
 
 export interface VolumeUse {
   /** The bdev over it that writes, or else one that reads. */

@@ -21,7 +21,8 @@ import {
   type VolumeSnapshot,
   type WipeAlgorithm,
 } from './pool.ts'
-import { type Pool, type StoragePools, volumeIn } from './pools.ts'
+import type { StoragePools } from './pools.ts'
+import { type Pool, volumeIn } from './storage-pool.ts'
 import { Transfers } from './transfers.ts'
 import { refuseInUse, refuseLink, refuseWithDependents, useOf, type VolumeUse } from './use.ts'
 import { checkFileName } from './volume-name.ts'
@@ -151,7 +152,7 @@ export class Volumes {
 
   /** The volume as it is at this moment. Throws as `findAgain` when it is gone, or is another one by now. */
   async #asItIs({ pool, volume }: Found): Promise<Found> {
-    await this.pools.lookAgain(pool)
+    await pool.lookAgain()
     return sameIn(pool, volume)
   }
 
@@ -159,11 +160,11 @@ export class Volumes {
   async describe({ pool, volume }: Found): Promise<VolumeFacts> {
     const { volumes } = pool.backend
     if (volumes.describe === undefined) return volume
-    return this.pools.ask(pool, () => volumes.describe!(volume))
+    return pool.ask(() => volumes.describe!(volume))
   }
 
   useOf({ pool, volume }: Found): Promise<VolumeUse> {
-    return this.pools.ask(pool, () => this.#useHere(volume))
+    return pool.ask(() => this.#useHere(volume))
   }
 
   async #useHere(volume: VolumeFacts): Promise<VolumeUse> {
@@ -177,7 +178,7 @@ export class Volumes {
    * other content.
    */
   async useAnywhere(found: Found): Promise<VolumeUse> {
-    return this.pools.ask(found.pool, () => this.#useAnywhere(found))
+    return found.pool.ask(() => this.#useAnywhere(found))
   }
 
   async #useAnywhere({ pool, volume }: Found): Promise<VolumeUse> {
@@ -209,7 +210,7 @@ export class Volumes {
     const operation = this.operation(pool, 'create')
     this.refuseTaken(pool, request.name)
     if (request.preallocation === 'off') {
-      await this.pools.change(pool, async () => {
+      await pool.change(async () => {
         this.refuseTaken(pool, request.name)
         const free = this.take(pool, [request.name], [], 'is being made')
         await operation(request, QUIET).finally(free)
@@ -311,7 +312,7 @@ export class Volumes {
     const check = async (): Promise<void> => {
       const found = await this.#asItIs(given)
       volume = found.volume
-      if (!followLink) await this.pools.ask(pool, () => refuseLink(volume, 'wiped', FOLLOW_LINK))
+      if (!followLink) await pool.ask(() => refuseLink(volume, 'wiped', FOLLOW_LINK))
       const use = await this.useOf(found)
       refuseInUse(volume, 'wiped', use, fullName(found))
       refuseWithDependents(volume, 'wiped', use)
@@ -347,7 +348,7 @@ export class Volumes {
       const found = await this.#asItIs(given)
       volume = found.volume
       const remedy = 'Revert what it leads to, in a pool of its own'
-      await this.pools.ask(pool, () => refuseLink(volume, 'reverted', remedy))
+      await pool.ask(() => refuseLink(volume, 'reverted', remedy))
       // Interrupted, this daemon may count for a client itself.
       const use = await (isResumed ? this.useOf(found) : this.useAnywhere(found))
       refuseInUse(volume, 'reverted', use, fullName(found))
@@ -379,7 +380,7 @@ export class Volumes {
   }
 
   snapshotsOf({ pool, volume }: Found): Promise<VolumeSnapshot[]> {
-    return this.pools.ask(pool, () => this.#snapshots(pool).list(volume))
+    return pool.ask(() => this.#snapshots(pool).list(volume))
   }
 
   /** Throws `RpcError` EEXIST or EBUSY when the name is that of a volume, or will be. */
@@ -422,7 +423,7 @@ export class Volumes {
     const { kind, name, takes, holds = [], total, resume, isCancellable = true, check } = options
     const doing = `${kind} of ${name}`
     const giveBack = this.take(pool, takes, holds, `is used by ${doing}, a job that qpair job list shows`)
-    const letGo = this.pools.hold(pool, doing)
+    const letGo = pool.hold(doing)
     const free = (): void => {
       letGo()
       giveBack()
@@ -442,7 +443,7 @@ export class Volumes {
           await work({ report, signal })
         } finally {
           free()
-          await this.pools.lookAgain(pool)
+          await pool.lookAgain()
         }
       })
     } catch (error) {
@@ -484,7 +485,7 @@ export class Volumes {
     names: readonly string[],
     work: (use: VolumeUse, volume: VolumeFacts) => Promise<void>,
   ): Promise<void> {
-    await this.pools.change(pool, async () => {
+    await pool.change(async () => {
       // Whoever had the turn before may have deleted or renamed it, and so may another program.
       const { volume: now } = sameIn(pool, volume)
       for (const name of names) this.refuseTaken(pool, name)

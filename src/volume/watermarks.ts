@@ -1,10 +1,60 @@
 /** How full a pool is, and when that is said. */
 import { formatSize } from '../core/format-size.ts'
-import type { Logger } from '../core/log.ts'
+import { logger } from '../core/log.ts'
 import type { PoolUsage } from '../libvirt/pool-xml.ts'
+
+const log = logger('volume')
 
 /** Percents. A thin pool promises more than it has: there has to be time to act. */
 export const DEFAULT_LEVELS: readonly number[] = [80, 90, 95]
+
+/** Is told when a pool reaches another of its levels: its name and how full it is. */
+export type NotifyUsage = (type: 'pool_usage', context: string) => void
+
+/** The levels of one pool. It tells of one that is reached, and of one that is left again. */
+export class Watermarks {
+  readonly #pool: string
+  readonly #notify: NotifyUsage
+  #levels = DEFAULT_LEVELS
+  #reached = 0
+
+  constructor(pool: string, notify: NotifyUsage) {
+    this.#pool = pool
+    this.#notify = notify
+  }
+
+  /** Percents, rising. */
+  get levels(): readonly number[] {
+    return this.#levels
+  }
+
+  /** The highest of them that is reached, 0 for none. */
+  get reached(): number {
+    return this.#reached
+  }
+
+  set(levels: readonly number[]): void {
+    this.#levels = levels.toSorted((a, b) => a - b)
+    this.reset()
+  }
+
+  /** None is reached. */
+  reset(): void {
+    this.#reached = 0
+  }
+
+  judge(usage: PoolUsage): void {
+    const before = this.#reached
+    const now = levelOf(usage, this.#levels)
+    if (now === before) return
+    this.#reached = now
+    const what = `pool ${this.#pool} is ${percentOf(usage)} % full, ${formatSize(usage.availableBytes)} are left`
+    if (now < before) log.notice(`${what}: it was over ${before} % before`)
+    else if (now === this.#levels.at(-1)) log.error(`${what}: writes to thin volumes fail when it is full`)
+    else log.warning(`${what}: make room, or enlarge it`)
+    if (now > before) this.#notify('pool_usage', `${this.#pool} ${percentOf(usage)}`)
+  }
+}
 
 /** Whole percents of a pool that are taken: what is neither free nor reserved counts as taken. */
 export function percentOf({ capacityBytes, availableBytes }: PoolUsage): number {
@@ -15,16 +65,4 @@ export function percentOf({ capacityBytes, availableBytes }: PoolUsage): number 
 export function levelOf(usage: PoolUsage, levels: readonly number[]): number {
   const percent = percentOf(usage)
   return levels.findLast(level => percent >= level) ?? 0
-}
-
-export function sayLevel(
-  log: Logger,
-  pool: string,
-  usage: PoolUsage,
-  { before, now, highest }: { before: number; now: number; highest: number | undefined },
-): void {
-  const what = `pool ${pool} is ${percentOf(usage)} % full, ${formatSize(usage.availableBytes)} are left`
-  if (now < before) log.notice(`${what}: it was over ${before} % before`)
-  else if (now === highest) log.error(`${what}: writes to thin volumes fail when it is full`)
-  else log.warning(`${what}: make room, or enlarge it`)
 }

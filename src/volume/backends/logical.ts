@@ -7,7 +7,7 @@
 import { RpcError } from '../../core/errors.ts'
 import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
 import type { MethodCall } from '../../rpc/config.ts'
-import { refuseFormatted, sortedByName, usageOf } from '../block-devices.ts'
+import { refuseFormatted, sortedByName } from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
 import { type LogicalVolume, VolumeGroup } from '../lvm.ts'
 import type {
@@ -127,7 +127,7 @@ class LogicalPool implements PoolBackend {
     const { sizeBytes, freeBytes } = await this.#group.size()
     const left = thinPools.reduce((sum, pool) => sum + pool.sizeBytes - pool.usedBytes, 0)
     const availableBytes = freeBytes + left
-    return usageOf({ capacityBytes: sizeBytes, availableBytes, allocationBytes: sizeBytes - availableBytes })
+    return { capacityBytes: sizeBytes, availableBytes, allocationBytes: sizeBytes - availableBytes }
   }
 }
 

@@ -3,7 +3,8 @@ import { z } from 'zod'
 import { formatSize } from '../../core/format-size.ts'
 import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
-import { type Pool, usageOf } from '../pools.ts'
+import { xmlOf } from '../pools.ts'
+import type { Pool } from '../storage-pool.ts'
 import { percentOf } from '../watermarks.ts'
 import { buildBefore, buildMode, buildParams, overwrite, poolName, type VolumeContext } from './params.ts'
 
@@ -47,23 +48,23 @@ export const poolRow = z.object({
 type PoolRow = z.output<typeof poolRow>
 
 export function toRow(pool: Pool): PoolRow {
-  const { name, uuid, document, isActive, isAutostart, isPersistent, levels, level, contents, reach } = pool
-  const usage = contents === undefined ? undefined : usageOf(contents)
+  const { name, uuid, document, isActive, isAutostart, isPersistent, watermarks, contents, reach } = pool
   const trouble = isActive ? reach.trouble?.message : undefined
   const running = trouble === undefined ? 'running' : 'inaccessible'
   return {
     ...{ name, uuid, type: document.type, state: isActive ? running : 'inactive' },
     ...(trouble === undefined ? {} : { trouble }),
-    ...{ autostart: isAutostart, persistent: isPersistent, watermarks: [...levels], watermark: level },
-    ...(usage === undefined
+    ...{ autostart: isAutostart, persistent: isPersistent },
+    ...{ watermarks: [...watermarks.levels], watermark: watermarks.reached },
+    ...(contents === undefined
       ? {}
       : {
-          capacity: usage.capacityBytes,
-          allocation: usage.allocationBytes,
-          available: usage.availableBytes,
-          used_percent: percentOf(usage),
+          capacity: contents.capacityBytes,
+          allocation: contents.allocationBytes,
+          available: contents.availableBytes,
+          used_percent: percentOf(contents),
+          volumes: contents.volumes.length,
         }),
-    ...(contents === undefined ? {} : { volumes: contents.volumes.length }),
     ...(document.target === undefined ? {} : { target: document.target.path }),
   }
 }
@@ -326,7 +327,7 @@ const poolDumpxml = method({
   errors: NO_POOL,
   concurrent: true,
   cli: POOL,
-  run: ({ pool }, { pools }: VolumeContext) => pools.xmlOf(pool),
+  run: ({ pool }, { pools }: VolumeContext) => xmlOf(pools.get(pool)),
 })
 
 const poolSetWatermarks = method({

@@ -4,7 +4,7 @@ import { RpcError } from '../../core/errors.ts'
 import { parseVolume, type VolumeDocument } from '../../libvirt/volume-xml.ts'
 import { method } from '../../rpc/method.ts'
 import type { CreateVolume } from '../pool.ts'
-import type { Pool } from '../pools.ts'
+import type { Pool } from '../storage-pool.ts'
 import { poolName, type VolumeContext } from './params.ts'
 
 export const volumeCreateXml = method({

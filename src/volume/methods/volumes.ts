@@ -7,7 +7,7 @@ import { jobStarted } from '../../rpc/job-methods.ts'
 import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
 import { PREALLOCATIONS, type VolumeFacts, WIPE_ALGORITHMS } from '../pool.ts'
-import type { Pool } from '../pools.ts'
+import type { Pool } from '../storage-pool.ts'
 import {
   bytesOf,
   followLink,
@@ -184,7 +184,7 @@ const volumeList = method({
     const rows: VolumeRow[] = []
     for (const each of wanted) {
       // Of several, one that does not answer has what it had.
-      if (refresh && (pool !== undefined || (await each.reach.answers()))) await pools.lookAgain(each)
+      if (refresh && (pool !== undefined || (await each.reach.answers()))) await each.lookAgain()
       for (const volume of each.contents?.volumes ?? []) {
         if (!iso || volume.format === 'iso') rows.push(toRow(each, volume))
       }
@@ -229,8 +229,8 @@ const volumeInfo = method({
   errors: NO_VOLUME,
   concurrent: true,
   cli: { ...VOLUME, text: infoText },
-  async run({ volume, pool }, { volumes, pools }: VolumeContext) {
-    await pools.lookAgain(volumes.find(volume, pool).pool)
+  async run({ volume, pool }, { volumes }: VolumeContext) {
+    await volumes.find(volume, pool).pool.lookAgain()
     const found = volumes.find(volume, pool)
     const facts = await volumes.describe(found)
     const { bdev, owners, programs, others, dependents } = await volumes.useAnywhere(found)
