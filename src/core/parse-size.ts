@@ -1,11 +1,16 @@
 import { RpcError } from './errors.ts'
 
-const UNITS: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 }
+const LETTERS = 'KMGTPE'
 
-/** Bytes from `10G`, `512M`, `4096`; powers of two as qemu-img has them. Throws `RpcError` EINVAL naming `what`. */
+/**
+ * Bytes from `10G`, `512M`, `4096`, as virsh has them: G and GiB are powers of 1024, GB is one of 1000. Throws `RpcError`
+ * EINVAL naming `what`.
+ */
 export function parseSize(text: string, what: string): number {
-  const match = /^(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?$/i.exec(text.trim())
-  const bytes = match === null ? Number.NaN : Number(match[1]) * UNITS[match[2]!.toUpperCase()]!
+  const [, number, letter = '', suffix = ''] =
+    /^(\d+(?:\.\d+)?)\s*([KMGTPE]?)(i?B)?$/i.exec(text.trim()) ?? []
+  const factor = (letter !== '' && suffix.toLowerCase() === 'b' ? 1000 : 1024) ** powerOf(letter)
+  const bytes = number === undefined ? Number.NaN : Number(number) * factor
   if (!Number.isSafeInteger(bytes) || bytes < 1) {
     throw new RpcError(
       'EINVAL',
@@ -14,3 +19,9 @@ export function parseSize(text: string, what: string): number {
   }
   return bytes
 }
+
+/** The same for the memory of a guest: a number alone is MiB, as QEMU and virt-install have it. */
+export const parseMemorySize = (text: string, what: string): number =>
+  parseSize(/^\s*\d+\s*$/.test(text) ? `${text}M` : text, what)
+
+const powerOf = (letter: string): number => (letter === '' ? 0 : LETTERS.indexOf(letter.toUpperCase()) + 1)

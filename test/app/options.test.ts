@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest'
 import { DEFAULT_RPC_SOCKET, parseServeOptions, type ServeOptions } from '../../src/app/options.ts'
 import { parseCoreMask } from '../../src/core/core-mask.ts'
 import { formatSize } from '../../src/core/format-size.ts'
-import { parseSize } from '../../src/core/parse-size.ts'
+import { parseMemorySize, parseSize } from '../../src/core/parse-size.ts'
 
 const parse = (line: string): ServeOptions => {
   const options = parseServeOptions(line.split(' ').filter(word => word !== ''))
@@ -91,13 +91,23 @@ describe('sizes', () => {
     ['1k', 1024],
     ['512M', 512 * 2 ** 20],
     ['10GiB', 10 * 2 ** 30],
+    ['10GB', 10 ** 10],
+    ['512kB', 512_000],
+    ['512B', 512],
     ['1.5T', 1.5 * 2 ** 40],
+    ['2P', 2 ** 51],
   ])('%s is %d bytes', (text, bytes) => {
     expect(parseSize(text, '--size')).toBe(bytes)
   })
 
   it.each(['', '0', '-1G', '1.3', 'G', '1e9', '9999999999T'])('%j is none', text => {
     expect(() => parseSize(text, '--size')).toThrow('is no size')
+  })
+
+  it('of memory are MiB where nothing is said', () => {
+    expect(['4096', '4096M', '4G'].map(text => parseMemorySize(text, '--memory'))).toEqual(
+      Array(3).fill(2 ** 32),
+    )
   })
 
   it('are printed for people', () => {

@@ -11,7 +11,7 @@ import { parseArgs } from 'node:util'
 import { RpcError } from '../../core/errors.ts'
 import { foldLines } from '../../core/fold-lines.ts'
 import { formatSize } from '../../core/format-size.ts'
-import { parseSize } from '../../core/parse-size.ts'
+import { parseMemorySize, parseSize } from '../../core/parse-size.ts'
 import { kvmWorks } from '../../host/checks/kvm.ts'
 import { Host } from '../../host/host.ts'
 import { Console, ESCAPE, type Input, type Output } from '../console.ts'
@@ -129,7 +129,7 @@ export function parseRequest(argv: readonly string[]): LabRequest | 'help' {
   }
   return {
     ...{ sizes, cpus, accel, isMultipath: values.multipath === true },
-    memoryBytes: parseSize(values.memory ?? '512M', '--memory'),
+    memoryBytes: parseMemorySize(values.memory ?? '512M', '--memory'),
     kernel: kernel === undefined ? undefined : { image: kernel, modules: modules! },
   }
 }

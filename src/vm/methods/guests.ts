@@ -2,7 +2,7 @@
 import { z } from 'zod'
 import { RpcError } from '../../core/errors.ts'
 import { formatSize } from '../../core/format-size.ts'
-import { parseSize } from '../../core/parse-size.ts'
+import { parseMemorySize } from '../../core/parse-size.ts'
 import { method } from '../../rpc/method.ts'
 import { listGuests } from '../list.ts'
 import { parseDisks } from '../run/guest-disk.ts'
@@ -23,7 +23,7 @@ const run = method({
   params: z.object({
     name: guestName.describe("The guest's name"),
     cpus: z.int().min(1).max(512).default(1).describe('Processors'),
-    memory: z.string().default('1G').describe('Memory, such as 4G'),
+    memory: z.string().default('1G').describe('Memory, such as 4G; a number alone is MiB'),
     disks: z
       .array(z.string().min(1))
       .default([])
@@ -126,7 +126,7 @@ const run = method({
       ].join('\n'),
   },
   async run(params, { ownGuests }: DiskContext) {
-    const memoryBytes = parseSize(params.memory, 'memory')
+    const memoryBytes = parseMemorySize(params.memory, 'memory')
     if (memoryBytes < MEMORY_BYTES_MIN) {
       throw new RpcError(
         'EINVAL',
