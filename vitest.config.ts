@@ -1,5 +1,8 @@
 import { defineConfig } from 'vitest/config'
 
+/** What a test waits for comes when it comes: this, too, is only against a hang. vitest's own patience is a second. */
+const PATIENT = { poll: { timeout: 30_000 } }
+
 /**
  * The parts of the suite: `unit` needs no root and no peers, `sim` runs seeds of the simulation, `integration` starts real
  * programs. One after the other, the quickest first.
@@ -14,6 +17,7 @@ export default defineConfig({
           sequence: { groupOrder: 0 },
           // Only against a hang: a busy machine may be many times slower than a quiet one.
           testTimeout: 60_000,
+          expect: PATIENT,
           include: ['test/**/*.test.ts'],
           exclude: ['test/integration/**', 'test/sim/seeds-*.test.ts'],
           // Computes, and nothing runs beside it; vitest would leave a core to itself.
@@ -38,6 +42,7 @@ export default defineConfig({
           include: ['test/integration/**/*.test.ts'],
           testTimeout: 300_000,
           hookTimeout: 300_000,
+          expect: PATIENT,
           // A file waits more than it works: for clusters, for a guest's start, for what it has broken to be noticed. Measured,
           // most take less than one core of a CI machine's four.
           maxWorkers: 3,

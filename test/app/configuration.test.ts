@@ -1,7 +1,7 @@
 import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeEach, describe, expect, it, vi } from 'vitest'
+import { afterAll, beforeEach, describe, expect, it } from 'vitest'
 import { Configuration, type ConfigurationOptions } from '../../src/app/configuration.ts'
 import { KeptCalls } from '../../src/app/kept-calls.ts'
 import { parseConfig, readConfig, type SavedConfig, writeConfig } from '../../src/app/state-file.ts'
@@ -122,7 +122,7 @@ describe('the saved configuration', () => {
     expect(lines.join('')).toContain('restoring bdev_x_create {"name":"b"} takes long: not waiting for it')
     expect(configuration.snapshot()).toEqual(saved(['bdev', [bdevCall]]))
     finish()
-    await vi.waitFor(() => expect(configuration.snapshot()).toEqual(saved(['bdev', []])))
+    await expect.poll(() => configuration.snapshot()).toEqual(saved(['bdev', []]))
   })
 
   it('lets no host in before the namespaces are there, whatever order the file has', async () => {

@@ -1,5 +1,5 @@
 import koffi from 'koffi'
-import { describe, expect, it, vi } from 'vitest'
+import { describe, expect, it } from 'vitest'
 import { progressCallback, reportingProgress } from '../../src/sys/progress.ts'
 
 const isHere = process.arch === 'x64'
@@ -14,7 +14,7 @@ describe.skipIf(!isHere)('the callback (there is one for x86-64 only)', () => {
       (done, total) => void reports.push([done, total]),
       async cell => {
         expect(call(3, 2 ** 40, cell)).toBe(0)
-        await vi.waitFor(() => expect(reports).toEqual([[3, 2 ** 40]]))
+        await expect.poll(() => reports).toEqual([[3, 2 ** 40]])
         const result = await new Promise((resolve, reject) =>
           call.async(2 ** 40, 2 ** 40, cell, (error: Error | null, value: number) =>
             error === null ? resolve(value) : reject(error),
