@@ -94,8 +94,8 @@ export class VolumeExports {
     const { pool, volume } = found
     const doing = 'is being exported'
     const free = options.readOnly
-      ? this.#volumes.take(pool, [], [`${pool.name}/${volume.name}`], doing)
-      : this.#volumes.take(pool, [volume.name], [], doing)
+      ? this.#volumes.claims.take(pool, [], [`${pool.name}/${volume.name}`], doing)
+      : this.#volumes.claims.take(pool, [volume.name], [], doing)
     try {
       const use = await this.#volumes.useOf(found)
       if (!options.shared) refuseSecondWriter(found, use, options.readOnly || volume.format === 'iso')

@@ -27,6 +27,8 @@ import { probe, probeHead, readHead } from './formats/probe.ts'
 import { checkRoom, reflink, writeError } from './formats/raw.ts'
 import { deleteLeftover } from './leftovers.ts'
 import type { Call } from './nvme-export.ts'
+import { startDone, startJob, type VolumeJob } from './operations/job.ts'
+import { operationOf } from './operations/supported.ts'
 import type { Progress, VolumeFacts, VolumeFormat } from './pool.ts'
 import { type Pool, volumeIn } from './storage-pool.ts'
 import { copyDisk, type Sink, type Source } from './transfer/copy.ts'
@@ -38,7 +40,7 @@ import { PartialFile } from './transfer/partial.ts'
 import { identityOf, sourceOf, type TransferSource, volumeSource } from './transfer/source.ts'
 import { refuseInUse } from './use.ts'
 import { checkFileName, partialName } from './volume-name.ts'
-import { type Again, type Found, pinned, type VolumeJob, type Volumes } from './volumes.ts'
+import { type Again, type Found, pinned, type Volumes } from './volumes.ts'
 
 const log = logger('volume')
 
@@ -96,8 +98,8 @@ export class Transfers {
     const isWhole =
       there !== undefined &&
       (files === undefined ? pool.backend.volumes.canHide : !(await files.hasPartial(name)))
-    if (isWhole === true) return this.#volumes.job(pool, job, async () => {})
-    if (there?.identity !== identity) this.#volumes.refuseTaken(pool, name)
+    if (isWhole === true) return startDone(this.#volumes, pool, job)
+    if (there?.identity !== identity) this.#volumes.claims.refuseName(pool, name)
     else refuseInUse(there, 'imported', await this.#volumes.useOfMedium(there), `${pool.name}/${name}`)
     const source = await sourceOf(options.source, this.#volumes)
     const format = formatFor(name, source, options.format ?? (files === undefined ? 'raw' : undefined))
@@ -118,7 +120,7 @@ export class Transfers {
           'import it into a directory pool first, and that volume into this one',
       )
     }
-    return this.#volumes.job(pool, { ...job, ...this.#holding(source) }, progress =>
+    return startJob(this.#volumes, pool, { ...job, ...this.#holding(source) }, progress =>
       files === undefined ? this.#fillVolume(pool, plan, progress) : this.#fillFile(files, plan, progress),
     )
   }
@@ -149,7 +151,7 @@ export class Transfers {
     const job = { kind: 'volume_save', name: volume.name, takes: [], resume }
     // A file has its name only when it is whole: the daemon was killed between that and the job's end.
     if (isResumed && names.includes(name) && !names.includes(partialName(name))) {
-      return this.#volumes.job(pool, job, async () => {})
+      return startDone(this.#volumes, pool, job)
     }
     if (names.includes(name))
       throw new RpcError('EEXIST', `${file} exists already: name another file, or remove it`)
@@ -158,7 +160,7 @@ export class Transfers {
       ...{ source, name, permissions: undefined, isResumed, identity: '' },
       format: formatFor(name, source, format),
     }
-    return this.#volumes.job(pool, { ...job, ...this.#holding(source) }, progress =>
+    return startJob(this.#volumes, pool, { ...job, ...this.#holding(source) }, progress =>
       this.#fillFile(files, plan, progress),
     )
   }
@@ -314,7 +316,7 @@ export class Transfers {
 
   #makeVolume(pool: Pool, plan: Plan, sizeBytes: number, progress: Progress): Promise<void> {
     const { name, permissions, identity } = plan
-    return this.#volumes.operation(pool, 'create')(
+    return operationOf(pool, 'create')(
       {
         ...{ name, format: 'raw', capacityBytes: sizeBytes, preallocation: 'off', permissions, identity },
         features: {},

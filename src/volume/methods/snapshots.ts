@@ -4,6 +4,7 @@ import { formatSize } from '../../core/format-size.ts'
 import { jobStarted } from '../../rpc/job-methods.ts'
 import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
+import { changeSnapshots, listSnapshots, revertToSnapshot } from '../operations/snapshots.ts'
 import { identity, inPool, resume, type VolumeContext, volumeName } from './params.ts'
 
 const ERRORS = {
@@ -31,7 +32,7 @@ function action<const Name extends string>(
       text: (_, { volume, snapshot }) => `Snapshot ${snapshot} of vol ${volume} ${verb}d\n`,
     },
     async run({ volume, snapshot, pool }, { volumes }: VolumeContext) {
-      await volumes.snapshot(volumes.find(volume, pool), verb, snapshot)
+      await changeSnapshots(volumes, volumes.find(volume, pool), verb, snapshot)
       return true as const
     },
   })
@@ -58,7 +59,7 @@ const volumeSnapshotList = method({
     ],
   },
   run: async ({ volume, pool }, { volumes }: VolumeContext) =>
-    (await volumes.snapshotsOf(volumes.find(volume, pool))).map(({ name, created, sizeBytes }) => ({
+    (await listSnapshots(volumes.find(volume, pool))).map(({ name, created, sizeBytes }) => ({
       ...{ name, created: created.toISOString(), size: sizeBytes },
     })),
 })
@@ -83,7 +84,7 @@ const volumeSnapshotRevert = method({
     const { volume, snapshot, pool, resume: isResumed, ...rest } = params
     const call = { method: 'volume_snapshot_revert', params: { ...params, resume: true } }
     const found = volumes.findAgain(volume, pool, { isResumed, identity: rest.identity })
-    return volumes.revert(found, snapshot, { call, isResumed })
+    return revertToSnapshot(volumes, found, snapshot, { call, isResumed })
   },
 })
 

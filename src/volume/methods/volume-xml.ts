@@ -3,6 +3,7 @@ import { z } from 'zod'
 import { RpcError } from '../../core/errors.ts'
 import { parseVolume, type VolumeDocument } from '../../libvirt/volume-xml.ts'
 import { method } from '../../rpc/method.ts'
+import { createVolume } from '../operations/create.ts'
 import type { CreateVolume } from '../pool.ts'
 import type { Pool } from '../storage-pool.ts'
 import { poolName, type VolumeContext } from './params.ts'
@@ -38,7 +39,7 @@ export const volumeCreateXml = method({
   async run({ pool, xml }, { volumes, pools }: VolumeContext) {
     const active = pools.active(pool)
     const request = requestOf(parseVolume(xml, active.document.type), active)
-    return { name: request.name, ...(await volumes.create(pool, request)) }
+    return { name: request.name, ...(await createVolume(volumes, pool, request)) }
   },
 })
 

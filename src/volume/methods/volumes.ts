@@ -6,6 +6,10 @@ import { formatVolume } from '../../libvirt/volume-xml.ts'
 import { jobStarted } from '../../rpc/job-methods.ts'
 import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
+import { deleteVolume, renameVolume, resizeVolume } from '../operations/change.ts'
+import { cloneVolume } from '../operations/clone.ts'
+import { createVolume } from '../operations/create.ts'
+import { wipeVolume } from '../operations/wipe.ts'
 import { PREALLOCATIONS, type VolumeFacts, WIPE_ALGORITHMS } from '../pool.ts'
 import type { Pool } from '../storage-pool.ts'
 import {
@@ -138,7 +142,7 @@ const volumeCreate = method({
     if (capacity === undefined) {
       throw new RpcError('EINVAL', `volume ${name} needs a capacity: say how big it is, such as 10G`)
     }
-    const started = await volumes.create(pool, {
+    const started = await createVolume(volumes, pool, {
       ...{ name, format, preallocation, features },
       capacityBytes: bytesOf(capacity, 'the capacity'),
       backing: backing && { path: backing.volume.path, format: backing.volume.format },
@@ -161,7 +165,7 @@ const volumeDelete = method({
   concurrent: true,
   cli: { ...VOLUME, text: (_, { volume }) => `Vol ${volume} deleted\n` },
   async run({ volume, pool, delete_snapshots }, { volumes }: VolumeContext) {
-    await volumes.delete(volumes.find(volume, pool), { withSnapshots: delete_snapshots })
+    await deleteVolume(volumes, volumes.find(volume, pool), { withSnapshots: delete_snapshots })
     return true as const
   },
 })
@@ -288,7 +292,7 @@ const volumeResize = method({
     const found = volumes.find(volume, pool)
     const given = bytesOf(capacity, 'the capacity')
     const before = delta ? ((await volumes.describe(found)).capacityBytes ?? 0) : 0
-    await volumes.resize(found, before + given, { shrink, allocate, followLink: follow_link })
+    await resizeVolume(volumes, found, before + given, { shrink, allocate, followLink: follow_link })
     // Extents, sectors and blocks are larger than bytes.
     const { capacityBytes } = await volumes.describe(volumes.find(found.volume.name, found.pool.name))
     return { capacity: capacityBytes ?? before + given }
@@ -307,7 +311,7 @@ const volumeRename = method({
     text: (_, { volume, name }) => `Vol ${volume} is called ${name} now\n`,
   },
   async run({ volume, name, pool }, { volumes }: VolumeContext) {
-    await volumes.rename(volumes.find(volume, pool), name)
+    await renameVolume(volumes, volumes.find(volume, pool), name)
     return true as const
   },
 })
@@ -335,7 +339,7 @@ const volumeClone = method({
     const { volume, name, pool, resume: isResumed, ...rest } = params
     const call = { method: 'volume_clone', params: { ...params, resume: true } }
     const found = volumes.findAgain(volume, pool, { isResumed, identity: rest.identity })
-    return volumes.clone(found, name, { call, isResumed })
+    return cloneVolume(volumes, found, name, { call, isResumed })
   },
 })
 
@@ -370,7 +374,7 @@ const volumeWipe = method({
     }
     const options = { algorithm: known, followLink: follow_link }
     const found = volumes.findAgain(volume, pool, { isResumed, identity: rest.identity })
-    return volumes.wipe(found, options, { method: 'volume_wipe', params: { ...params, resume: true } })
+    return wipeVolume(volumes, found, options, { method: 'volume_wipe', params: { ...params, resume: true } })
   },
 })
 

@@ -79,7 +79,7 @@ function volumeNamed(text: string, volumes: Volumes): Found {
 export async function volumeSource(found: Found, volumes: Volumes): Promise<TransferSource> {
   const { pool, volume } = found
   const text = `${pool.name}/${volume.name}`
-  volumes.refuseBusy(pool, volume.name, 'read')
+  volumes.claims.refuseBusy(pool, volume.name, 'read')
   refuseInUse(volume, 'read', await volumes.useAnywhere(found), text)
   if (volume.type !== 'network') return fileSource(volume.path, text, text, volumes)
   const opening = pool.backend.opening(volume, { readOnly: true })

@@ -1,0 +1,29 @@
+/** New volumes that hold nothing yet. */
+import { type CreateVolume, QUIET } from '../pool.ts'
+import type { Volumes } from '../volumes.ts'
+import { type JobStarted, startJob } from './job.ts'
+import { operationOf } from './supported.ts'
+
+/** Preallocating takes long: then it is a job, whose number is answered. */
+export async function createVolume(
+  volumes: Volumes,
+  poolName: string,
+  request: CreateVolume,
+): Promise<Partial<JobStarted>> {
+  const { claims, pools } = volumes
+  const { name, capacityBytes: total } = request
+  const pool = pools.active(poolName)
+  const create = operationOf(pool, 'create')
+  claims.refuseName(pool, name)
+  if (request.preallocation !== 'off') {
+    return startJob(volumes, pool, { kind: 'volume_create', name, takes: [name], total }, progress =>
+      create(request, progress),
+    )
+  }
+  await pool.change(async () => {
+    claims.refuseName(pool, name)
+    const free = claims.take(pool, [name], [], 'is being made')
+    await create(request, QUIET).finally(free)
+  })
+  return {}
+}
