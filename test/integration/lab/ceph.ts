@@ -37,7 +37,7 @@ export interface CephOptions {
 }
 
 /** After which time a cluster counts as hung. */
-const TIMEOUT_MS = 60_000
+const TIMEOUT_MS = 120_000
 
 /** Starts a cluster with a pool named `volumes`. The caller must `stop` it. */
 export async function startCeph(options: CephOptions = {}): Promise<Ceph> {

@@ -10,7 +10,7 @@ import { call, RpcFailure } from './json-rpc.ts'
 const QPAIR = fileURLToPath(new URL('../../../bin/qpair.js', import.meta.url))
 
 /** After which time a daemon that does not listen counts as hung. */
-const TIMEOUT_MS = 60_000
+const TIMEOUT_MS = 120_000
 
 export interface DaemonOptions {
   /** Further arguments of `qpair serve`. */

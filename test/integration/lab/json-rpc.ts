@@ -14,8 +14,8 @@ export class RpcFailure extends Error {
   }
 }
 
-/** After which time a server that does not answer counts as hung. */
-const TIMEOUT_MS = 60_000
+/** After which time a server that does not answer counts as hung: longer than any time-out that a method is given. */
+const TIMEOUT_MS = 180_000
 
 /** Calls one method on a connection of its own, to a socket or a port of 127.0.0.1. */
 export function call<T>(address: string | number, method: string, params?: unknown): Promise<T> {

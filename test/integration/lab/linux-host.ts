@@ -13,7 +13,7 @@ export interface Path {
 }
 
 /** Time for a condition that takes several time-outs of the host to come true on a slow machine. */
-const PATIENCE_MS = 60_000
+const PATIENCE_MS = 120_000
 
 /** What fio says in JSON about its one job. */
 interface FioReport {

@@ -52,9 +52,17 @@ export class MountNamespace {
   async close(): Promise<void> {
     const own = spaceOf(this.#anchor.pid)
     for (const pid of readdirSync('/proc').map(Number)) {
-      if (pid > 0 && pid !== this.#anchor.pid && spaceOf(pid) === own) process.kill(pid, 'SIGKILL')
+      if (pid > 0 && pid !== this.#anchor.pid && spaceOf(pid) === own) kill(pid)
     }
     await this.#anchor.end('SIGKILL')
+  }
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL')
+  } catch {
+    // It has just ended by itself.
   }
 }
 
