@@ -3,6 +3,7 @@ import type { BdevInfo } from '../bdev/bdev.ts'
 import { checkBlockSize } from '../bdev/geometry.ts'
 import type { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError, SysError } from '../core/errors.ts'
+import { formatSize } from '../core/format-size.ts'
 import { logger } from '../core/log.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
 import { librbd } from '../sys/librbd.ts'
@@ -80,10 +81,14 @@ export class RbdImages {
     }
   }
 
-  /** In bytes. Throws `RpcError` ENODEV, EINVAL, or EBUSY when it would shrink while somebody has it. */
-  async resize(name: string, sizeBytes: number): Promise<void> {
+  /**
+   * In bytes. Throws `RpcError` ENODEV, EINVAL, also for less than the image has unless `shrink` says that this is meant,
+   * or EBUSY when it would shrink while somebody has it.
+   */
+  async resize(name: string, sizeBytes: number, { shrink }: { readonly shrink: boolean }): Promise<void> {
     const opened = this.opened(name)
     const { info } = opened
+    if (!shrink) await this.#refuseLess(opened, sizeBytes)
     const blockCount = Math.floor(sizeBytes / info.blockSize)
     if (blockCount < 1) {
       throw new RpcError('EINVAL', `${name} has blocks of ${info.blockSize} bytes, more than ${sizeBytes}`)
@@ -98,6 +103,17 @@ export class RbdImages {
       )
     }
     await this.#bdevs.resize(info.name, blockCount)
+  }
+
+  /** By what Ceph has at this moment: somebody may have grown it, and the device does not know yet. */
+  async #refuseLess(image: RbdImage, sizeBytes: number): Promise<void> {
+    const hasBytes = await image.use(handle => librbd().imageSize(handle))
+    if (sizeBytes >= hasBytes) return
+    throw new RpcError(
+      'EINVAL',
+      `${image.info.name} has ${formatSize(hasBytes)}, and would lose what lies behind ${formatSize(sizeBytes)}: if that ` +
+        `is meant, take it from whoever has it and use "rbd resize --allow-shrink ${image.path}"; the device follows`,
+    )
   }
 
   /** Throws `RpcError` ENODEV. */

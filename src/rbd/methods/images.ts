@@ -135,7 +135,7 @@ export const bdevRbdDelete = method({
 
 export const bdevRbdResize = method({
   name: 'bdev_rbd_resize',
-  summary: 'Resizes the image of an RBD device. Whoever has it open is told at once.',
+  summary: 'Makes the image of an RBD device larger. Whoever has it open is told at once.',
   params: z.object({
     name: deviceName,
     new_size: uint64.describe('Its new size, in MiB'),
@@ -143,13 +143,12 @@ export const bdevRbdResize = method({
   result: done,
   errors: {
     ENODEV: 'no RBD device has that name',
-    EINVAL: 'Ceph refuses the size',
-    EBUSY: 'the device would shrink while somebody has it',
+    EINVAL: 'the image has more than that, or Ceph refuses the size',
   },
   concurrent: true,
   cli: { positional: ['name', 'new_size'], commands: ['rbd resize'] },
   async run({ name, new_size }, { rbd }: RbdContext) {
-    await rbd.resize(name, new_size * MIB)
+    await rbd.resize(name, new_size * MIB, { shrink: false })
     return true as const
   },
 })

@@ -209,7 +209,7 @@ class RbdVolumes implements VolumeOperations {
   async resize({ name }: VolumeFacts, capacityBytes: number, { openBy }: ResizeOptions): Promise<void> {
     const writer = openBy.find(({ driver, readOnly }) => driver === 'rbd' && !readOnly)
     if (writer === undefined) await this.#store.resize(name, capacityBytes)
-    else await this.#services.rbd.resize(writer.name, capacityBytes)
+    else await this.#services.rbd.resize(writer.name, capacityBytes, { shrink: true })
   }
 
   async rename({ name }: VolumeFacts, to: string): Promise<void> {
