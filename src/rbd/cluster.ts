@@ -50,6 +50,11 @@ export class Cluster {
     return new Cluster(what, options, await connect(what, options))
   }
 
+  /** Without `client.`. */
+  get user(): string {
+    return this.#options.user ?? 'admin'
+  }
+
   /** librados's. */
   get handle(): number {
     return this.#handle
@@ -101,12 +106,14 @@ async function connect(what: string, options: ClusterOptions): Promise<number> {
   const library = librbd()
   const handle = library.radosCreate(options.user ?? 'admin')
   if (handle < 0) throw new SysError('rados_create', -handle)
+  const refused = (cause: SysError): RpcError =>
+    connectError(what, options, inForceOf(library, handle), cause)
   try {
     configure(library, what, handle, options)
     const result = await library.radosConnect(handle)
-    if (result < 0) throw connectError(what, options, new SysError('rados_connect', -result))
+    if (result < 0) throw refused(new SysError('rados_connect', -result))
     if (!(await hearsFsid(library, handle))) {
-      throw connectError(what, options, new SysError('rados_cluster_fsid', errnoNumber('ETIMEDOUT')))
+      throw refused(new SysError('rados_cluster_fsid', errnoNumber('ETIMEDOUT')))
     }
     return handle
   } catch (error) {
@@ -189,15 +196,33 @@ const CONNECT_CODES: ReadonlyMap<string, RpcCode> = new Map([
   ['EINVAL', 'EHOSTUNREACH'],
 ])
 
-function connectError(what: string, given: ClusterOptions, cause: SysError): RpcError {
-  const { user = 'admin', file, options } = given
-  const where = options['mon_host'] === undefined ? (file ?? 'the default ceph.conf') : 'the option mon_host'
+/** What librados had in force; empty where that is nothing. */
+interface InForce {
+  readonly monitors: string
+  /** Paths with commas between. */
+  readonly keyrings: string
+}
+
+function inForceOf(library: Librbd, handle: number): InForce {
+  const told = (option: string): string => library.radosGet(handle, option) ?? ''
+  return { monitors: told('mon_host'), keyrings: told('keyring') }
+}
+
+function connectError(what: string, given: ClusterOptions, inForce: InForce, cause: SysError): RpcError {
+  const { user = 'admin', options } = given
+  const conf = confOf(given)
+  const where = options['mon_host'] === undefined ? conf.name : 'the option mon_host'
   const hasKey = options['key'] !== undefined || given.key !== undefined
+  const keyrings = inForce.keyrings.split(',').filter(path => path !== '')
+  const noKey =
+    `there is no keyring with a key for client.${user}: name it with the option keyring, or in ${conf.name}` +
+    (keyrings.length === 0 ? '' : `; looked at ${keyrings.join(', ')}`)
+  const noMonitor = `there is no monitor in ${where}: give mon_host, or a config_file that has it; ${conf.absence}`
   const badKey =
     `the key of client.${user} is not the cluster's, or the keyring has none for that user: ` +
     `compare with "ceph auth get client.${user}"`
   const remedies: Record<string, string> = {
-    ENOENT: `there is no keyring with a key for client.${user}, or no monitor in ${where}: give keyring and mon_host, or a config_file that has them`,
+    ENOENT: inForce.monitors === '' ? noMonitor : noKey,
     EACCES: badKey,
     EPERM: badKey,
     ETIMEDOUT: `no monitor of ${where} answers: check mon_host and the network, "ceph -s" there`,
@@ -205,11 +230,21 @@ function connectError(what: string, given: ClusterOptions, cause: SysError): Rpc
       `${where} names no monitor that can be reached: give mon_host; a host name in it has to be known to DNS` +
       (hasKey ? '; or the key is none of Ceph: "ceph auth get-key" prints one' : ''),
     // librados's word for having no key to show.
-    EOPNOTSUPP: `there is no keyring with a key for client.${user}: name it with the option keyring, or in ${file ?? 'a ceph.conf'}`,
+    EOPNOTSUPP: noKey,
   }
   const remedy = remedies[cause.code] ?? 'see the log of the monitors'
   const code = CONNECT_CODES.get(cause.code) ?? 'EINVAL'
   return new RpcError(code, `${what} cannot be reached as client.${user}: ${cause.code}; ${remedy}`, {
     cause,
   })
+}
+
+/** The ceph.conf that counts, for messages; and when it says nothing of monitors, why. */
+function confOf(given: ClusterOptions): { readonly name: string; readonly absence: string } {
+  const { path, searched, problems } = readConf(given)
+  if (path !== undefined) return { name: path, absence: `${path} has none` }
+  if (searched.length > 0) {
+    return { name: 'a ceph.conf', absence: [`there is no ${searched.join(', ')}`, ...problems].join('; ') }
+  }
+  return { name: 'the options', absence: 'beside options no ceph.conf is read unless it is named' }
 }

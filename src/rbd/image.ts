@@ -167,14 +167,14 @@ export class RbdImage {
 
 async function openHandles(options: ImageOptions, cluster: Cluster): Promise<Opened> {
   const library = librbd()
-  const { name, image: imageName, snapshot = null } = options
+  const { image: imageName, snapshot = null } = options
   const pool = await library.openPool(cluster.handle, options.pool, options.namespace)
-  if (pool < 0) throw openError(`${name}: the pool ${options.pool}`, -pool)
+  if (pool < 0) throw openError(options, cluster, `the pool ${options.pool}`, -pool)
   const image = await library.openImage(pool, imageName, snapshot, options.readOnly || snapshot !== null)
   const path = pathOf(options)
   if (image < 0) {
     library.closePool(pool)
-    throw openError(`${name}: the image ${path}`, -image)
+    throw openError(options, cluster, `the image ${path}`, -image)
   }
   try {
     const about = { path, isSnapshot: snapshot !== null, isReadOnly: options.readOnly }
@@ -287,15 +287,24 @@ function describeCluster({ user, file, options }: ClusterOptions): Record<string
   }
 }
 
-function openError(what: string, errno: number): RpcError {
+function openError(options: ImageOptions, { user }: Cluster, part: string, errno: number): RpcError {
+  const { pool, namespace, image, snapshot } = options
   const { code } = new SysError('rbd_open', errno)
-  if (code === 'ENOENT')
-    return new RpcError('ENOENT', `${what} does not exist: see "rbd ls" and "ceph osd pool ls"`)
+  const what = `${options.name}: ${part}`
+  const isReader = options.readOnly || snapshot !== undefined
+  if (code === 'ENOENT') {
+    const inside = namespace === '' ? pool : `${pool}/${namespace}`
+    const snapshots = snapshot === undefined ? '' : ` and "rbd snap ls ${inside}/${image}"`
+    const where = part.startsWith('the pool') ? '"ceph osd pool ls"' : `"rbd ls ${inside}"${snapshots}`
+    return new RpcError('ENOENT', `${what} does not exist: see ${where}`)
+  }
   if (code === 'EROFS') return new RpcError('EROFS', `${what} cannot be written to: use read_only`)
   if (code === 'EPERM' || code === 'EACCES') {
+    const needed = isReader ? 'profile rbd-read-only' : 'profile rbd'
     return new RpcError(
       'EACCES',
-      `${what} may not be opened by this user: "ceph auth caps" with osd 'profile rbd' allows it`,
+      `${what} may not be ${isReader ? 'read' : 'written to'} by client.${user}: see "ceph auth get client.${user}"; it ` +
+        `needs osd '${needed} pool=${pool}'${isReader ? '' : ', or read_only here, if it may only read'}`,
     )
   }
   return new RpcError('EINVAL', `${what} cannot be opened: ${code}`)

@@ -45,7 +45,9 @@ function checked(parts: Partial<RbdName>): RbdName {
 
 function parseColons(text: string): RbdName {
   const [pool, path] = cut(text, '/')
-  if (path === undefined) throw bad('has no "/" between pool and image: write rbd:POOL/IMAGE')
+  // QEMU would look for a pool of that name. It is the image that was forgotten, before options with a path in them.
+  const isOption = find(pool, ':') >= 0 && find(pool, '=') >= 0
+  if (path === undefined || isOption) throw bad('has no "/" between pool and image: write rbd:POOL/IMAGE')
   // As in QEMU the first "@" is the snapshot's, wherever it stands: one in an option is to be escaped.
   const isSnapshot = find(path, '@') >= 0
   const [beforeAt, behindAt] = isSnapshot ? cut(path, '@') : [undefined, path]

@@ -49,6 +49,8 @@ const REFUSALS: Readonly<Record<string, Readonly<Record<string, string>>>> = {
     ENOENT: 'does not exist: see bdev_rbd_snapshot_list',
     EEXIST: 'cannot be cloned: there is an image of that name already, choose another',
     EINVAL: 'cannot be cloned while it is not protected: see bdev_rbd_snapshot_protect',
+    EPERM:
+      'cannot be cloned by this user: it needs osd \'profile rbd\' for the pool of the clone, see "ceph auth get"',
   },
   flatten: { EINVAL: 'is no clone' },
 }

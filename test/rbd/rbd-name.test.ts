@@ -54,6 +54,7 @@ describe('a name with colons', () => {
     ['volumes/disk', 'begins neither with "rbd:" nor with "json:"'],
     ['rbd:disk', 'has no "/" between pool and image'],
     ['rbd:volumes\\/disk', 'has no "/" between pool and image'],
+    ['rbd:volumes:id=me:conf=/etc/ceph/ceph.conf', 'has no "/" between pool and image'],
     ['rbd:/disk', 'has no pool'],
     ['rbd:volumes/', 'has no image behind the pool volumes'],
     ['rbd:volumes/@then', 'has no image behind the pool volumes'],

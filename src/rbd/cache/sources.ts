@@ -3,6 +3,7 @@ import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
 import { RpcError } from '../../core/errors.ts'
+import { whereItBegins } from '../../core/relative-path.ts'
 import { librbd } from '../../sys/librbd.ts'
 import type { ClusterOptions } from '../cluster.ts'
 import { ConfFile, FATAL_REASON } from './conf-file.ts'
@@ -106,10 +107,8 @@ function readText(path: string, isNamed: boolean): string | undefined {
     if (!isNamed) return undefined
     throw new RpcError(
       'ENOENT',
-      `${path} cannot be read: ${code}; give a ceph.conf that the daemon may read`,
-      {
-        cause,
-      },
+      `${path} cannot be read: ${code}; give a ceph.conf that the daemon may read${whereItBegins(path)}`,
+      { cause },
     )
   }
   if (text === undefined) {
