@@ -17,6 +17,7 @@ export default defineConfig({
           sequence: { groupOrder: 0 },
           // Only against a hang: a busy machine may be many times slower than a quiet one.
           testTimeout: 60_000,
+          hookTimeout: 60_000,
           expect: PATIENT,
           include: ['test/**/*.test.ts'],
           exclude: ['test/integration/**', 'test/sim/seeds-*.test.ts'],
