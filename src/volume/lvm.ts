@@ -6,7 +6,7 @@ const REPORT = ['--reportformat', 'json', '--units', 'b', '--nosuffix']
 
 /** Of `lvs`. */
 const REPORT_FIELDS =
-  'lv_name,lv_path,lv_uuid,lv_size,origin,origin_size,segtype,data_percent,pool_lv,lv_active,lv_tags,lv_time,lv_attr,lv_device_open'
+  'lv_name,lv_path,lv_uuid,lv_size,origin,origin_size,segtype,data_percent,metadata_percent,pool_lv,lv_active,lv_tags,lv_time,lv_attr,lv_device_open'
 
 /** A logical volume of ours that is no volume of the pool. */
 export const SNAPSHOT_TAG = 'qpair_snapshot'
@@ -21,6 +21,8 @@ export interface LogicalVolume {
   /** The volume that it is a snapshot of; empty for others. */
   readonly origin: string
   readonly kind: 'linear' | 'thin' | 'thin-pool'
+  /** Of a thin pool, whose metadata can run out before it does. */
+  readonly metadataPercent: number
   /** Of a thin volume. */
   readonly pool: string
   readonly isActive: boolean
@@ -56,8 +58,9 @@ export function parseLogicalVolumes(text: string): LogicalVolume[] {
     const ownBytes = Number(row['lv_size'])
     // Of a snapshot that is not thin, its size is the room for what differs.
     const sizeBytes = row['origin_size'] ? Number(row['origin_size']) : ownBytes
-    const percent = row['data_percent'] ?? ''
     const segment = row['segtype'] ?? ''
+    // Of a cached volume the percents are those of the cache.
+    const percent = /cache/.test(segment) ? '' : (row['data_percent'] ?? '')
     return {
       name: row['lv_name']!,
       path: row['lv_path']!,
@@ -66,6 +69,7 @@ export function parseLogicalVolumes(text: string): LogicalVolume[] {
       usedBytes: percent === '' ? ownBytes : Math.round((ownBytes * Number(percent)) / 100),
       origin: row['origin'] ?? '',
       kind: segment === 'thin-pool' || segment === 'thin' ? segment : 'linear',
+      metadataPercent: segment === 'thin-pool' ? Number(row['metadata_percent'] ?? 0) : 0,
       pool: row['pool_lv'] ?? '',
       isActive: row['lv_active'] === 'active',
       isOpen: row['lv_device_open'] === 'open',

@@ -51,7 +51,12 @@ export interface Backing {
 }
 
 /** `availableBytes` may be less than the difference of the other two: what is reserved is not available. */
-export interface PoolContents extends PoolUsage {
+export interface PoolFill extends PoolUsage {
+  /** Of the parts that run out though the pool has room elsewhere, as the thin pools of a volume group, the fullest. */
+  readonly fullest?: { readonly what: string; readonly percent: number } | undefined
+}
+
+export interface PoolContents extends PoolFill {
   readonly volumes: readonly VolumeFacts[]
 }
 
@@ -98,7 +103,7 @@ export interface PoolBackend {
    * Only how full it is, for the watermarks. Absent where nothing can run out: the volumes have all of their room already, as
    * units of a target and partitions have.
    */
-  usage?(): Promise<PoolUsage>
+  usage?(): Promise<PoolFill>
   /** Removes the storage: libvirt's pool-delete. The pool is stopped. Absent: the type has no such operation. */
   delete?(): Promise<void>
   /** How a bdev over a volume is made: the method and its parameters without `name`. */

@@ -1,7 +1,7 @@
 /** How full a pool is, and when that is said. */
 import { formatSize } from '../core/format-size.ts'
 import { logger } from '../core/log.ts'
-import type { PoolUsage } from '../libvirt/pool-xml.ts'
+import type { PoolFill } from './pool.ts'
 
 const log = logger('volume')
 
@@ -43,12 +43,16 @@ export class Watermarks {
     this.#reached = 0
   }
 
-  judge(usage: PoolUsage): void {
+  judge(usage: PoolFill): void {
     const before = this.#reached
     const now = levelOf(usage, this.#levels)
     if (now === before) return
     this.#reached = now
-    const what = `pool ${this.#pool} is ${percentOf(usage)} % full, ${formatSize(usage.availableBytes)} are left`
+    const part = partOf(usage)
+    const what =
+      part === undefined
+        ? `pool ${this.#pool} is ${percentOf(usage)} % full, ${formatSize(usage.availableBytes)} are left`
+        : `${part} of pool ${this.#pool} is ${percentOf(usage)} % full`
     if (now < before) log.notice(`${what}: it was over ${before} % before`)
     else if (now === this.#levels.at(-1)) log.error(`${what}: writes to thin volumes fail when it is full`)
     else log.warning(`${what}: make room, or enlarge it`)
@@ -56,13 +60,22 @@ export class Watermarks {
   }
 }
 
-/** Whole percents of a pool that are taken: what is neither free nor reserved counts as taken. */
-export function percentOf({ capacityBytes, availableBytes }: PoolUsage): number {
-  return capacityBytes === 0 ? 0 : Math.floor(((capacityBytes - availableBytes) * 100) / capacityBytes)
+/** Whole percents that are taken of a pool, or of what is fullest in it: what is neither free nor reserved counts as taken. */
+export function percentOf({ capacityBytes, availableBytes, fullest }: PoolFill): number {
+  const taken = capacityBytes === 0 ? 0 : ((capacityBytes - availableBytes) * 100) / capacityBytes
+  return Math.floor(Math.max(taken, fullest?.percent ?? 0))
+}
+
+/** The part of a pool that `percentOf` tells of; undefined: it is the pool. */
+export function partOf(usage: PoolFill): string | undefined {
+  const { fullest } = usage
+  return fullest !== undefined && fullest.percent > percentOf({ ...usage, fullest: undefined })
+    ? fullest.what
+    : undefined
 }
 
 /** The highest level that is reached, 0 for none. */
-export function levelOf(usage: PoolUsage, levels: readonly number[]): number {
+export function levelOf(usage: PoolFill, levels: readonly number[]): number {
   const percent = percentOf(usage)
   return levels.findLast(level => percent >= level) ?? 0
 }

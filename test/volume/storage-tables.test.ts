@@ -28,7 +28,7 @@ const LVS = JSON.stringify({
             origin_size: '',
           },
           ...{ segtype: 'thin-pool', data_percent: '25.00', pool_lv: '', lv_active: 'active', lv_tags: '' },
-          ...{ lv_time: '2026-11-21 12:47:00 +0000', lv_attr: 'twi-aotz--' },
+          ...{ metadata_percent: '10.94', lv_time: '2026-11-21 12:47:00 +0000', lv_attr: 'twi-aotz--' },
         },
         {
           ...{ lv_name: 'vm', lv_path: '/dev/vg/vm', lv_uuid: 'v1', lv_size: '1073741824', origin: '' },
@@ -57,12 +57,19 @@ describe('the report of lvs', () => {
   it('has sizes, what is used, and what belongs to what', () => {
     const [pool, thin, snapshot] = parseLogicalVolumes(LVS)
     expect(pool).toMatchObject({ kind: 'thin-pool', sizeBytes: 128 * MIB, usedBytes: 32 * MIB })
+    expect(pool!.metadataPercent).toBe(10.94)
     expect(thin).toMatchObject({ kind: 'thin', pool: 'thin', sizeBytes: GIB, isSnapshot: false })
     expect(thin!.usedBytes).toBe(Math.round(GIB * 0.0312))
     expect(snapshot).toMatchObject({
       ...{ kind: 'linear', origin: 'web', sizeBytes: 64 * MIB, usedBytes: 34 * MIB, isSnapshot: true },
       created: new Date('2026-11-21T12:47:02Z'),
     })
+  })
+
+  it('says of a cached volume how full the cache is, not the volume', () => {
+    const row = { lv_name: 'fast', lv_size: '67108864', segtype: 'cache', data_percent: '3.00' }
+    const [volume] = parseLogicalVolumes(JSON.stringify({ report: [{ lv: [row] }] }))
+    expect(volume).toMatchObject({ kind: 'linear', usedBytes: 64 * MIB })
   })
 
   it('may be of a group without volumes, and is JSON', () => {

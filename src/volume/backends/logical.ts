@@ -5,7 +5,7 @@
  * A snapshot is a logical volume `VOLUME.SNAPSHOT` with a tag of ours, so that it is not taken for a volume.
  */
 import { RpcError } from '../../core/errors.ts'
-import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
+import type { PoolDocument } from '../../libvirt/pool-xml.ts'
 import type { MethodCall } from '../../rpc/config.ts'
 import { refuseFormatted, sortedByName } from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
@@ -16,6 +16,7 @@ import type {
   PoolBackend,
   PoolBackendType,
   PoolContents,
+  PoolFill,
   VolumeFacts,
 } from '../pool.ts'
 import { LogicalVolumes } from './logical-volumes.ts'
@@ -96,7 +97,7 @@ class LogicalPool implements PoolBackend {
     return { ...(await this.#usage(pools)), volumes: sortedByName(found) }
   }
 
-  async usage(): Promise<PoolUsage> {
+  async usage(): Promise<PoolFill> {
     return this.#usage((await this.#group.volumes()).filter(({ kind }) => kind === 'thin-pool'))
   }
 
@@ -123,12 +124,26 @@ class LogicalPool implements PoolBackend {
   }
 
   /** What a thin pool has left is available, though the group has given it away. */
-  async #usage(thinPools: readonly LogicalVolume[]): Promise<PoolUsage> {
+  async #usage(thinPools: readonly LogicalVolume[]): Promise<PoolFill> {
     const { sizeBytes, freeBytes } = await this.#group.size()
     const left = thinPools.reduce((sum, pool) => sum + pool.sizeBytes - pool.usedBytes, 0)
     const availableBytes = freeBytes + left
-    return { capacityBytes: sizeBytes, availableBytes, allocationBytes: sizeBytes - availableBytes }
+    return {
+      ...{ capacityBytes: sizeBytes, availableBytes, allocationBytes: sizeBytes - availableBytes },
+      fullest: fullestOf(thinPools),
+    }
   }
+}
+
+/** A thin pool does not grow by itself into what its group has left, unless LVM is told so; its metadata neither. */
+function fullestOf(thinPools: readonly LogicalVolume[]): PoolFill['fullest'] {
+  // Of one that is not active nobody knows.
+  const active = thinPools.filter(({ isActive }) => isActive)
+  const parts = active.flatMap(({ name, usedBytes, sizeBytes, metadataPercent }) => [
+    { what: `thin pool ${name}`, percent: (usedBytes * 100) / sizeBytes },
+    { what: `the metadata of thin pool ${name}`, percent: metadataPercent },
+  ])
+  return parts.sort((a, b) => b.percent - a.percent)[0]
 }
 
 function factsOf(volume: LogicalVolume, all: readonly LogicalVolume[]): VolumeFacts {

@@ -5,7 +5,7 @@ import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
 import { xmlOf } from '../pools.ts'
 import type { Pool } from '../storage-pool.ts'
-import { percentOf } from '../watermarks.ts'
+import { partOf, percentOf } from '../watermarks.ts'
 import { buildBefore, buildMode, buildParams, overwrite, poolName, type VolumeContext } from './params.ts'
 
 const NO_POOL = { ENOENT: 'there is no pool of that name' } as const
@@ -39,6 +39,10 @@ export const poolRow = z.object({
   allocation: z.int().optional(),
   available: z.int().optional(),
   used_percent: z.int().optional(),
+  used_of: z
+    .string()
+    .optional()
+    .describe('What is so full, when it is a part that runs out by itself: a thin pool of a volume group'),
   /** Percents at which it is told. */
   watermarks: z.array(z.int()),
   watermark: z.int().describe('The highest of them that is reached, 0 for none'),
@@ -51,6 +55,7 @@ export function toRow(pool: Pool): PoolRow {
   const { name, uuid, document, isActive, isAutostart, isPersistent, watermarks, contents, reach } = pool
   const trouble = isActive ? reach.trouble?.message : undefined
   const running = trouble === undefined ? 'running' : 'inaccessible'
+  const part = contents === undefined ? undefined : partOf(contents)
   return {
     ...{ name, uuid, type: document.type, state: isActive ? running : 'inactive' },
     ...(trouble === undefined ? {} : { trouble }),
@@ -63,6 +68,7 @@ export function toRow(pool: Pool): PoolRow {
           allocation: contents.allocationBytes,
           available: contents.availableBytes,
           used_percent: percentOf(contents),
+          ...(part === undefined ? {} : { used_of: part }),
           volumes: contents.volumes.length,
         }),
     ...(document.target === undefined ? {} : { target: document.target.path }),
@@ -84,9 +90,10 @@ const columns = [
   { title: 'Used', value: usedCell },
 ]
 
-function usedCell({ used_percent: used, watermark }: PoolRow): string {
+function usedCell({ used_percent: used, used_of: part, watermark }: PoolRow): string {
   if (used === undefined) return '-'
-  return watermark === 0 ? `${used} %` : `${used} %, over ${watermark} %`
+  const share = part === undefined ? `${used} %` : `${used} % of ${part}`
+  return watermark === 0 ? share : `${share}, over ${watermark} %`
 }
 
 /** As virsh's `pool-info`. */
