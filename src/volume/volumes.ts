@@ -10,7 +10,7 @@ import type { Call } from './nvme-export.ts'
 import type { VolumeFacts } from './pool.ts'
 import type { StoragePools } from './pools.ts'
 import { type Pool, volumeIn } from './storage-pool.ts'
-import { Transfers } from './transfers.ts'
+import { ScratchBdevs } from './transfer/scratch-bdevs.ts'
 import { useOf, type VolumeUse } from './use.ts'
 import { VolumeClaims } from './volume-claims.ts'
 
@@ -48,9 +48,11 @@ export class Volumes {
   readonly bdevs: BdevRegistry
   readonly jobs: Jobs
   readonly exports: VolumeExports
-  readonly transfers: Transfers
   readonly imports: LibvirtImport
   readonly claims = new VolumeClaims()
+  readonly scratch: ScratchBdevs
+  /** A method of the daemon at once, saving nothing. */
+  readonly replay: Call
   readonly #call: Call
   /** Identities of volumes that an interrupted import has filled in part, under the name that they are to have. */
   readonly halfFilled = new Set<string>()
@@ -60,9 +62,10 @@ export class Volumes {
     this.bdevs = bdevs
     this.jobs = jobs
     this.#call = call
+    this.replay = replay
     this.exports = new VolumeExports(this, call)
     this.imports = new LibvirtImport(pools, call)
-    this.transfers = new Transfers(this, { bdevs, reactors, replay })
+    this.scratch = new ScratchBdevs({ bdevs, reactors, replay })
   }
 
   /** By POOL/NAME, by name where it is the only one, by key or path. Throws `RpcError` ENOENT or EINVAL. */

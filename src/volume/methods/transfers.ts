@@ -3,6 +3,8 @@ import { randomUUID } from 'node:crypto'
 import { z } from 'zod'
 import { jobStarted } from '../../rpc/job-methods.ts'
 import { method } from '../../rpc/method.ts'
+import { importVolume } from '../operations/import.ts'
+import { saveVolume } from '../operations/save.ts'
 import {
   group,
   identity,
@@ -56,7 +58,7 @@ const volumeImport = method({
   run(params, { volumes }: VolumeContext) {
     // What cannot be hidden until it is whole is known by it to be no other's.
     const made = params.identity ?? randomUUID()
-    return volumes.transfers.import({
+    return importVolume(volumes, {
       ...params,
       format: params.format,
       permissions: permissionsOf(params),
@@ -94,7 +96,7 @@ const volumeSave = method({
     const { volume, file, pool, format, resume: isResumed, ...rest } = params
     const call = { method: 'volume_save', params: { ...params, resume: true } }
     const found = volumes.findAgain(volume, pool, { isResumed, identity: rest.identity })
-    return volumes.transfers.save(found, file, format, { call, isResumed, mount: rest.mount })
+    return saveVolume(volumes, found, file, format, { resume: call, isResumed, mount: rest.mount })
   },
 })
 
