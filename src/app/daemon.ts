@@ -8,7 +8,7 @@ import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import { startProgramsApart } from '../core/program-process.ts'
 import { Gateway } from '../gateway/gateway.ts'
-import { requireIoUring } from '../host/checks/daemon.ts'
+import { explainNoReactor, requireIoUring } from '../host/checks/daemon.ts'
 import { NbdExports } from '../nbd/exports.ts'
 import { NvmeControllers } from '../nvme/nvme-controllers.ts'
 import { NvmfTarget } from '../nvmf/target.ts'
@@ -280,6 +280,8 @@ export class Daemon {
         log.error(`reactor ${index} failed, its state is lost: ${error.stack ?? error.message}`)
         process.exit(70)
       },
+    }).catch(error => {
+      throw explainNoReactor(error)
     })
     const daemon = new Daemon(
       options,

@@ -102,6 +102,13 @@ export function flattenError(error: unknown): PlainError {
   return { type: 'Error', message: String(error) }
 }
 
+/** What a thread has thrown: it comes with its members, and without its class. */
+export function reviveThrown(error: Error & { readonly call?: string; readonly errno?: number }): Error {
+  const { name, message, call, errno } = error
+  if (name !== 'SysError' || call === undefined || errno === undefined) return error
+  return reviveError({ type: 'SysError', message, call, errno })
+}
+
 export function reviveError(plain: PlainError): Error {
   if (plain.type === 'RpcError') return new RpcError(plain.code!, plain.message)
   if (plain.type === 'SysError') {

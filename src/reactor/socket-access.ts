@@ -1,7 +1,7 @@
 /** Who may connect to a Unix socket: what the operator writes, as the system calls want it. */
-import { execFile } from 'node:child_process'
 import { chmodSync, chownSync } from 'node:fs'
 import { RpcError } from '../core/errors.ts'
+import { ProgramError, runProgram } from '../core/program.ts'
 
 /** What is absent is as the process makes files. */
 export interface SocketAccess {
@@ -85,9 +85,12 @@ export function applyAccess(path: string, { mode, uid, gid }: SocketAccess): voi
 }
 
 /** Node has no call for the system's databases, which may be in LDAP or elsewhere. */
-const getent: Lookup = (database, name) =>
-  new Promise(resolve => {
-    execFile('getent', [database, '--', name], (error, stdout) =>
-      resolve(error === null ? stdout.trimEnd().split(':') : null),
-    )
-  })
+const getent: Lookup = async (database, name) => {
+  try {
+    return (await runProgram('getent', [database, '--', name])).trimEnd().split(':')
+  } catch (error) {
+    // It ends with a code of its own when there is no such name, and a machine without it knows none.
+    if (error instanceof ProgramError) return null
+    throw error
+  }
+}

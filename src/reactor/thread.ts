@@ -6,7 +6,7 @@ import { currentLogSettings, type LogSettings } from '../core/log.ts'
 import { close, eventfd, write } from '../sys/libc.ts'
 import { mapAnonymous, viewAt } from '../sys/memory.ts'
 import type { ReactorGroup } from './group.ts'
-import { ChannelPort } from './message-port.ts'
+import { ChannelPort, reviveThrown } from './message-port.ts'
 import type { Port } from './port.ts'
 
 /** Where a reactor allocates, in MiB: resident once the reactor has been busy. */
@@ -56,12 +56,17 @@ export class ReactorThreads implements ReactorGroup {
     this.cpus = cpus
   }
 
+  /** Throws what a reactor has against starting, a `SysError` where the system refuses it; then none of them is left. */
   static async start(options: ThreadsOptions): Promise<ReactorThreads> {
     // A reactor's garbage is a few boxed addresses an I/O, none of which survives. V8 sizes its nursery by survivors, so
     // by itself it would stay at 1 MiB and be collected dozens of times a second. For threads that start from here on.
     setFlagsFromString(`--min-semi-space-size=${NURSERY_MIB}`)
     const one = mapAnonymous(4096)
     viewAt(one, 8).setUint32(0, 1, true)
+    let fail: (index: number, error: Error) => void = () => {}
+    const failed = new Promise<never>((_, reject) => {
+      fail = (_index, error) => reject(reviveThrown(error))
+    })
     const threads = options.cpus.map((cpu, index): ReactorThread => {
       const doorbell = eventfd()
       assert(doorbell >= 0, 'an eventfd can be had')
@@ -80,12 +85,18 @@ export class ReactorThreads implements ReactorGroup {
         // V8 counts three semi-spaces.
         resourceLimits: { maxYoungGenerationSizeMb: NURSERY_MIB * 3 },
       })
-      worker.on('error', error => options.onFailure(index, error as Error))
+      worker.on('error', error => fail(index, error as Error))
       const port = new ChannelPort(worker, () => write(doorbell, one, 8))
       return { worker, port, doorbell }
     })
     const group = new ReactorThreads(threads, options.cpus)
-    await group.broadcast('reactor.ready', null)
+    try {
+      await Promise.race([group.broadcast('reactor.ready', null), failed])
+    } catch (error) {
+      await group.stop()
+      throw error
+    }
+    fail = options.onFailure
     return group
   }
 

@@ -50,10 +50,20 @@ export const ioUring: Check = host => {
 /** Throws `RpcError` EOPNOTSUPP, with the remedy, where no reactor could run. */
 export async function requireIoUring(): Promise<void> {
   const { level, found, remedy } = await ioUring(new Host())
-  if (level === 'pass') return
-  throw new RpcError(
+  if (level !== 'pass') throw noIoUring(found, remedy)
+}
+
+/** What a reactor has against starting, in the words of `requireIoUring` where it is the system that refuses a ring. */
+export function explainNoReactor(error: unknown): unknown {
+  if (!(error instanceof SysError && error.call.startsWith('io_uring'))) return error
+  return noIoUring(error.message, ioUringRemedy(new Host(), error), error)
+}
+
+function noIoUring(found: string, remedy: string | undefined, cause?: SysError): RpcError {
+  return new RpcError(
     'EOPNOTSUPP',
     `io_uring, by which all I/O is done, cannot be used here (${found}): ${remedy}`,
+    { cause },
   )
 }
 
@@ -66,7 +76,7 @@ function ioUringRemedy(host: Host, { code }: SysError): string {
     return 'a container runtime forbids it: run with a seccomp profile that allows io_uring_setup, io_uring_enter and io_uring_register'
   }
   if (code === 'EINVAL') return `the kernel is too old for what is used of it: ${NEWER_KERNEL}`
-  if (code === 'ENOMEM') return 'raise that limit, by about half a MiB for each reactor'
+  if (code === 'ENOMEM') return 'raise that limit, by about half a MiB for each reactor, or give -m fewer'
   return 'see io_uring_setup(2)'
 }
 

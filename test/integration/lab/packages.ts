@@ -56,6 +56,7 @@ const PACKAGE_OF = {
   nbdkit: 'nbdkit',
   nvme: 'nvme-cli',
   nsenter: 'util-linux',
+  prlimit: 'util-linux',
   'qemu-img': 'qemu-utils',
   'qemu-io': 'qemu-utils',
   'qemu-nbd': 'qemu-utils',
