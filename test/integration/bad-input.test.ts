@@ -66,12 +66,12 @@ await describeWith(['setpriv'], 'the files of a daemon', () => {
     daemons.push(daemon)
     // It may answer for a moment before it looks at the disk.
     await daemon.start().catch(() => {})
-    await expect.poll(() => daemon.exit, { timeout: 20_000 }).toEqual({ code: 1, signal: null })
+    await expect.poll(() => daemon.exit).toEqual({ code: 1, signal: null })
     expect(daemon.output).toContain('tmp needs a file or a block device and /tmp is a directory')
   })
 })
 
-await describeWith(['setpriv', 'strace'], 'a machine without io_uring', () => {
+await describeWith(['setpriv', 'prlimit', 'strace'], 'a machine without io_uring', () => {
   /** The daemon whose calls of io_uring_setup(2) fail: as a container's filter has it, or only the first of each thread. */
   const within = (failure: string): string[] => [
     ...['strace', '-D', '-f', '-qq', '-o', '/dev/null', '-e', 'trace=io_uring_setup'],
@@ -90,6 +90,21 @@ await describeWith(['setpriv', 'strace'], 'a machine without io_uring', () => {
     const daemon = new Daemon({ within: within(failure) })
     try {
       await expect(daemon.start()).rejects.toThrow(remedy)
+      expect(daemon.output).not.toContain('    at ')
+      expect(daemon.exit).toEqual({ code: 1, signal: null })
+    } finally {
+      await daemon.discard()
+    }
+  })
+
+  it('that has no room for the rings of all reactors is told in one line, too', async () => {
+    const daemon = new Daemon({
+      args: ['-m', '0x7'],
+      // The rights of root go beyond the limit.
+      within: ['setpriv', '--bounding-set', '-ipc_lock', 'prlimit', '--memlock=700000'],
+    })
+    try {
+      await expect(daemon.start()).rejects.toThrow('or give -m fewer')
       expect(daemon.output).not.toContain('    at ')
       expect(daemon.exit).toEqual({ code: 1, signal: null })
     } finally {
