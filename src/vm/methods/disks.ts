@@ -184,6 +184,8 @@ const list = method({
   name: 'vm_disks',
   summary: 'Lists the disks of a guest, in libvirt the NVMe disks too that libvirt itself knows nothing of.',
   params: z.object({ domain, uri }),
+  // virsh's word; they are shown anyway.
+  ignored: ['details'],
   result: z.array(diskRow),
   errors: {
     ...LIBVIRT_ERRORS,
@@ -193,7 +195,7 @@ const list = method({
   concurrent: true,
   cli: {
     positional: ['domain'],
-    flags: { uri: 'c' },
+    flags: { uri: 'c', details: { on: 'details' } },
     // The first four as virsh's domblklist --details has them.
     columns: [
       { title: 'Type', value: (row: DiskRow) => row.type },
