@@ -1,7 +1,8 @@
 /** Block devices of SCSI hosts, as the kernel has them in sysfs. */
 import { readdir, readFile, realpath } from 'node:fs/promises'
 import { join } from 'node:path'
-import { SECTOR } from './block-devices.ts'
+import { blockVolume, pathBelow, SECTOR } from './block-devices.ts'
+import type { VolumeFacts } from './pool.ts'
 
 export interface ScsiUnit {
   readonly host: number
@@ -39,6 +40,15 @@ export async function scsiUnits(host: number | undefined, sys = SYS): Promise<Sc
     units.push({ ...{ host: of, bus, target, lun }, device, sizeBytes })
   }
   return units
+}
+
+/** The disks of a host as volumes, by libvirt's names, with their paths below a directory of links such as /dev/disk/by-path. */
+export async function unitVolumes(host: number, directory: string, sys = SYS): Promise<VolumeFacts[]> {
+  const volumes: VolumeFacts[] = []
+  for (const { bus, target, lun, device, sizeBytes } of await scsiUnits(host, sys)) {
+    volumes.push(blockVolume(`unit:${bus}:${target}:${lun}`, await pathBelow(directory, device), sizeBytes))
+  }
+  return volumes
 }
 
 /** Whether the kernel has looked at every disk of a host: they come one by one after a login. */

@@ -4,7 +4,7 @@ import { type FileHandle, open } from 'node:fs/promises'
 import { errnoName, RpcError } from '../core/errors.ts'
 import { fallocate } from '../sys/libc.ts'
 import { sizeOf } from './formats/raw.ts'
-import type { Progress, WipeAlgorithm } from './pool.ts'
+import type { Progress, VolumeFacts, WipeAlgorithm } from './pool.ts'
 
 const STEP = 4 << 20
 /** What is given back in one call. */
@@ -29,6 +29,13 @@ export async function wipeFile(
     await file.close()
   }
 }
+
+/** All of a volume that is a block device. */
+export const wipeDevice = (
+  { path }: VolumeFacts,
+  algorithm: WipeAlgorithm,
+  progress: Progress,
+): Promise<void> => wipeFile(path, algorithm, progress)
 
 interface Range {
   readonly from: number

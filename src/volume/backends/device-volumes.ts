@@ -1,6 +1,6 @@
 /** Volumes that others make and that are only used here: units of a SCSI host or target, multipath devices. */
-import type { Progress, VolumeFacts, VolumeOperation, VolumeOperations, WipeAlgorithm } from '../pool.ts'
-import { wipeFile } from '../wipe.ts'
+import type { VolumeOperation, VolumeOperations } from '../pool.ts'
+import { wipeDevice } from '../wipe.ts'
 
 /** Those that cannot be wiped in place either: nothing of them is in the file system. */
 export class FixedVolumes implements VolumeOperations {
@@ -16,7 +16,5 @@ export class FixedVolumes implements VolumeOperations {
 }
 
 export class DeviceVolumes extends FixedVolumes {
-  async wipe({ path }: VolumeFacts, algorithm: WipeAlgorithm, progress: Progress): Promise<void> {
-    await wipeFile(path, algorithm, progress)
-  }
+  readonly wipe = wipeDevice
 }

@@ -2,17 +2,8 @@
 import { chmod, chown, mkdir, rmdir, stat } from 'node:fs/promises'
 import { RpcError } from '../../core/errors.ts'
 import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
-import type { MethodCall } from '../../rpc/config.ts'
 import { FileVolumes, fileOpening } from '../file-volumes.ts'
-import type {
-  BuildMode,
-  OpenOptions,
-  PoolBackend,
-  PoolBackendType,
-  PoolContents,
-  PoolServices,
-  VolumeFacts,
-} from '../pool.ts'
+import type { BuildMode, PoolBackend, PoolBackendType, PoolContents, PoolServices } from '../pool.ts'
 
 /** libvirt's, for a directory that it makes and whose document says nothing. */
 const DEFAULT_MODE = 0o711
@@ -25,6 +16,7 @@ export const directoryPool: PoolBackendType = {
 
 export class DirectoryPool implements PoolBackend {
   readonly volumes: FileVolumes
+  readonly opening = fileOpening
   protected readonly document: PoolDocument
 
   constructor(document: PoolDocument, { call }: PoolServices) {
@@ -117,10 +109,6 @@ export class DirectoryPool implements PoolBackend {
     } catch (cause) {
       throw cannot(`remove the directory of pool ${this.document.name} (it has to be empty)`, cause)
     }
-  }
-
-  opening(volume: VolumeFacts, options: OpenOptions): MethodCall {
-    return fileOpening(volume, options)
   }
 }
 

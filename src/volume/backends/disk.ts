@@ -7,7 +7,6 @@ import { basename } from 'node:path'
 import { RpcError } from '../../core/errors.ts'
 import { formatSize } from '../../core/format-size.ts'
 import type { PoolDocument } from '../../libvirt/pool-xml.ts'
-import type { MethodCall } from '../../rpc/config.ts'
 import {
   blockVolume,
   deviceSize,
@@ -23,19 +22,16 @@ import { fittingGap, gapsOf, type Partition, type PartitionTable, parseTable } f
 import type {
   BuildMode,
   CreateVolume,
-  OpenOptions,
   PoolBackend,
   PoolBackendType,
   PoolContents,
   PoolServices,
-  Progress,
   ResizeOptions,
   VolumeFacts,
   VolumeOperations,
-  WipeAlgorithm,
 } from '../pool.ts'
 import { runTool } from '../tools.ts'
-import { wipeFile } from '../wipe.ts'
+import { wipeDevice } from '../wipe.ts'
 
 export const diskPool: PoolBackendType = {
   type: 'disk',
@@ -48,6 +44,7 @@ const LABELS: Readonly<Record<string, string>> = { unknown: 'gpt', gpt: 'gpt', d
 
 class DiskPool implements PoolBackend {
   readonly volumes: Partitions
+  readonly opening = fileOpening
   readonly #document: PoolDocument
   readonly #disk: Disk
 
@@ -107,10 +104,6 @@ class DiskPool implements PoolBackend {
       availableBytes: free,
       volumes: sortedByName(volumes),
     }
-  }
-
-  opening(volume: VolumeFacts, options: OpenOptions): MethodCall {
-    return fileOpening(volume, options)
   }
 }
 
@@ -197,6 +190,7 @@ async function hasPartitions(path: string): Promise<boolean> {
 }
 
 class Partitions implements VolumeOperations {
+  readonly wipe = wipeDevice
   readonly reasons = {
     clone: 'partitions share nothing: make another volume, and qpair volume import into it',
     snapshots: 'partitions have none; a logical, rbd or zfs pool has, and qcow2 files',
@@ -264,10 +258,6 @@ class Partitions implements VolumeOperations {
     }
     checkLabel(to)
     await this.#disk.label(await this.#find(name), to)
-  }
-
-  async wipe({ path }: VolumeFacts, algorithm: WipeAlgorithm, progress: Progress): Promise<void> {
-    await wipeFile(path, algorithm, progress)
   }
 
   async #find(name: string): Promise<Partition> {

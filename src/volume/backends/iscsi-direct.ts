@@ -5,8 +5,15 @@
 import { RpcError } from '../../core/errors.ts'
 import type { PoolDocument } from '../../libvirt/pool-xml.ts'
 import type { MethodCall } from '../../rpc/config.ts'
-import { type TargetLogin, type TargetUnit, targetUnits } from '../../sys/libiscsi-units.ts'
+import { type TargetUnit, targetUnits } from '../../sys/libiscsi-units.ts'
 import { fullOf } from '../block-devices.ts'
+import {
+  credentialsOf,
+  type IscsiCredentials,
+  type IscsiTarget,
+  refuseOtherAuth,
+  targetOf,
+} from '../iscsi-target.ts'
 import type {
   OpenOptions,
   PoolBackend,
@@ -16,7 +23,6 @@ import type {
   VolumeFacts,
 } from '../pool.ts'
 import { FixedVolumes } from './device-volumes.ts'
-import { checkIscsiName, portalOf } from './iscsi.ts'
 
 export const iscsiDirectPool: PoolBackendType = {
   type: 'iscsi-direct',
@@ -28,29 +34,15 @@ class IscsiDirectPool implements PoolBackend {
   readonly volumes = new FixedVolumes('they are made where the target is')
   readonly #document: PoolDocument
   readonly #secrets: PoolServices['secrets']
-  readonly #portal: string
-  readonly #target: string
-  readonly #initiator: string
+  readonly #target: IscsiTarget
   /** As of the last look. */
-  #credentials: TargetLogin['credentials']
+  #credentials: IscsiCredentials | undefined
 
   constructor(document: PoolDocument, { secrets }: PoolServices) {
-    const { name, source } = document
-    const [device] = source.devices ?? []
-    if (device === undefined) {
-      throw new RpcError(
-        'EINVAL',
-        `pool ${name} has no <device path='iqn…'/> in its <source>: name the target`,
-      )
-    }
     this.#document = document
     this.#secrets = secrets
-    this.#portal = portalOf(document)
-    this.#target = checkIscsiName(name, 'a target', device.path)
-    this.#initiator = checkIscsiName(name, 'an initiator', source.initiatorIqn!)
-    const { auth } = source
-    if (auth === undefined || auth.type === 'chap') return
-    throw new RpcError('EINVAL', `pool ${name} has <auth type='${auth.type}'>: iSCSI knows type='chap' only`)
+    this.#target = targetOf(document)
+    refuseOtherAuth(document)
   }
 
   async start(): Promise<void> {
@@ -75,33 +67,27 @@ class IscsiDirectPool implements PoolBackend {
     const login = this.#credentials
     const url =
       login === undefined ? path : path.replace('iscsi://', `iscsi://${login.user}%${login.password}@`)
-    return { method: 'bdev_iscsi_create', params: { initiator_iqn: this.#initiator, url } }
+    return { method: 'bdev_iscsi_create', params: { initiator_iqn: this.#target.initiator, url } }
   }
 
   async #units(): Promise<TargetUnit[]> {
-    const { name, source } = this.#document
-    const { auth } = source
-    this.#credentials =
-      auth === undefined
-        ? undefined
-        : {
-            user: auth.username,
-            password: (await this.#secrets.valueFor(name, auth)).bytes.toString(),
-          }
+    const { portal, name, initiator } = this.#target
+    this.#credentials = await credentialsOf(this.#document, this.#secrets)
     const found = await targetUnits({
-      ...{ portal: this.#portal, target: this.#target, initiator: this.#initiator },
+      // Documents of this type have an initiator: their reader has seen to it.
+      ...{ portal, target: name, initiator: initiator! },
       credentials: this.#credentials,
     })
     if (typeof found !== 'string') return found
     throw new RpcError(
       /auth/i.test(found) ? 'EACCES' : 'EIO',
-      `pool ${name} cannot look at ${this.#target} at ${this.#portal}: ${found}. Does the server listen there, and let ` +
-        `${this.#initiator} in?`,
+      `pool ${this.#document.name} cannot look at ${name} at ${portal}: ${found}. Does the server listen there, and let ` +
+        `${initiator} in?`,
     )
   }
 
   #factsOf({ lun, sizeBytes }: TargetUnit): VolumeFacts {
-    const url = `iscsi://${this.#portal}/${this.#target}/${lun}`
+    const url = `iscsi://${this.#target.portal}/${this.#target.name}/${lun}`
     return {
       ...{ name: `unit:0:0:${lun}`, key: url, path: url, type: 'network', format: 'raw' },
       ...{ capacityBytes: sizeBytes, allocationBytes: sizeBytes },

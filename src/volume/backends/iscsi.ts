@@ -9,19 +9,12 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { RpcError } from '../../core/errors.ts'
 import { ProgramError } from '../../core/program.ts'
 import type { PoolDocument } from '../../libvirt/pool-xml.ts'
-import type { MethodCall } from '../../rpc/config.ts'
-import { blockVolume, fullOf, pathBelow, settleDevices } from '../block-devices.ts'
+import { fullOf, settleDevices } from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
 import { recordPassword } from '../iscsi-records.ts'
-import type {
-  OpenOptions,
-  PoolBackend,
-  PoolBackendType,
-  PoolContents,
-  PoolServices,
-  VolumeFacts,
-} from '../pool.ts'
-import { hasAllDisks, type IscsiSession, iscsiSessions, scsiUnits } from '../scsi-units.ts'
+import { credentialsOf, type IscsiTarget, targetOf } from '../iscsi-target.ts'
+import type { PoolBackend, PoolBackendType, PoolContents, PoolServices } from '../pool.ts'
+import { hasAllDisks, type IscsiSession, iscsiSessions, unitVolumes } from '../scsi-units.ts'
 import { runTool, type ToolOptions } from '../tools.ts'
 import { DeviceVolumes } from './device-volumes.ts'
 
@@ -31,7 +24,6 @@ export const iscsiPool: PoolBackendType = {
   create: (document, services) => new IscsiPool(document, services),
 }
 
-const PORT = 3260
 /** A server that does not answer is told after this time. */
 const LOGIN_TIMEOUT_MS = 130_000
 /** How long the kernel has to look at the disks of a target. */
@@ -40,56 +32,22 @@ const DISK_LOOK_MS = 100
 /** Of iscsiadm(8). */
 const SESSION_EXISTS = 15
 
-/** `iqn.`, `eui.` or `naa.` and what follows (RFC 7143, 4.2.7): nothing that is an option or a path. */
-const ISCSI_NAME = /^(?:iqn|eui|naa)\.[A-Za-z0-9.:_-]{1,220}$/
-
-/** Throws `RpcError` EINVAL. */
-export function checkIscsiName(pool: string, what: string, name: string): string {
-  if (ISCSI_NAME.test(name)) return name
-  throw new RpcError(
-    'EINVAL',
-    `pool ${pool}: ${JSON.stringify(name)} cannot be the name of ${what}: it begins with iqn., eui. or naa.`,
-  )
-}
-
-/** `HOST:PORT`, as iscsiadm has it. Throws `RpcError` EINVAL for what is no host. */
-export function portalOf({ name, source }: PoolDocument): string {
-  const host = source.hosts![0]!
-  if (!/^[A-Za-z0-9_[:][A-Za-z0-9_.:%\][-]*$/.test(host.name)) {
-    throw new RpcError('EINVAL', `pool ${name}: ${JSON.stringify(host.name)} is no name or address of a host`)
-  }
-  const address = host.name.includes(':') && !host.name.startsWith('[') ? `[${host.name}]` : host.name
-  return `${address}:${host.port ?? PORT}`
-}
-
 class IscsiPool implements PoolBackend {
   readonly volumes = new DeviceVolumes('they are made where the target is')
+  readonly opening = fileOpening
   readonly #document: PoolDocument
   readonly #secrets: PoolServices['secrets']
-  readonly #portal: string
-  readonly #target: string
-  readonly #initiator: string | undefined
+  readonly #target: IscsiTarget
   /** The record of its interface; undefined: open-iscsi's own. */
   readonly #interface: string | undefined
 
   constructor(document: PoolDocument, { secrets }: PoolServices) {
-    const { name, source } = document
-    const [device] = source.devices ?? []
-    if (device === undefined) {
-      throw new RpcError(
-        'EINVAL',
-        `pool ${name} has no <device path='iqn…'/> in its <source>: name the target`,
-      )
-    }
     this.#document = document
     this.#secrets = secrets
-    this.#portal = portalOf(document)
-    this.#target = checkIscsiName(name, 'a target', device.path)
-    const { initiatorIqn } = source
-    this.#initiator =
-      initiatorIqn === undefined ? undefined : checkIscsiName(name, 'an initiator', initiatorIqn)
-    const digest = createHash('sha256').update(`${initiatorIqn}`).digest('hex').slice(0, 8)
-    this.#interface = initiatorIqn === undefined ? undefined : `qpair-${digest}`
+    this.#target = targetOf(document)
+    const { initiator } = this.#target
+    const digest = createHash('sha256').update(`${initiator}`).digest('hex').slice(0, 8)
+    this.#interface = initiator === undefined ? undefined : `qpair-${digest}`
   }
 
   async isStarted(): Promise<boolean> {
@@ -98,8 +56,9 @@ class IscsiPool implements PoolBackend {
 
   async start(): Promise<void> {
     if (await this.isStarted()) return
+    const { portal } = this.#target
     await this.#makeInterface()
-    const discovered = ['-m', 'discovery', '-t', 'sendtargets', '-p', this.#portal, ...this.#ofInterface()]
+    const discovered = ['-m', 'discovery', '-t', 'sendtargets', '-p', portal, ...this.#ofInterface()]
     await this.#run('ask for its targets', [...discovered, '-o', 'new'])
     await this.#set('node.startup', 'manual')
     await this.#authenticate()
@@ -135,26 +94,18 @@ class IscsiPool implements PoolBackend {
     if (session === undefined) {
       throw new RpcError(
         'ENOTCONN',
-        `pool ${this.#document.name} is logged out of ${this.#target}: stop it and start it again`,
+        `pool ${this.#document.name} is logged out of ${this.#target.name}: stop it and start it again`,
       )
     }
-    const { path } = this.#document.target!
-    const volumes: VolumeFacts[] = []
-    for (const { bus, target, lun, device, sizeBytes } of await scsiUnits(session.host)) {
-      volumes.push(blockVolume(`unit:${bus}:${target}:${lun}`, await pathBelow(path, device), sizeBytes))
-    }
-    return fullOf(volumes)
-  }
-
-  opening(volume: VolumeFacts, options: OpenOptions): MethodCall {
-    return fileOpening(volume, options)
+    return fullOf(await unitVolumes(session.host, this.#document.target!.path))
   }
 
   async #session(): Promise<IscsiSession | undefined> {
     const sessions = await iscsiSessions()
     return sessions.find(
       ({ target, initiator }) =>
-        target === this.#target && (this.#initiator === undefined || initiator === this.#initiator),
+        target === this.#target.name &&
+        (this.#target.initiator === undefined || initiator === this.#target.initiator),
     )
   }
 
@@ -166,25 +117,17 @@ class IscsiPool implements PoolBackend {
     if (!said.split('\n').some(line => line.startsWith(`${name} `))) {
       await this.#run('make its interface', [...record, '-o', 'new'])
     }
-    const set = [...record, '-o', 'update', '-n', 'iface.initiatorname', '-v', this.#initiator!]
+    const set = [...record, '-o', 'update', '-n', 'iface.initiatorname', '-v', this.#target.initiator!]
     await this.#run('set its initiator', set)
   }
 
   async #authenticate(): Promise<void> {
-    const { name, source } = this.#document
-    const { auth } = source
-    if (auth === undefined) return
-    if (auth.type !== 'chap') {
-      throw new RpcError(
-        'EINVAL',
-        `pool ${name} has <auth type='${auth.type}'>: iSCSI knows type='chap' only`,
-      )
-    }
-    const { bytes } = await this.#secrets.valueFor(name, auth)
+    const credentials = await credentialsOf(this.#document, this.#secrets)
+    if (credentials === undefined) return
     await this.#set('node.session.auth.authmethod', 'CHAP')
-    await this.#set('node.session.auth.username', auth.username)
+    await this.#set('node.session.auth.username', credentials.user)
     const shown = await this.#run('read its record', this.#node())
-    await recordPassword(this.#target, shown, bytes.toString())
+    await recordPassword(this.#target.name, shown, credentials.password)
   }
 
   async #set(name: string, value: string): Promise<void> {
@@ -192,7 +135,7 @@ class IscsiPool implements PoolBackend {
   }
 
   #node(): string[] {
-    return ['-m', 'node', '-T', this.#target, '-p', this.#portal, ...this.#ofInterface()]
+    return ['-m', 'node', '-T', this.#target.name, '-p', this.#target.portal, ...this.#ofInterface()]
   }
 
   #ofInterface(): string[] {
@@ -201,7 +144,7 @@ class IscsiPool implements PoolBackend {
 
   #run(doing: string, args: readonly string[], options?: ToolOptions): Promise<string> {
     return runTool(
-      `pool ${this.#document.name} cannot ${doing} (${this.#target} at ${this.#portal})`,
+      `pool ${this.#document.name} cannot ${doing} (${this.#target.name} at ${this.#target.portal})`,
       'iscsiadm',
       args,
       {

@@ -12,9 +12,8 @@ import type {
   VolumeFacts,
   VolumeOperations,
   VolumeSnapshot,
-  WipeAlgorithm,
 } from '../pool.ts'
-import { wipeFile } from '../wipe.ts'
+import { wipeDevice } from '../wipe.ts'
 
 type Call = (method: string, params?: unknown) => Promise<unknown>
 
@@ -26,6 +25,7 @@ const MERGE_LOOK_MS = 500
 
 export class LogicalVolumes implements VolumeOperations {
   readonly canHide = true
+  readonly wipe = wipeDevice
   readonly snapshots: LogicalSnapshots
   readonly #group: VolumeGroup
   readonly #call: Call
@@ -90,10 +90,6 @@ export class LogicalVolumes implements VolumeOperations {
     checkName(to)
     await this.#snapshotAs(to, path, capacityBytes!)
     report(capacityBytes!, capacityBytes)
-  }
-
-  async wipe({ path }: VolumeFacts, algorithm: WipeAlgorithm, progress: Progress): Promise<void> {
-    await wipeFile(path, algorithm, progress)
   }
 
   async #snapshotAs(name: string, originPath: string, capacityBytes: number): Promise<void> {

@@ -6,19 +6,10 @@
  */
 import { RpcError } from '../../core/errors.ts'
 import type { PoolDocument } from '../../libvirt/pool-xml.ts'
-import type { MethodCall } from '../../rpc/config.ts'
 import { refuseFormatted, sortedByName } from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
 import { type LogicalVolume, VolumeGroup } from '../lvm.ts'
-import type {
-  BuildMode,
-  OpenOptions,
-  PoolBackend,
-  PoolBackendType,
-  PoolContents,
-  PoolFill,
-  VolumeFacts,
-} from '../pool.ts'
+import type { BuildMode, PoolBackend, PoolBackendType, PoolContents, PoolFill, VolumeFacts } from '../pool.ts'
 import { LogicalVolumes } from './logical-volumes.ts'
 
 export const logicalPool: PoolBackendType = {
@@ -32,6 +23,7 @@ const GROUP_NAME = /^[A-Za-z0-9_+.][A-Za-z0-9_+.-]*$/
 
 class LogicalPool implements PoolBackend {
   readonly volumes: LogicalVolumes
+  readonly opening = fileOpening
   readonly #document: PoolDocument
   readonly #group: VolumeGroup
 
@@ -117,10 +109,6 @@ class LogicalPool implements PoolBackend {
       `pool ${this.#document.name} cannot be ${done}: somebody has ${open.map(({ name }) => name).join(', ')} of ` +
         `${this.#group.name} open. lsblk says who mounts what, fuser which programs: end that first`,
     )
-  }
-
-  opening(volume: VolumeFacts, options: OpenOptions): MethodCall {
-    return fileOpening(volume, options)
   }
 
   /** What a thin pool has left is available, though the group has given it away. */

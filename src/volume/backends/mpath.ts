@@ -1,10 +1,9 @@
 /** `mpath`: the multipath devices that multipathd has made. There is one such pool on a machine. */
 import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
-import type { MethodCall } from '../../rpc/config.ts'
 import { blockVolume, fullOf, SECTOR } from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
-import type { OpenOptions, PoolBackend, PoolBackendType, PoolContents, VolumeFacts } from '../pool.ts'
+import type { PoolBackend, PoolBackendType, PoolContents, VolumeFacts } from '../pool.ts'
 import { SYS, sysText } from '../scsi-units.ts'
 import { DeviceVolumes } from './device-volumes.ts'
 
@@ -19,6 +18,7 @@ const UUID_PREFIX = 'mpath-'
 
 export class MultipathPool implements PoolBackend {
   readonly volumes = new DeviceVolumes('multipathd makes them of the paths that it finds')
+  readonly opening = fileOpening
   readonly #sys: string
 
   constructor(sys = SYS) {
@@ -41,9 +41,5 @@ export class MultipathPool implements PoolBackend {
       volumes.push({ ...volume, key: uuid.slice(UUID_PREFIX.length) })
     }
     return fullOf(volumes)
-  }
-
-  opening(volume: VolumeFacts, options: OpenOptions): MethodCall {
-    return fileOpening(volume, options)
   }
 }

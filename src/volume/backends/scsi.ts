@@ -4,11 +4,10 @@ import { join } from 'node:path'
 import { RpcError } from '../../core/errors.ts'
 import type { PciAddress, PoolAdapter } from '../../libvirt/pool-source-xml.ts'
 import type { PoolDocument } from '../../libvirt/pool-xml.ts'
-import type { MethodCall } from '../../rpc/config.ts'
-import { blockVolume, fullOf, pathBelow } from '../block-devices.ts'
+import { fullOf } from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
-import type { OpenOptions, PoolBackend, PoolBackendType, PoolContents, VolumeFacts } from '../pool.ts'
-import { SYS, scsiUnits, sysText } from '../scsi-units.ts'
+import type { PoolBackend, PoolBackendType, PoolContents } from '../pool.ts'
+import { SYS, sysText, unitVolumes } from '../scsi-units.ts'
 import { DeviceVolumes } from './device-volumes.ts'
 
 export const scsiPool: PoolBackendType = {
@@ -19,6 +18,7 @@ export const scsiPool: PoolBackendType = {
 
 export class ScsiPool implements PoolBackend {
   readonly volumes = new DeviceVolumes('they are made where the adapter leads to')
+  readonly opening = fileOpening
   readonly #document: PoolDocument
   readonly #sys: string
 
@@ -38,16 +38,7 @@ export class ScsiPool implements PoolBackend {
     const host = await this.#host()
     // All buses, targets and units. Adapters that do not scan say so, and have said what there is.
     await writeFile(join(this.#sys, 'class/scsi_host', `host${host}`, 'scan'), '- - -').catch(() => {})
-    const { path } = this.#document.target!
-    const volumes: VolumeFacts[] = []
-    for (const { bus, target, lun, device, sizeBytes } of await scsiUnits(host, this.#sys)) {
-      volumes.push(blockVolume(`unit:${bus}:${target}:${lun}`, await pathBelow(path, device), sizeBytes))
-    }
-    return fullOf(volumes)
-  }
-
-  opening(volume: VolumeFacts, options: OpenOptions): MethodCall {
-    return fileOpening(volume, options)
+    return fullOf(await unitVolumes(host, this.#document.target!.path, this.#sys))
   }
 
   async #host(): Promise<number> {

@@ -2,13 +2,11 @@
 import { join } from 'node:path'
 import { RpcError } from '../../core/errors.ts'
 import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
-import type { MethodCall } from '../../rpc/config.ts'
 import { sortedByName, tellNewSize, waitForDevice } from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
 import type {
   BuildMode,
   CreateVolume,
-  OpenOptions,
   PoolBackend,
   PoolBackendType,
   PoolContents,
@@ -19,10 +17,9 @@ import type {
   VolumeFacts,
   VolumeOperations,
   VolumeSnapshot,
-  WipeAlgorithm,
 } from '../pool.ts'
 import { runTool, type ToolOptions } from '../tools.ts'
-import { wipeFile } from '../wipe.ts'
+import { wipeDevice } from '../wipe.ts'
 
 export const zfsPool: PoolBackendType = {
   type: 'zfs',
@@ -40,6 +37,7 @@ const ZVOL_BLOCK = 16384
 
 class ZfsPool implements PoolBackend {
   readonly volumes: Zvols
+  readonly opening = fileOpening
   readonly #document: PoolDocument
   readonly #dataset: Dataset
 
@@ -113,10 +111,6 @@ class ZfsPool implements PoolBackend {
         'volume of it. zfs destroy removes that, or zfs rename moves it',
     )
   }
-
-  opening(volume: VolumeFacts, options: OpenOptions): MethodCall {
-    return fileOpening(volume, options)
-  }
 }
 
 class Dataset {
@@ -151,6 +145,7 @@ class Dataset {
 }
 
 class Zvols implements VolumeOperations {
+  readonly wipe = wipeDevice
   readonly snapshots: SnapshotOperations
   readonly #dataset: Dataset
   readonly #directory: string
@@ -232,10 +227,6 @@ class Zvols implements VolumeOperations {
     }
     await this.#appears(to)
     report(1, 1)
-  }
-
-  async wipe({ path }: VolumeFacts, algorithm: WipeAlgorithm, progress: Progress): Promise<void> {
-    await wipeFile(path, algorithm, progress)
   }
 
   #path(name: string): string {
