@@ -411,7 +411,7 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
       it('goes on when all members were killed, with the configuration that Ceph has', async () => {
         for (const name of ['a', 'b']) await daemons[name]!.kill('SIGKILL')
         for (const name of ['a', 'b']) await daemons[name]!.start()
-        expect((await subsystem('a'))!.namespaces).toHaveLength(4)
+        await eventually(async () => (await subsystem('a'))!.namespaces.length).toBe(4)
         await spread()
         tell('all killed', await check())
       })
@@ -424,9 +424,9 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
       await b!.rpc('bdev_rbd_delete', { name: 'four' })
       await a!.start()
       await eventually(async () => (await subsystem('a'))!.namespaces.length).toBe(3)
-      expect((await a!.rpc<{ name: string }[]>('bdev_get_bdevs')).map(({ name }) => name)).not.toContain(
-        'four',
-      )
+      const names = async (): Promise<string[]> =>
+        (await a!.rpc<{ name: string }[]>('bdev_get_bdevs')).map(({ name }) => name)
+      await eventually(names).not.toContain('four')
     })
 
     it('leaves nothing behind on a member that leaves', async () => {
