@@ -73,8 +73,9 @@ await describeWith(GUEST_PROGRAMS, 'a file system on a daemon that crashes', () 
     }
     await writer.kill()
     await writer.done.catch(() => {})
+    // What the writer had started may still be at its last synchronisation.
+    await guest.waitFor('umount /mnt')
     // Read from the disk, not from the guest's memory.
-    await guest.run('umount /mnt')
     await guest.run(`echo 3 >/proc/sys/vm/drop_caches; mount ${device} /mnt`)
     expect(Number(await host.text('wc -l </tmp/acknowledged'))).toBeGreaterThan(3)
     await guest.run('cd /mnt && sha256sum -c /tmp/acknowledged')

@@ -37,6 +37,10 @@ await describeWith(GUEST_PROGRAMS, 'Linux multipath over two gateways', () => {
     await host.waitForText(anaState(path), ana.replace('_', '-'))
   }
 
+  /** Waits until nothing is under way on a path any more. */
+  const ended = (path: number): Promise<void> =>
+    guest.waitFor(`[ "$(tr -d ' \\n' </sys/block/nvme0c${path}n1/inflight)" = 00 ]`)
+
   beforeAll(async () => {
     gateways = [await startGateway(), await startGateway()]
     image = gateways[0]!.image('shared.raw', SIZE)
@@ -100,8 +104,7 @@ await describeWith(GUEST_PROGRAMS, 'Linux multipath over two gateways', () => {
   it('moves I/O with the ANA states, and waits while no path is accessible', async () => {
     for (const path of [0, 1]) {
       await switchPath(path, 'inaccessible')
-      // What was under way has ended by then.
-      await load.progress()
+      await ended(path)
       const idle = await gateways[path]!.completed('disk')
       await load.progress()
       expect(await gateways[path]!.completed('disk')).toBe(idle)
@@ -120,7 +123,9 @@ await describeWith(GUEST_PROGRAMS, 'Linux multipath over two gateways', () => {
 
   it('keeps the ANA state of a path over a crash of its gateway', async () => {
     await switchPath(0, 'inaccessible')
-    await gateways[0]!.daemon.restart('SIGKILL')
+    await gateways[0]!.daemon.kill()
+    await host.waitForText(state(0), 'connecting')
+    await gateways[0]!.daemon.start()
     await live(0)
     await host.waitForText(anaState(0), 'inaccessible')
     await load.progress()
@@ -137,7 +142,10 @@ await describeWith(GUEST_PROGRAMS, 'Linux multipath over two gateways', () => {
       for (const [index, gateway] of gateways.entries()) {
         expect(await gateway.completed('disk')).toBeGreaterThan(before[index]! + 50)
       }
-      await gateways[path]!.daemon.restart(signal)
+      const { daemon } = gateways[path]!
+      expect(await daemon.kill(signal)).toMatchObject(signal === 'SIGTERM' ? { code: 0 } : { signal })
+      await host.waitForText(state(path), 'connecting')
+      await daemon.start()
       await load.progress()
       await live(path)
       await host.waitForText(anaState(path), 'optimized')
