@@ -1,8 +1,7 @@
 /** Fills a new file: with the bytes of another, with what a web server has, or with a disk's content as an image. */
 import { randomUUID } from 'node:crypto'
-import { checkImage } from '../../bdev/drivers/qcow2/image.ts'
 import { DAEMON_STOPS } from '../../rpc/jobs.ts'
-import { type FileVolumes, fileOpening } from '../file-volumes.ts'
+import type { FileVolumes } from '../file-volumes.ts'
 import { reflink, writeError } from '../formats/raw.ts'
 import type { Progress, VolumeFormat } from '../pool.ts'
 import { copyAndClose, withContent } from './content.ts'
@@ -10,6 +9,7 @@ import { copyDisk } from './copy.ts'
 import { downloadFile } from './download-file.ts'
 import { FileSink, FileSource } from './file.ts'
 import { PartialFile } from './partial.ts'
+import { PartialImage } from './partial-image.ts'
 import { type Plan, refuseChanged } from './plan.ts'
 import type { ScratchBdevs } from './scratch-bdevs.ts'
 import type { TransferSource } from './source.ts'
@@ -76,29 +76,22 @@ async function copyContent(
   await withContent(plan, scratch, progress.signal, async from => {
     const identity = identityIn(source, from.sizeBytes)
     const note = { source: source.text, format, identity }
-    const earlier = await partial.resume(note)
+    const image = new PartialImage(partial, format, scratch)
+    const earlier = await image.resume(note, from, progress.signal)
     const options = {
       ...progress,
       fromBytes: earlier?.doneBytes ?? 0,
       checkpoint: (doneBytes: number) => partial.remember({ ...note, doneBytes }),
     }
-    if (format === 'raw' || format === 'iso') {
+    if (image.isPlain) {
       const sink = await FileSink.file(partial.path, from.sizeBytes, earlier === undefined)
       return copyAndClose(from, sink, options)
     }
     if (earlier === undefined) {
       await files.createImage(partial.path, { name, format, capacityBytes: from.sizeBytes }, progress)
       await partial.remember({ ...note, doneBytes: 0 })
-    } else {
-      // Interrupted, it may count clusters that nobody has.
-      await checkImage(partial.path, { repair: true }, { signal: progress.signal })
     }
-    const facts = { name, key: partial.path, path: partial.path, type: 'file', format } as const
-    const opening = fileOpening(
-      { ...facts, capacityBytes: undefined, allocationBytes: undefined },
-      { readOnly: false },
-    )
-    return scratch.lend(opening, 'zeroed', sink => copyDisk(from, sink, options))
+    return scratch.lend(image.opening(false), 'zeroed', sink => copyDisk(from, sink, options))
   })
 }
 
