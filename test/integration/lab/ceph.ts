@@ -211,6 +211,11 @@ log file = ${this.directory}/$name.log
 mon data = ${this.directory}/mon
 mon allow pool size one = true
 mon allow pool delete = true
+# Otherwise it ends itself on a disk that others have filled to 95 %.
+mon data avail warn = 0
+mon data avail crit = 0
+# A monitor ends by itself, without a word, when the disk that it is on has less left: 5 % otherwise.
+mon data avail crit = 0
 paxos propose interval = 0.05
 paxos min wait = 0.01
 [mgr]
@@ -270,7 +275,8 @@ osd memory target = ${2 ** 30}
         return
       } catch (error) {
         if (child.exit !== undefined || Date.now() > deadlineMs) {
-          throw new Error(`${(error as Error).message}\n${child.output}`, { cause: error })
+          const end = child.exit === undefined ? 'it runs' : `it ended, ${JSON.stringify(child.exit)}`
+          throw new Error(`${(error as Error).message}\n${end}\n${child.output}`, { cause: error })
         }
         await delay(50)
       }
