@@ -10,9 +10,11 @@ import { hostname } from 'node:os'
 import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 import { formatTransportAddress, parseTransportAddress } from '../nvmf/address.ts'
+import type { RbdClusters } from '../rbd/clusters.ts'
 import type { Configurable, MethodCall } from '../rpc/config.ts'
 import { DISCOVERY_NQN } from '../spec/nvmf.ts'
 import { ReplacedError } from './join.ts'
+import { onlyAddress, onlyCluster } from './join-defaults.ts'
 import { type GroupOptions, Membership, type MembershipParts, machineClock } from './membership.ts'
 import { sharedCalls } from './shared-calls.ts'
 
@@ -32,8 +34,8 @@ const MANAGED = /^nvmf_subsystem_(add_listener|remove_listener|listener_set_ana_
 export interface JoinParams {
   readonly group: string
   readonly pool: string
-  readonly cluster_name: string
-  readonly address: string
+  readonly cluster_name?: string | undefined
+  readonly address?: string | undefined
   readonly name?: string | undefined
   readonly lease_ms?: number | undefined
 }
@@ -85,7 +87,7 @@ export class Gateway implements Configurable {
         `this daemon is in the gateway group ${group} already, as ${name}: leave it first (gateway_leave)`,
       )
     }
-    const options = toOptions(params)
+    const options = toOptions(params, this.#parts.rbd.clusters)
     this.#checkAlone(options)
     this.#options = options
     this.#former = undefined
@@ -310,25 +312,27 @@ async function forgo(membership: Membership): Promise<void> {
   await membership.close()
 }
 
-function toOptions(params: JoinParams): GroupOptions {
-  const match = /^(?:\[([^\]]+)\]|([^:]+)):(\d+)$/.exec(params.address)
+function toOptions(params: JoinParams, clusters: RbdClusters): GroupOptions {
+  const cluster = params.cluster_name ?? onlyCluster(clusters.list().map(({ name }) => name))
+  const given = params.address ?? onlyAddress()
+  const match = /^(?:\[([^\]]+)\]|([^:]+)):(\d+)$/.exec(given)
   if (match === null) {
     throw new RpcError(
       'INVALID_PARAMS',
-      `address "${params.address}" is not an address and a port, such as 192.168.1.10:4420 or [fd00::10]:4420`,
+      `address "${given}" is not an address and a port, such as 192.168.1.10:4420 or [fd00::10]:4420`,
     )
   }
   const address = parseTransportAddress({ trtype: 'TCP', traddr: (match[1] ?? match[2])!, trsvcid: match[3] })
   if (/^(0\.0\.0\.0|[0:]*)$/.test(address.traddr) || Number(address.trsvcid) === 0) {
     throw new RpcError(
       'INVALID_PARAMS',
-      `address ${params.address} is none that a host can connect to: give that of this machine on the hosts' network, and a port`,
+      `address ${given} is none that a host can connect to: give that of this machine on the hosts' network, and a port`,
     )
   }
   return {
     group: params.group,
     pool: params.pool,
-    cluster: params.cluster_name,
+    cluster,
     name: params.name ?? hostname(),
     address,
     addressText: formatTransportAddress(address),

@@ -97,8 +97,15 @@ export const gatewayMethods = [
     params: z.object({
       group: word.describe('The group; made when there is none of that name'),
       pool: z.string().min(1).describe('The pool that has what the members agree on'),
-      cluster_name: z.string().min(1).describe('The registered cluster of the pool and of the images'),
-      address: z.string().describe('Where hosts reach this member: 192.168.1.10:4420'),
+      cluster_name: z
+        .string()
+        .min(1)
+        .optional()
+        .describe('The registered cluster of the pool and of the images; the only one when absent'),
+      address: z
+        .string()
+        .optional()
+        .describe("Where hosts reach this member: 192.168.1.10:4420; the machine's only address when absent"),
       name: word.optional().describe("Of this member; the machine's name when absent"),
       lease_ms: z
         .int()
@@ -111,7 +118,7 @@ export const gatewayMethods = [
     errors: {
       EEXIST: 'this daemon is in a group already',
       EBUSY: 'it has subsystems or images of its own',
-      ENOENT: 'no cluster has that name',
+      ENOENT: 'no cluster has that name, or none is registered',
       EINVAL: 'the group has another lease, or its objects are not readable',
       ENOSPC: 'the group is full',
       EAGAIN: 'Ceph does not answer, or refuses',
