@@ -43,6 +43,7 @@ import { Notifications } from './notifications.ts'
 import type { ServeOptions } from './options.ts'
 import type { ReactorApplication } from './reactor-services.ts'
 import { makeStateDirectory, readConfig, type SavedConfig, STATE_FILE, writeConfig } from './state-file.ts'
+import { stateIdentity } from './state-identity.ts'
 import { VERSION } from './version.ts'
 
 const log = logger('app')
@@ -225,7 +226,6 @@ export class Daemon {
     this.#options = options
     this.#pluginDisks = pluginDisks
     const { stateDirectory } = options
-    nameOwner(stateDirectory === undefined ? options.rpcSocket : resolve(stateDirectory))
     const inState = (name: string): string | undefined =>
       stateDirectory === undefined ? undefined : join(resolve(stateDirectory), name)
     this.#statePath = inState(STATE_FILE)
@@ -344,7 +344,8 @@ export class Daemon {
         )
       }
       this.#releaseState = release
-    }
+      nameOwner(`${resolve(stateDirectory)} ${await stateIdentity(stateDirectory)}`)
+    } else nameOwner(rpcSocket)
     // Clients may connect while the daemon comes up; what they ask is answered once it is.
     this.#server = await RpcServer.listen({
       address: rpcSocket,

@@ -31,18 +31,25 @@ export function nameOwner(place: string): void {
   owner = ownerAt(place)
 }
 
+/** A machine that is a copy of another one has the same machine-id, but other hardware, which root is told of. */
 function ownerAt(place: string): string {
-  return createHash('sha256').update(`${machineId()} ${place}`).digest('hex').slice(0, 8)
+  const hardware = textOf('/sys/class/dmi/id/product_uuid')
+  return createHash('sha256').update(`${machineId()} ${hardware} ${place}`).digest('hex').slice(0, 8)
 }
 
 function machineId(): string {
+  const id = textOf('/etc/machine-id')
+  // Images of containers and of machines have none yet, which is the same for all that are made of them; and a container
+  // without systemd has no such file: its name has to do.
+  return /^[\da-f]{32}$/.test(id) ? id : hostname()
+}
+
+/** Empty for what is not there, or not for this user. */
+function textOf(path: string): string {
   try {
-    const id = readFileSync('/etc/machine-id', 'utf8').trim()
-    // Images of containers and of machines have none yet, which is the same for all that are made of them.
-    return /^[\da-f]{32}$/.test(id) ? id : hostname()
+    return readFileSync(path, 'utf8').trim()
   } catch {
-    // A container without systemd: its name has to do.
-    return hostname()
+    return ''
   }
 }
 
