@@ -7,6 +7,7 @@
  *                    --->  no answer         the work is refused; so is all that comes, and what waits hears of it,
  *                                            until an answer comes
  */
+import { answerWithin } from '../core/answer-within.ts'
 import { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
 
@@ -69,20 +70,10 @@ export class Reach {
   }
 
   #ask(remote: Remote): Promise<void> {
-    const given = new AbortController()
-    const asked = remote.ask(given.signal)
-    const answer = new Promise<void>((resolve, reject) => {
-      const late = setTimeout(() => {
-        given.abort()
-        reject(new RpcError('ETIMEDOUT', `no answer came within ${this.#limitMs / 1000} s`))
-      }, this.#limitMs)
-      const over = (): void => {
-        clearTimeout(late)
-        this.#answer = undefined
-      }
-      void asked.then(() => resolve(), reject).finally(over)
-    })
-    return answer.then(
+    const over = (): void => {
+      this.#answer = undefined
+    }
+    return answerWithin(this.#limitMs, signal => remote.ask(signal).finally(over)).then(
       () => this.#judge(undefined, remote),
       (error: RpcError) => {
         this.#judge(error, remote)

@@ -64,25 +64,37 @@ const CODES: readonly (readonly [RegExp, RpcCode])[] = [
   [/already exists/i, 'EEXIST'],
 ]
 
-export interface ToolOptions extends ProgramOptions {
+interface Explanation {
   /** Where the program is found, when it is not among those that are known. */
-  readonly packages?: Packages
+  readonly packages?: Packages | undefined
   /** What is to be done about what the program said, if that is known. */
-  readonly remedy?: (stderr: string) => string | undefined
+  readonly remedy?: ((stderr: string) => string | undefined) | undefined
 }
 
+export interface ToolOptions extends ProgramOptions, Explanation {}
+
 /** Runs a program for `what` ("pool vms cannot be mounted"). Throws `RpcError` with its words and what to do. */
-export async function runTool(
+export function runTool(
   what: string,
   program: string,
   args: readonly string[],
   { packages, remedy, ...options }: ToolOptions = {},
 ): Promise<string> {
+  return explained(what, runProgram(program, args, options), { packages, remedy })
+}
+
+/** What a program comes to that was started for `what`. Throws as `runTool`. */
+export async function explained<T>(
+  what: string,
+  work: Promise<T>,
+  { packages, remedy }: Explanation = {},
+): Promise<T> {
   try {
-    return await runProgram(program, args, options)
+    return await work
   } catch (cause) {
     if (!(cause instanceof ProgramError)) throw cause
     if (cause.isMissing) {
+      const { program } = cause
       throw new RpcError(
         'ENOENT',
         `${what}: there is no ${program} on this machine; ${install(program, packages)}`,

@@ -3,10 +3,10 @@
  * that had it open: so a program asks first, which can be given up.
  */
 import { resolve } from 'node:path'
-import { setTimeout as delay } from 'node:timers/promises'
+import { answerWithin } from '../../core/answer-within.ts'
 import { RpcError } from '../../core/errors.ts'
+import { fileSystemUsage } from '../../core/file-system-usage.ts'
 import { type Mount, mountOf, readMounts } from '../../core/mounts.ts'
-import { runProgram } from '../../core/program.ts'
 import { NETWORK_TYPES } from './file-identity.ts'
 
 const ANSWER_MS = 3000
@@ -22,13 +22,13 @@ export async function requireServer(path: string): Promise<void> {
   if (mountPoint === undefined) return
   if ((silent.get(mountPoint) ?? 0) < performance.now()) {
     silent.delete(mountPoint)
-    const asked = runProgram('stat', ['--file-system', '--', mountPoint], { timeoutMs: ANSWER_MS }).then(
-      () => true,
-      () => false,
-    )
-    // One that waits for FUSE cannot even be ended.
-    if (await Promise.race([asked, delay(ANSWER_MS, false, { ref: false })])) return
-    silent.set(mountPoint, performance.now() + SILENT_MS)
+    try {
+      await answerWithin(ANSWER_MS, signal => fileSystemUsage(mountPoint, signal))
+      return
+    } catch {
+      // Whatever is wrong there, the file is not to be touched.
+      silent.set(mountPoint, performance.now() + SILENT_MS)
+    }
   }
   throw new RpcError(
     'ETIMEDOUT',

@@ -1,6 +1,7 @@
 /** Pools that are mounted on a directory: `fs` from a block device, `netfs` from a server, `gluster` by its mount. */
 import { setTimeout as delay } from 'node:timers/promises'
 import { RpcError } from '../../core/errors.ts'
+import { fileSystemUsage } from '../../core/file-system-usage.ts'
 import { logger } from '../../core/log.ts'
 import { type Mount, mountAt, readMounts } from '../../core/mounts.ts'
 import { realPath } from '../../core/real-path.ts'
@@ -8,7 +9,7 @@ import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
 import { fileBehind, refuseFormatted } from '../block-devices.ts'
 import type { BuildMode, PoolBackendType, PoolServices, StopOptions } from '../pool.ts'
 import type { Remote } from '../reach.ts'
-import { install, runTool } from '../tools.ts'
+import { explained, install, runTool } from '../tools.ts'
 import { DirectoryPool } from './directory.ts'
 
 const log = logger('volume')
@@ -194,20 +195,8 @@ export class MountedPool extends DirectoryPool {
     return this.remote === undefined ? super.usage() : this.#askForUsage()
   }
 
-  async #askForUsage(signal?: AbortSignal): Promise<PoolUsage> {
-    const args = ['--file-system', '--format=%S %b %f %a', '--', this.path]
-    const said = await runTool(
-      'it does not tell its size',
-      'stat',
-      args,
-      signal === undefined ? {} : { signal },
-    )
-    const [size = 0, total = 0, free = 0, available = 0] = said.trim().split(' ').map(Number)
-    return {
-      capacityBytes: total * size,
-      allocationBytes: (total - free) * size,
-      availableBytes: available * size,
-    }
+  #askForUsage(signal?: AbortSignal): Promise<PoolUsage> {
+    return explained('it does not tell its size', fileSystemUsage(this.path, signal))
   }
 
   async #mountIt(): Promise<void> {
