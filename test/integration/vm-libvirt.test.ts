@@ -326,6 +326,7 @@ await describeWith([...GUEST_PROGRAMS, 'libvirtd', 'virsh', 'setpriv'], "a libvi
     )
     await expect(vm('attach', 'nolab', 'm0')).rejects.toThrow("failed to get domain 'nolab'")
     await expect(vm('attach', 'lab', 'm0', 'vda')).rejects.toThrow('domain lab has a disk vda already')
+    await expect(vm('attach', 'lab', 'm0', 'hda')).rejects.toThrow('hda is no name of a disk')
     await expect(vm('detach', 'lab', 'vdz')).rejects.toThrow(/has no disk vdz: there are vda/)
     await expect(
       qpair(target.daemon, 'vm', 'disks', 'lab', '--uri', 'qemu+unix:///session?socket=/nowhere'),

@@ -188,6 +188,36 @@ describe('a disk for the next start of a domain', () => {
   })
 })
 
+describe('a disk that the domain has', () => {
+  const withDisk = (name: string): string =>
+    DOMAIN.replace(
+      '</devices>',
+      `<disk type='file' device='disk'><source file='${path}'/><target dev='${name}' bus='virtio'/></disk></devices>`,
+    )
+  const attach = (change: Partial<AttachRequest>): Promise<unknown> =>
+    guests().attach(undefined, request({ bus: 'virtio', ...change }))
+
+  it('is not attached to it once more, at the same time', async () => {
+    virsh.config = withDisk('vdq')
+    await expect(attach({ config: true })).rejects.toMatchObject({
+      code: 'EEXIST',
+      message: `domain g1 has ${path} already, as vdq: qpair vm disks g1 shows its disks`,
+    })
+    expect([calls, virsh.changes]).toEqual([[], []])
+  })
+
+  it('is attached now when it has it at its next start', async () => {
+    virsh.config = withDisk('vdq')
+    expect(await attach({ live: true })).toMatchObject({ live: true, config: false })
+  })
+
+  it('is attached once more to be read, and where it knows of that', async () => {
+    virsh.config = withDisk('vdq')
+    expect(await attach({ config: true, isReadOnly: true })).toMatchObject({ means: 'direct' })
+    expect(await attach({ config: true, isShared: true })).toMatchObject({ means: 'direct' })
+  })
+})
+
 describe('a disk that is taken away', () => {
   const VDB =
     "<disk type='file' device='disk'><source file='/b'/><target dev='vdb' bus='virtio'/></disk></devices>"

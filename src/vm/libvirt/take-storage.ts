@@ -1,7 +1,7 @@
 /** The storage of a disk for a domain: found, seen to be the domain's alone, and served where that is the way. */
 import { RpcError } from '../../core/errors.ts'
 import type { DiskSource } from '../../libvirt/disk-xml.ts'
-import { nameOf } from '../../libvirt/domain-xml.ts'
+import { type DomainDisk, nameOf } from '../../libvirt/domain-xml.ts'
 import type { Confinement, Scope } from '../../libvirt/virsh.ts'
 import { findForGuest } from '../disk/find-for-guest.ts'
 import { chooseMeans, type Means } from '../disk/means.ts'
@@ -19,6 +19,7 @@ export async function takeStorage(
   const isGuestItself = (user: string, found: Storage): boolean => isDomain(user, found, domain, scope)
   const guest = { guest: domain.name, target, sources: sourcesOf(domain), isGuestItself }
   const storage = await findForGuest(request, guest, parts)
+  if (!request.isReadOnly && !request.isShared) refuseTwice(storage, domain, scope)
   const means = meansFor(storage, domain, scope, request, confinement)
   const source = await sourceOf(storage, means, attachment, user, parts)
   if (!request.isReadOnly && !request.isShared) await refuseOtherDomains(source, attachment)
@@ -45,6 +46,22 @@ async function refuseOtherDomains(source: DiskSource, { virsh, domain, notes }: 
     if (has.length > 0)
       notes.push(`domain ${other.name} has it too, at its next start: only one of the two may run`)
   }
+}
+
+/** QEMU would not open it twice, and with two of one image a guest does not start. */
+function refuseTwice(storage: Storage, domain: Domain, scope: Scope): void {
+  const disks = documentsOf(domain, scope).flatMap(document => document.disks())
+  const found = disks.find(disk => !disk.isReadOnly && isMadeOf(disk, storage, domain))
+  if (found === undefined) return
+  throw new RpcError(
+    'EEXIST',
+    `domain ${domain.name} has ${storage.name} already, as ${found.target}: qpair vm disks ${domain.name} shows its disks`,
+  )
+}
+
+function isMadeOf({ target, source }: DomainDisk, { direct, owners }: Storage, domain: Domain): boolean {
+  const served = servedAs(domain.name, target)
+  return (direct !== undefined && source === nameOf(direct)) || owners.some(owner => served.includes(owner))
 }
 
 /** It may have it already, when a disk that it has now shall be there after its next start, or the other way round. */

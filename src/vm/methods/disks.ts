@@ -2,6 +2,7 @@
 import { z } from 'zod'
 import { method } from '../../rpc/method.ts'
 import { BUSES, MEANS } from '../disk/means.ts'
+import { busFor } from '../disk/target.ts'
 import type { LibvirtGuests } from '../libvirt/guests.ts'
 import { attachToOwn, detachFromOwn, disksOfOwn, fromLibvirt, ownGuest } from '../run/own-disks.ts'
 import type { OwnGuests } from '../run/own-guests.ts'
@@ -42,8 +43,11 @@ const attach = method({
     pool: z.string().min(1).optional().describe('The pool of the volume, if its name alone is not enough'),
     bus: z
       .enum(BUSES)
-      .default('virtio')
-      .describe('What the guest sees: virtio is /dev/vda, nvme /dev/nvme0n1, scsi and sata /dev/sda'),
+      .optional()
+      .describe(
+        'What the guest sees: virtio is /dev/vda, nvme /dev/nvme0n1, scsi and sata /dev/sda; when absent, what the target is ' +
+          'a name of (sdb: scsi), and virtio without one',
+      ),
     live,
     config,
     target: z
@@ -94,7 +98,7 @@ const attach = method({
     ...LIBVIRT_ERRORS,
     ENOENT: 'there is no such volume, bdev or path, or no virsh on this machine',
     ENODEV: 'there is no such domain',
-    EEXIST: 'the domain has a disk of that target',
+    EEXIST: 'the domain has a disk of that target, or has it as another',
     EBUSY: 'another guest, another program or a host has it, or volumes are made of it',
     EACCES:
       'the host would not let the guest open it: the cause and the remedy are given, and --fix applies it',
@@ -118,7 +122,7 @@ const attach = method({
     const request = {
       ...{ pool: undefined, target: undefined, serial: undefined, means: undefined, format: undefined },
       ...rest,
-      ...{ isReadOnly, isShared },
+      ...{ isReadOnly, isShared, bus: busFor(rest.target, rest.bus) },
     }
     const own = ownGuest(ownGuests, request.domain, connection)
     if (own !== undefined) return attachToOwn(own, request)
