@@ -198,7 +198,7 @@ await describeWith(GUEST_PROGRAMS, 'a Linux host', () => {
 
   it('keeps a discovery connection open and reads the changed log over it', async () => {
     const discovery = 'nqn.2014-08.org.nvmexpress.discovery'
-    await guest.run(`nvme connect -t tcp -a ${hostAddress()} -s ${ports[0]} -n ${discovery} -k 5`)
+    await guest.run(`nvme connect -t tcp -a ${hostAddress()} -s ${ports[0]} -n ${discovery} -k 30`)
     await guest.waitFor('grep -qx live /sys/class/nvme/nvme0/state')
     const before = await json('nvme discover -d nvme0')
     await daemon.rpc('nvmf_create_subsystem', { nqn: `${NQN}-new`, allow_any_host: true })
@@ -243,7 +243,8 @@ await describeWith(GUEST_PROGRAMS, 'a Linux host', () => {
 
   it('is given up when its network falls silent, and comes back', async () => {
     const controllers = (): Promise<unknown[]> => daemon.rpc('nvmf_subsystem_get_controllers', { nqn: NQN })
-    await connect(0, '-k 1')
+    // Long enough that a guest on a busy machine is not taken for silent while it connects.
+    await connect(0, '-k 3')
     await guest.waitFor('test -b /dev/nvme0n1')
     expect(await controllers()).toHaveLength(1)
     await guest.setLink(0, false)

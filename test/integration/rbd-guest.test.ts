@@ -102,7 +102,7 @@ await describeWith([...CEPH_PROGRAMS, ...GUEST_PROGRAMS, 'nbdcopy'], 'RBD images
       const params = { serial_number: 'RBD', ana_reporting: true, ...RANGES[nic] }
       const port = await gateway.serve(NQN, ['shared'], params)
       await gateway.setAnaState(NQN, port, ANA_STATES[nic]!)
-      await host.connect({ nqn: NQN, port, nic, args: '-k 2' })
+      await host.connect({ nqn: NQN, port, nic, args: '-k 5' })
     }
     await guest.waitFor('test -b /dev/nvme0n1')
     for (const [index, state] of ['optimized', 'non-optimized'].entries())
