@@ -2,12 +2,12 @@
  * Guests of a libvirt that confines them with AppArmor: in a guest with Debian's kernel, which runs this machine's programs and
  * the daemon on a copy of this machine's files, with Debian's profiles. What the kernel refuses is seen in its log.
  */
-import { createServer } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { describeWith } from './lab/describe-with.ts'
 import { bootGuest, type Guest } from './lab/guest.ts'
 import { call } from './lab/json-rpc.ts'
+import { eventually } from './lab/linux-host.ts'
 import { GUEST_PROGRAMS } from './lab/packages.ts'
 import { unpackedPackage } from './lab/unpacked-package.ts'
 
@@ -100,7 +100,7 @@ await describeWith(PROGRAMS, 'guests that AppArmor confines', () => {
   const attach = (volume: string, change: object): Promise<Record<string, unknown>> =>
     call(port, 'vm_attach', { domain: 'lab', volume, uri: URI, ...change })
   const rules = (): Promise<string> => inside(`cat ${RULES}`)
-  /** What QEMU has been refused so far. */
+  /** What QEMU has been refused so far. The kernel tells it a moment after it was refused. */
   const denied = async (): Promise<string[]> => {
     const { stdout } = await guest.run('dmesg')
     const lines = stdout.matchAll(/apparmor="DENIED".* profile="libvirt-.*" name="([^"]*)"/g)
@@ -122,9 +122,7 @@ await describeWith(PROGRAMS, 'guests that AppArmor confines', () => {
     await guest.waitFor('[ -e /host/root/run/entered ]')
     await inside(confine(profiles))
     await inside('setsid libvirtd > /run/libvirtd.log 2>&1 < /dev/null &')
-    port = await freePort()
-    const forward = `hostfwd_add net0 tcp:127.0.0.1:${port}-10.0.2.15:5260`
-    await guest.qmp.execute('human-monitor-command', { 'command-line': forward })
+    port = await guest.forward(5260)
     const serve = `${process.execPath} ${REPOSITORY}/bin/qpair.js serve -r 10.0.2.15:5260 --state /run/state`
     await inside(`cd /run/qpair; setsid ${serve} > /run/daemon 2>&1 < /dev/null &`)
     await inside(`until virsh -c ${URI} version > /dev/null 2>&1; do sleep 0.2; done`)
@@ -162,7 +160,7 @@ await describeWith(PROGRAMS, 'guests that AppArmor confines', () => {
       arguments: { driver: 'file', 'node-name': 'n', filename: '/srv/link/nvme.raw' },
     })
     expect(await virsh(`qemu-monitor-command lab '${open}'`)).toContain('Permission denied')
-    expect(await denied()).toEqual(['/srv/images/nvme.raw'])
+    await eventually(denied).toEqual(['/srv/images/nvme.raw'])
     await attach('/srv/link/nvme.raw', { bus: 'nvme', live: true, fix: true })
     expect(await rules()).toContain('\n  "/srv/images/nvme.raw" rwk, # qpair\n')
     expect(await denied()).toHaveLength(1)
@@ -195,11 +193,3 @@ await describeWith(PROGRAMS, 'guests that AppArmor confines', () => {
     expect(await rules()).toContain('nvme.raw')
   })
 })
-
-async function freePort(): Promise<number> {
-  const server = createServer()
-  await new Promise<void>(resolve => server.listen(0, '127.0.0.1', resolve))
-  const { port } = server.address() as { port: number }
-  await new Promise(resolve => server.close(resolve))
-  return port
-}

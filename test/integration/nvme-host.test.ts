@@ -1,6 +1,4 @@
 /** Our NVMe/TCP host against a target that nobody here wrote: the Linux kernel's, in a guest, through two ports. */
-import { once } from 'node:events'
-import { type AddressInfo, createServer } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
 import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from 'vitest'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
@@ -44,15 +42,6 @@ interface Report {
   readonly first_errors: readonly string[]
 }
 
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
-}
-
 await describeWith(GUEST_PROGRAMS, 'the host and a Linux target', () => {
   let guest: Guest
   let daemon: Daemon
@@ -62,12 +51,7 @@ await describeWith(GUEST_PROGRAMS, 'the host and a Linux target', () => {
     guest = await bootGuest({ nics: 2, modules: ['nvmet-tcp'] })
     await guest.run(LINUX_TARGET)
     ports = []
-    for (const nic of [0, 1]) {
-      const port = await freePort()
-      const forward = `hostfwd_add net${nic} tcp:127.0.0.1:${port}-10.0.${2 + nic}.15:4420`
-      await guest.qmp.execute('human-monitor-command', { 'command-line': forward })
-      ports.push(port)
-    }
+    for (const nic of [0, 1]) ports.push(await guest.forward(4420, nic))
   })
   afterAll(() => guest?.stop())
 
@@ -130,10 +114,12 @@ await describeWith(GUEST_PROGRAMS, 'the host and a Linux target', () => {
     while (!(await condition())) await delay(50)
   }
 
+  /** Of both paths; fewer while a daemon that was started anew still waits for the target. */
   const states = async (): Promise<string[]> => {
     const [controller] = await daemon.rpc<{ ctrlrs: { state: string }[] }[]>('bdev_nvme_get_controllers')
-    return controller!.ctrlrs.map(({ state }) => state)
+    return controller?.ctrlrs.map(({ state }) => state) ?? []
   }
+  const areEnabled = async (): Promise<boolean> => (await states()).join() === 'enabled,enabled'
 
   it('sees the namespace as Linux describes it', async () => {
     const [bdev] = await daemon.rpc<object[]>('bdev_get_bdevs', { name: 'Nvme0n1' })
@@ -149,7 +135,7 @@ await describeWith(GUEST_PROGRAMS, 'the host and a Linux target', () => {
   it('follows ANA states under I/O, with no error', async () => {
     const id = await start({})
     await progress(id)
-    expect(await current()).toBe(0)
+    await until(async () => (await current()) === 0)
     await guest.run(`echo inaccessible >${PORTS}/1/ana_groups/1/ana_state`)
     await until(async () => (await current()) === 1)
     await progress(id)
@@ -167,7 +153,7 @@ await describeWith(GUEST_PROGRAMS, 'the host and a Linux target', () => {
       await until(async () => (await states())[port - 1] !== 'enabled')
       await progress(id)
       await guest.run(`ln -s /sys/kernel/config/nvmet/subsystems/${NQN} ${PORTS}/${port}/subsystems/`)
-      await until(async () => (await states()).every(state => state === 'enabled'))
+      await until(areEnabled)
     }
     await progress(id)
     await stop(id)
@@ -184,7 +170,7 @@ await describeWith(GUEST_PROGRAMS, 'the host and a Linux target', () => {
     // unless the target has given the connections up.
     await until(async () => (await established()) === 0)
     await guest.setLink(0, true)
-    await until(async () => (await states()).every(state => state === 'enabled'))
+    await until(areEnabled)
     await progress(id)
     await stop(id)
   })
@@ -201,7 +187,8 @@ await describeWith(GUEST_PROGRAMS, 'the host and a Linux target', () => {
 
   it('keeps its paths over a crash of the daemon', async () => {
     await daemon.restart('SIGKILL')
-    await until(async () => (await states()).every(state => state === 'enabled'))
+    await until(areEnabled)
+    await daemon.rpc('bdev_get_bdevs', { name: 'Nvme0n1', timeout: 60_000 })
     const id = await start({})
     await progress(id)
     await stop(id)

@@ -196,6 +196,20 @@ export class Guest {
     await this.qmp.execute('set_link', { name: `port${nic}`, up })
   }
 
+  /** Makes a port of the guest reachable through one of its interfaces, at a port of 127.0.0.1 that QEMU picks. */
+  async forward(port: number, nic = 0): Promise<number> {
+    const monitor = (line: string): Promise<string> =>
+      this.qmp.execute<string>('human-monitor-command', { 'command-line': line })
+    const address = `10.0.${2 + nic}.15`
+    const refusal = await monitor(`hostfwd_add net${nic} tcp:127.0.0.1:0-${address}:${port}`)
+    const networks = await monitor('info usernet')
+    const row = new RegExp(`HOST_FORWARD\\] +\\d+ +127\\.0\\.0\\.1 +(\\d+) +${address} +${port} `).exec(
+      networks,
+    )
+    if (row === null) throw this.#failure(`port ${port} is not forwarded: ${refusal}${networks}`)
+    return Number(row[1])
+  }
+
   /** Resets the machine as its reset button would, and waits until it has booted again. */
   async reset(): Promise<void> {
     this.#agent.rebooting(new Error('the guest was reset'))

@@ -3,18 +3,21 @@
  */
 import { execFile } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { promisify } from 'node:util'
+import { ownAddress } from './ceph.ts'
 import { Child } from './child.ts'
 import { findProgram, type Program } from './packages.ts'
 
 export const TGT_PROGRAMS = ['tgtd', 'tgtadm', 'setpriv'] as const satisfies Program[]
 
 /** After which time a target that does not answer counts as hung. */
-const TIMEOUT_MS = 30_000
+const TIMEOUT_MS = 120_000
+
+/** That of iSCSI. */
+const PORT = 3260
 
 export interface TargetOptions {
   /** The part of the name behind the colon. */
@@ -27,26 +30,26 @@ export interface TargetOptions {
 
 /** Starts it. The caller must `stop` it. */
 export async function startTgt(targets: readonly TargetOptions[]): Promise<Tgt> {
-  const tgt = new Tgt(targets, await freePort())
+  const tgt = new Tgt(targets)
   await tgt.start()
   return tgt
 }
 
 export class Tgt {
   readonly #targets: readonly TargetOptions[]
-  readonly #port: number
+  /** Of the loopback interface and of nobody else: the port is free, and stays so while the target is away. */
+  readonly #address = ownAddress()
   /** Of its control socket. */
   readonly #directory = mkdtempSync(join(tmpdir(), 'qpair-tgt-'))
   readonly #environment = { ...process.env, TGT_IPC_SOCKET: join(this.#directory, 'socket') }
   #child: Child | undefined
 
-  constructor(targets: readonly TargetOptions[], port: number) {
+  constructor(targets: readonly TargetOptions[]) {
     this.#targets = targets
-    this.#port = port
   }
 
   get portal(): string {
-    return `127.0.0.1:${this.#port}`
+    return `${this.#address}:${PORT}`
   }
 
   iqn(name: string): string {
@@ -112,13 +115,4 @@ export class Tgt {
     const words = ['--lld', 'iscsi', '--op', operation, '--mode', mode, ...args]
     await promisify(execFile)(findProgram('tgtadm')!, words, { env: this.#environment })
   }
-}
-
-/** A port that nobody has at the moment. */
-async function freePort(): Promise<number> {
-  const server = createServer()
-  await new Promise<void>(resolve => server.listen(0, '127.0.0.1', resolve))
-  const { port } = server.address() as { port: number }
-  await new Promise(resolve => server.close(resolve))
-  return port
 }
