@@ -54,7 +54,7 @@ await describeWith(PROGRAMS, 'NBD exports', () => {
     await daemon.rpc('bdev_aio_create', { name: 'file', filename: path('disk.raw'), block_size: 512 })
   })
   afterEach(stopAll)
-  afterAll(() => daemon.stop())
+  afterAll(() => daemon?.stop())
 
   it('tells nbdinfo what it is and can do', async () => {
     const { uri } = await start('memory', { name: 'about', description: 'a disk in memory', read_only: true })

@@ -107,7 +107,7 @@ await describeWith(GUEST_PROGRAMS, 'nvme-cli and a disk served by one command', 
     await host.waitForText('/sys/class/nvme/nvme0/state', 'live')
     await guest.run('nvme ns-rescan /dev/nvme0')
     await guest.run('dd if=/dev/nvme0n1 of=/dev/null bs=1M count=1 iflag=direct')
-    expect(await gateway.queues()).toBe(3)
+    await eventually(() => gateway.queues()).toBe(3)
   })
 
   it.each([
@@ -284,6 +284,8 @@ await describeWith(GUEST_PROGRAMS, 'nvme-cli and a disk served by one command', 
       `printf '#!/bin/sh\\n%s\\n' '${script}' >/tmp/hear && chmod +x /tmp/hear && : >/tmp/events`,
     )
     const listener = guest.start('exec uevent /tmp/hear', { check: false })
+    // It listens: a socket of a process, for events of kernel objects (protocol 15).
+    await guest.waitFor("awk '$2 == 15 && $3 > 0 { found = 1 } END { exit !found }' /proc/net/netlink")
     await guest.run(`nvme connect -t tcp -a ${hostAddress()} -s ${port} -n ${DISCOVERY} -k 30`)
     await host.waitForText('/sys/class/nvme/nvme0/state', 'live')
     await daemon.rpc('nvmf_create_subsystem', { nqn: `${NQN}-late`, allow_any_host: true })
