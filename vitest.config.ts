@@ -16,8 +16,8 @@ export default defineConfig({
           name: 'unit',
           sequence: { groupOrder: 0 },
           // Only against a hang: a busy machine may be many times slower than a quiet one.
-          testTimeout: 60_000,
-          hookTimeout: 60_000,
+          testTimeout: 180_000,
+          hookTimeout: 180_000,
           expect: PATIENT,
           include: ['test/**/*.test.ts'],
           exclude: ['test/integration/**', 'test/sim/seeds-*.test.ts'],

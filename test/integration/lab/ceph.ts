@@ -211,9 +211,6 @@ log file = ${this.directory}/$name.log
 mon data = ${this.directory}/mon
 mon allow pool size one = true
 mon allow pool delete = true
-# Otherwise it ends itself on a disk that others have filled to 95 %.
-mon data avail warn = 0
-mon data avail crit = 0
 # A monitor ends by itself, without a word, when the disk that it is on has less left: 5 % otherwise.
 mon data avail crit = 0
 paxos propose interval = 0.05
