@@ -27,6 +27,7 @@ import { VhostControllers } from '../vhost/controllers.ts'
 import { FrontEnds } from '../vhost/session/front-ends.ts'
 import { makeSocketDirectory } from '../vhost/socket-directory.ts'
 import { VirtioControllers } from '../virtio/virtio-controllers.ts'
+import { ServerImages } from '../vm/disk/server-images.ts'
 import { LibvirtGuests } from '../vm/libvirt/guests.ts'
 import { OwnGuests } from '../vm/run/own-guests.ts'
 import { StoragePools } from '../volume/pools.ts'
@@ -169,6 +170,7 @@ function buildContext(
   const volumes = new Volumes({ pools, bdevs, jobs, reactors, ...dispatch })
   const guestParts = {
     ...{ bdevs, volumes, vhost, nbd, call: dispatch.call, turns: new Turns() },
+    images: new ServerImages(),
     socketDirectory: vhostSettings.directory,
   }
   const ownGuests = new OwnGuests({ ...guestParts, directory: guestDirectory })

@@ -8,6 +8,7 @@ import { logSettings } from '../../src/core/log.ts'
 import { ProgramError } from '../../src/core/program.ts'
 import { DomainDocument } from '../../src/libvirt/domain-xml.ts'
 import type { RunProgram } from '../../src/libvirt/virsh.ts'
+import { ServerImages } from '../../src/vm/disk/server-images.ts'
 import type { AttachRequest } from '../../src/vm/libvirt/attach.ts'
 import { LibvirtGuests, type LibvirtGuestsParts } from '../../src/vm/libvirt/guests.ts'
 import { Turns } from '../../src/volume/turns.ts'
@@ -50,6 +51,7 @@ function guests(): LibvirtGuests {
     nbd: { list: () => [] },
     socketDirectory: directory,
     turns: new Turns(),
+    images: new ServerImages(),
     call: async (method: string, params: unknown) => {
       calls.push(method)
       // What is served has a socket, which QEMU's user is looked at for.

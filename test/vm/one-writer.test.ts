@@ -7,8 +7,14 @@ import { RpcError } from '../../src/core/errors.ts'
 import { logSettings } from '../../src/core/log.ts'
 import { ProgramError } from '../../src/core/program.ts'
 import type { RunProgram } from '../../src/libvirt/virsh.ts'
+import { ServerImages } from '../../src/vm/disk/server-images.ts'
 import type { AttachRequest } from '../../src/vm/libvirt/attach.ts'
 import { LibvirtGuests, type LibvirtGuestsParts } from '../../src/vm/libvirt/guests.ts'
+import { type DiskParts, type DiskRequest, prepareDisk } from '../../src/vm/run/disk-source.ts'
+import type { DiskWord } from '../../src/vm/run/guest-disk.ts'
+import type { RecordedDisk } from '../../src/vm/run/guest-record.ts'
+import { releaseDisk } from '../../src/vm/run/release.ts'
+import { withUndo } from '../../src/vm/undo.ts'
 import { Turns } from '../../src/volume/turns.ts'
 import { NONE } from './scripted-virsh.ts'
 
@@ -22,6 +28,8 @@ let bdevs: Map<string, string>
 let domains: Map<string, string>
 let dependents: string[]
 let running: string
+/** What Ceph knows of who has the image open. */
+let clients: string[]
 
 beforeEach(() => {
   logSettings.write = () => {}
@@ -31,6 +39,7 @@ beforeEach(() => {
   domains = new Map(['web', 'db', 'a b', 'a_b'].map(name => [name, domainOf(name, '')]))
   dependents = []
   running = ''
+  clients = []
 })
 afterEach(() => {
   logSettings.write = write
@@ -90,7 +99,7 @@ async function call(method: string, params: unknown): Promise<unknown> {
 const owners = (bdev: string): string =>
   [...exported].flatMap(([name, each]) => (each.bdev === bdev ? [`NBD export "${name}"`] : [])).join(', ')
 
-function guests(): LibvirtGuests {
+function parts(images = new ServerImages()): LibvirtGuestsParts & DiskParts {
   const parts = {
     bdevs: {
       find: (name: string) =>
@@ -106,6 +115,7 @@ function guests(): LibvirtGuests {
         throw new RpcError('ENOENT', `there is no volume ${name}`)
       },
       useOf: async () => ({ bdevs: [], programs: [], others: [], dependents: [] }),
+      useAnywhere: async () => ({ bdevs: [], programs: [], others: clients, dependents: [] }),
       useOfMedium: async ({ path }: { path: string }) => ({
         bdevs: [...bdevs].flatMap(([name, file]) => (file === path ? [{ name, readOnly: false }] : [])),
         programs: [],
@@ -122,9 +132,24 @@ function guests(): LibvirtGuests {
         })),
     },
     ...{ socketDirectory: directory, turns: new Turns(), run: virsh, root: directory, call },
+    ...{ images, access: { run: virsh, root: directory } },
   }
-  return new LibvirtGuests(parts as unknown as LibvirtGuestsParts)
+  return parts as unknown as LibvirtGuestsParts & DiskParts
 }
+
+const guests = (): LibvirtGuests => new LibvirtGuests(parts())
+
+const diskOf = (volume: string, means: 'direct'): DiskWord => ({
+  ...{
+    volume,
+    bus: 'virtio',
+    means,
+    format: undefined,
+    serial: undefined,
+    isReadOnly: false,
+    isShared: false,
+  },
+})
 
 const request = (change: Partial<AttachRequest>): AttachRequest => ({
   ...{ domain: 'web', volume: 'm0', pool: undefined, bus: 'virtio', target: undefined, serial: undefined },
@@ -188,6 +213,59 @@ describe('a disk that a guest writes to', () => {
       'ceph/image is in use by domain db, which runs, and two writers would destroy it: qpair vm detach db vda first',
     )
     await all.attach(undefined, request({ ...image, domain: 'a_b', isShared: true }))
+  })
+
+  it('is on a server, and is given to one of two domains that ask at the same time', async () => {
+    const all = guests()
+    const image = { volume: 'ceph/image', means: 'direct' } as const
+    const results = await Promise.allSettled([
+      all.attach(undefined, request(image)),
+      all.attach(undefined, request({ ...image, domain: 'db' })),
+    ])
+    expect(results.map(({ status }) => status)).toEqual(['fulfilled', 'rejected'])
+    expect((results[1] as PromiseRejectedResult).reason.message).toContain(
+      'ceph/image is in use by domain web, disk vda, and two writers would destroy it',
+    )
+  })
+
+  it('is on a server, and is a guest of ours until that lets go of it, by whichever means others ask', async () => {
+    const all = parts()
+    const wanted = { ...diskOf('ceph/image', 'direct'), pool: undefined, target: undefined }
+    const take = (name: string, change: Partial<DiskRequest> = {}): Promise<Omit<RecordedDisk, 'port'>> =>
+      withUndo(undo => prepareDisk({ ...wanted, ...change }, { name, targets: [] }, undo, all))
+    const disk = await take('web')
+    const refused = 'ceph/image is in use by guest web, disk vda, and two writers would destroy it'
+    await expect(take('db')).rejects.toThrow(refused)
+    await expect(take('db', { means: 'nbd' })).rejects.toThrow(refused)
+    const domain = new LibvirtGuests(all)
+    const asked = request({ volume: 'ceph/image', means: 'direct' })
+    await expect(domain.attach(undefined, asked)).rejects.toThrow(refused)
+    await take('db', { isReadOnly: true })
+    await releaseDisk('web', disk, all)
+    await domain.attach(undefined, asked)
+  })
+
+  it('is on a server, and a guest that could not be made has not got it', async () => {
+    const all = parts()
+    const wanted = { ...diskOf('ceph/image', 'direct'), pool: undefined, target: undefined }
+    const failed = withUndo(async undo => {
+      await prepareDisk(wanted, { name: 'web', targets: [] }, undo, all)
+      throw new RpcError('EIO', 'QEMU has not started')
+    })
+    await expect(failed).rejects.toThrow('QEMU has not started')
+    await withUndo(undo => prepareDisk(wanted, { name: 'db', targets: [] }, undo, all))
+  })
+
+  it('is on a server that has a client on another machine', async () => {
+    clients = ['the client of Ceph at 192.0.2.7']
+    const refused =
+      'ceph/image is open for writing by the client of Ceph at 192.0.2.7, and two writers would destroy it'
+    const image = { volume: 'ceph/image', means: 'direct' } as const
+    await expect(guests().attach(undefined, request(image))).rejects.toThrow(refused)
+    const wanted = { ...diskOf('ceph/image', 'direct'), pool: undefined, target: undefined }
+    const taken = withUndo(undo => prepareDisk(wanted, { name: 'db', targets: [] }, undo, parts()))
+    await expect(taken).rejects.toThrow(refused)
+    await guests().attach(undefined, request({ ...image, isShared: true }))
   })
 
   it('is nothing that volumes are made of', async () => {

@@ -34,6 +34,9 @@ export async function findForGuest(
   // A daemon that was killed while it did the same before has left it.
   const isLeft = storage.owners.some(owners => servedAs(guest, target).includes(owners))
   if (isLeft && (await releaseLeft(guest, target, sources, parts)).length > 0) storage = await find()
-  refuseSecondWriter(storage, request, user => isGuestItself(user, storage))
+  const { direct } = storage
+  const holders = direct === undefined ? [] : parts.images.holdersOf(direct)
+  const used = { ...storage, programs: [...storage.programs, ...holders] }
+  refuseSecondWriter(used, request, user => isGuestItself(user, storage))
   return storage
 }

@@ -10,6 +10,7 @@ import type { VhostControllers } from '../../vhost/controllers.ts'
 import type { AccessParts } from '../access/access.ts'
 import { withdrawRule } from '../access/apparmor.ts'
 import type { Undo } from '../undo.ts'
+import type { ServerImages } from './server-images.ts'
 import type { Call, Storage } from './storage.ts'
 
 export interface ServingParts {
@@ -122,6 +123,7 @@ function servingsOf(name: string, parts: ServingParts): Serving[] {
 
 export interface ReleaseParts extends ServingParts {
   readonly access: AccessParts
+  readonly images: ServerImages
 }
 
 /**

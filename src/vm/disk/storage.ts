@@ -25,6 +25,8 @@ export interface Storage {
   readonly direct: DiskSource | undefined
   /** An image of a CD. */
   readonly isIso: boolean
+  /** Who has it open for writing by the word of its server, on whichever machine; absent where there is none to ask. */
+  readonly clients?: () => Promise<readonly string[]>
   /** Makes a bdev over it; undefined where there is none for it. */
   readonly open: ((bdev: string, readOnly: boolean) => Promise<unknown>) | undefined
 }
@@ -79,6 +81,9 @@ async function storageOfVolume(name: string, found: Found, parts: StorageParts):
       volume.type === 'network'
         ? networkSource(found)
         : { kind: volume.type, path: volume.path, format: volume.format },
+    ...(volume.type === 'network' && {
+      clients: async () => (await volumes.useAnywhere(found)).others,
+    }),
     open: isOpenable ? (bdev, readOnly) => volumes.open({ pool, volume }, bdev, readOnly) : undefined,
   }
 }
@@ -164,5 +169,19 @@ export function refuseSecondWriter(
     'EBUSY',
     `${name} is the backing store of ${dependents.join(', ')}, which writes to it would destroy: give the guest one of those, ` +
       'or this one read-only',
+  )
+}
+
+/**
+ * The same for an image that QEMU opens by itself, of which guests on other machines may know. Throws `RpcError` EBUSY naming the
+ * clients of its server.
+ */
+export async function refuseClients({ name, clients }: Storage): Promise<void> {
+  const found = (await clients?.()) ?? []
+  if (found.length === 0) return
+  throw new RpcError(
+    'EBUSY',
+    `${name} is open for writing by ${found.join(', ')}, and two writers would destroy it: end that first (one that was killed ` +
+      'counts for half a minute longer), or give it to the guest read-only; --shared is for guests that know of each other',
   )
 }

@@ -12,6 +12,7 @@ import { findObstacles, type Need, type Obstacle } from '../access/access.ts'
 import { loadProfile, refusalSince } from '../access/apparmor.ts'
 import type { Bus, Means } from '../disk/means.ts'
 import { plugNvme } from '../disk/monitor-disk.ts'
+import { diskOf } from '../disk/server-images.ts'
 import { type ReleaseParts, socketOf } from '../disk/serving.ts'
 import type { StorageParts } from '../disk/storage.ts'
 import { type Undo, withUndo } from '../undo.ts'
@@ -86,12 +87,14 @@ export async function attach(virsh: Virsh, request: AttachRequest, parts: Attach
     const { source, means, canServe } = await parts.turns.next(() =>
       takeStorage(attachment, { confinement, user, parts }),
     )
-    await clearTheWay(source, attachment, { confinement, user, parts, canServe })
     try {
-      if (request.bus === 'nvme') await attachNvme(source, attachment)
-      else await attachDisk(source, means, attachment)
-    } catch (error) {
-      throw await withHint(error, source, user, attachment, parts)
+      await clearTheWay(source, attachment, { confinement, user, parts, canServe })
+      await hand(source, means, attachment).catch(async error => {
+        throw await withHint(error, source, user, attachment, parts)
+      })
+    } finally {
+      // From here on the document of the domain tells who has it, or nobody has.
+      parts.images.letGo(diskOf('domain', domain.name, target))
     }
     await noteMissingKvm(attachment)
     log.notice(`domain ${domain.name} has ${request.volume} as ${target} (${means})`)
@@ -223,6 +226,11 @@ async function withHint(
   }
   if (hints.length === 0) return error
   return new RpcError('EACCES', [error.message, ...hints].join('. '), { cause: error })
+}
+
+function hand(source: DiskSource, means: Means, attachment: Attachment): Promise<void> {
+  if (attachment.request.bus === 'nvme') return attachNvme(source, attachment)
+  return attachDisk(source, means, attachment)
 }
 
 async function attachNvme(source: DiskSource, attachment: Attachment): Promise<void> {

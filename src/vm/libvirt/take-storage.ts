@@ -5,8 +5,9 @@ import { type DomainDisk, nameOf } from '../../libvirt/domain-xml.ts'
 import type { Confinement, Scope } from '../../libvirt/virsh.ts'
 import { findForGuest } from '../disk/find-for-guest.ts'
 import { chooseMeans, type Means } from '../disk/means.ts'
+import { diskOf } from '../disk/server-images.ts'
 import { serve, servedAs } from '../disk/serving.ts'
-import type { Storage } from '../disk/storage.ts'
+import { refuseClients, type Storage } from '../disk/storage.ts'
 import type { Attachment, AttachParts, AttachRequest, Host } from './attach.ts'
 import { type Domain, disksOf, documentsOf, readDomains, sourcesOf } from './domains.ts'
 
@@ -22,7 +23,12 @@ export async function takeStorage(
   if (!request.isReadOnly && !request.isShared) refuseTwice(storage, domain, scope)
   const means = meansFor(storage, domain, scope, request, confinement)
   const source = await sourceOf(storage, means, attachment, user, parts)
-  if (!request.isReadOnly && !request.isShared) await refuseOtherDomains(source, attachment)
+  if (!request.isReadOnly && !request.isShared) {
+    await refuseOtherDomains(source, attachment)
+    // The domain itself may be a client, now or before its next start.
+    if (means === 'direct' && !sourcesOf(domain).includes(nameOf(source))) await refuseClients(storage)
+  }
+  if (!request.isReadOnly) parts.images.hold(diskOf('domain', domain.name, target), source)
   const canServe = means === 'direct' && (storage.bdev !== undefined || storage.open !== undefined)
   return { source, means, canServe }
 }

@@ -3,8 +3,9 @@ import { RpcError } from '../../core/errors.ts'
 import type { Turns } from '../../volume/turns.ts'
 import { findForGuest } from '../disk/find-for-guest.ts'
 import { chooseMeans, type Means } from '../disk/means.ts'
+import { diskOf } from '../disk/server-images.ts'
 import { type ReleaseParts, serve } from '../disk/serving.ts'
-import { findStorage, type StorageParts } from '../disk/storage.ts'
+import { findStorage, refuseClients, type Storage, type StorageParts } from '../disk/storage.ts'
 import type { Undo } from '../undo.ts'
 import type { DiskWord, GuestBus } from './guest-disk.ts'
 import type { RecordedDisk } from './guest-record.ts'
@@ -60,6 +61,7 @@ export async function prepareDisk(
       isHiddenDevice: false,
     })
     const readOnly = request.isReadOnly || storage.isIso
+    if (means === 'direct' && !readOnly) await holdImage(storage, request, { ...guest, target }, undo, parts)
     const source =
       means === 'direct'
         ? storage.direct!
@@ -72,6 +74,20 @@ export async function prepareDisk(
     const serial = request.serial ?? `${guest.name.slice(0, 19 - target.length)}-${target}`
     return { target, bus, means, volume, source, serial, isReadOnly: readOnly }
   })
+}
+
+/** Nothing but this keeps the next guest from an image on a server. */
+async function holdImage(
+  storage: Storage,
+  { isShared }: DiskRequest,
+  { name, target }: { readonly name: string; readonly target: string },
+  undo: Undo,
+  { images }: DiskParts,
+): Promise<void> {
+  if (!isShared) await refuseClients(storage)
+  const disk = diskOf('guest', name, target)
+  images.hold(disk, storage.direct!)
+  undo.add(`hold of ${storage.name}`, async () => images.letGo(disk))
 }
 
 /** The image of a CD, which QEMU opens itself. */

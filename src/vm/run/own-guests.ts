@@ -8,6 +8,7 @@ import { ProgramError, runProgram } from '../../core/program.ts'
 import { kvmWorks } from '../../host/checks/kvm.ts'
 import { Host } from '../../host/host.ts'
 import type { RunProgram } from '../../libvirt/virsh.ts'
+import { diskOf } from '../disk/server-images.ts'
 import { Qmp, QmpClosed } from '../qmp.ts'
 import { type Undo, withUndo } from '../undo.ts'
 import { type DiskParts, type DiskRequest, prepareCdrom, prepareDisk } from './disk-source.ts'
@@ -156,6 +157,9 @@ export class OwnGuests {
         log.error(`guest ${name}: ${what}`)
       }
     } else log.warning(`guest ${name} (process ${pid}) has ended while the daemon was away`)
+    for (const { target, source, isReadOnly } of record.disks) {
+      if (!isReadOnly) this.#parts.images.hold(diskOf('guest', name, target), source)
+    }
     this.#add({ ...record, process }, paths)
   }
 

@@ -1,6 +1,7 @@
 /** What serves disks is taken away once QEMU has let go of them: the daemon learns of that a moment after QEMU has done it. */
 import { setTimeout as delay } from 'node:timers/promises'
 import { nameOf } from '../../libvirt/domain-xml.ts'
+import { diskOf } from '../disk/server-images.ts'
 import { type ReleaseParts, release, type ServingParts, servedName } from '../disk/serving.ts'
 import type { RecordedDisk } from './guest-record.ts'
 
@@ -29,5 +30,6 @@ export async function releaseDisk(
   parts: ReleaseParts,
 ): Promise<string[]> {
   await untilDisconnected(guest, [target], parts)
+  parts.images.letGo(diskOf('guest', guest, target))
   return release(guest, target, nameOf(source), parts)
 }

@@ -1,0 +1,33 @@
+/**
+ * Images on servers that guests open by themselves. Files and devices QEMU locks against a second writer; with these nothing does,
+ * so that who has one is kept here: from the look at who uses it to the disk's end for a guest of ours, and until its document
+ * tells for a domain. Guests of other machines are known to the image's server alone: see `Storage.clients`.
+ */
+import type { DiskSource } from '../../libvirt/disk-xml.ts'
+import { nameOf } from '../../libvirt/domain-xml.ts'
+
+export class ServerImages {
+  /** The images by the disk that has them. */
+  readonly #held = new Map<string, string>()
+
+  /** `disk`, as `diskOf` names it, writes to that; what is no image on a server is nobody's business here. */
+  hold(disk: string, source: DiskSource): void {
+    if (source.kind === 'rbd' || source.kind === 'iscsi') this.#held.set(disk, keyOf(source))
+  }
+
+  letGo(disk: string): void {
+    this.#held.delete(disk)
+  }
+
+  /** The disks that write to it. */
+  holdersOf(source: DiskSource): string[] {
+    const key = keyOf(source)
+    return [...this.#held].flatMap(([disk, image]) => (image === key ? [disk] : []))
+  }
+}
+
+/** A guest of ours may be called as a domain is. */
+export const diskOf = (owner: 'guest' | 'domain', name: string, target: string): string =>
+  `${owner} ${name}, disk ${target}`
+
+const keyOf = (source: DiskSource): string => `${source.kind} ${nameOf(source)}`
