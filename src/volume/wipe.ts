@@ -3,7 +3,7 @@ import { randomFillSync } from 'node:crypto'
 import { type FileHandle, open } from 'node:fs/promises'
 import { errnoName, RpcError } from '../core/errors.ts'
 import { fallocate } from '../sys/libc.ts'
-import { sizeOf } from './formats/raw.ts'
+import { dataRanges, sizeOf, writeError } from './formats/raw.ts'
 import type { Progress, VolumeFacts, WipeAlgorithm } from './pool.ts'
 
 const STEP = 4 << 20
@@ -11,7 +11,7 @@ const STEP = 4 << 20
 const TRIM_STEP = 1 << 30
 const PUNCH_HOLE_KEEP_SIZE = 0x03
 
-/** Wipes a file or a block device in place, from `fromBytes` on. Its size stays. */
+/** Wipes a file or a block device in place, from `fromBytes` on. Its size stays, and the holes of a file, which hold nothing. */
 export async function wipeFile(
   path: string,
   algorithm: WipeAlgorithm,
@@ -25,6 +25,8 @@ export async function wipeFile(
     if (algorithm === 'trim') await trim(file, path, range, progress)
     else await overwrite(file, algorithm, range, progress)
     await file.sync()
+  } catch (error) {
+    throw writeError(path, error)
   } finally {
     await file.close()
   }
@@ -49,12 +51,14 @@ async function overwrite(
   { report, signal }: Progress,
 ): Promise<void> {
   const buffer = Buffer.alloc(Math.min(STEP, size))
-  for (let at = from; at < size; ) {
-    signal.throwIfAborted()
-    if (algorithm === 'random') randomFillSync(buffer)
-    const { bytesWritten } = await file.write(buffer, 0, Math.min(STEP, size - at), at)
-    at += bytesWritten
-    report(at, size)
+  for (const [start, end] of dataRanges(file.fd, from, size)) {
+    for (let at = start; at < end; ) {
+      signal.throwIfAborted()
+      if (algorithm === 'random') randomFillSync(buffer)
+      const { bytesWritten } = await file.write(buffer, 0, Math.min(STEP, end - at), at)
+      at += bytesWritten
+      report(at, size)
+    }
   }
 }
 

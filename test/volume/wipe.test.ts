@@ -1,0 +1,51 @@
+import {
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { QUIET } from '../../src/volume/pool.ts'
+import { wipeFile } from '../../src/volume/wipe.ts'
+
+const MIB = 1 << 20
+const SIZE = 64 * MIB
+const PIECE = 64 << 10
+const AT = 32 * MIB
+
+let directory: string
+let path: string
+
+/** A thin volume with something in the middle. */
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), 'qpair-wipe-'))
+  path = join(directory, 'thin')
+  const fd = openSync(path, 'w')
+  writeSync(fd, Buffer.alloc(PIECE, 0x11), 0, PIECE, AT)
+  closeSync(fd)
+  truncateSync(path, SIZE)
+})
+afterEach(() => rmSync(directory, { recursive: true }))
+
+const piece = (): Buffer => readFileSync(path).subarray(AT, AT + PIECE)
+
+describe.each(['zero', 'random', 'trim'] as const)('wiping with %s', algorithm => {
+  it('leaves nothing of what was there, and the holes and the size as they are', async () => {
+    await wipeFile(path, algorithm, QUIET)
+    expect(piece().includes(Buffer.alloc(16, 0x11))).toBe(false)
+    expect(piece().equals(Buffer.alloc(PIECE))).toBe(algorithm !== 'random')
+    expect(statSync(path).size).toBe(SIZE)
+    expect(statSync(path).blocks * 512).toBeLessThan(MIB)
+  })
+
+  it('begins where it is told to', async () => {
+    await wipeFile(path, algorithm, QUIET, AT + PIECE)
+    expect(piece().equals(Buffer.alloc(PIECE, 0x11))).toBe(true)
+  })
+})
