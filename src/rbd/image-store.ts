@@ -45,6 +45,8 @@ interface Work {
   readonly store: LibrbdPool
 }
 
+const ENOENT = -errnoNumber('ENOENT')
+
 export class ImageStore {
   readonly #clusters: RbdClusters
   readonly #cluster: string
@@ -100,6 +102,24 @@ export class ImageStore {
   rename(name: string, to: string): Promise<void> {
     return this.#use(async ({ pool, store }) => {
       this.#check('rename', name, await store.renameImage(pool, name, to))
+    })
+  }
+
+  /**
+   * Takes away what an interruption has left of giving `name` to a new image, or of renaming it to `to`. Ceph makes such a
+   * change in three steps: the new name leads to the image, the pool lists it under that name, the old one leads nowhere. In
+   * between, a name that is not listed leads to an image: no other can have it, and who deletes by it deletes an image that
+   * may have another name by now. `name` is one that nobody else gives.
+   */
+  forgetInterrupted(name: string, to: string): Promise<void> {
+    return this.#use(async ({ pool, store }) => {
+      const listed = await store.listImages(pool)
+      if (typeof listed === 'number') throw this.#refusal('list the images', undefined, listed)
+      const image = listed.find(each => each.name === name)
+      const left = image === undefined ? name : to
+      if (image !== undefined && (await store.idOf(pool, to)) !== image.id) return
+      const result = await store.forgetName(pool, left)
+      if (result !== ENOENT) this.#check('make room for', left, result)
     })
   }
 
@@ -179,8 +199,7 @@ export class ImageStore {
     return this.#open(name, false, async (image, { pool }) => {
       const library = librbd()
       const removed = await library.removeSnapshot(image, snapshot)
-      if (removed !== -errnoNumber('ENOENT'))
-        this.#check('delete the snapshot', `${name}@${snapshot}`, removed)
+      if (removed !== ENOENT) this.#check('delete the snapshot', `${name}@${snapshot}`, removed)
       this.#check('make the snapshot', `${name}@${snapshot}`, await library.createSnapshot(image, snapshot))
       try {
         this.#check('clone', name, await library.clone(pool, name, snapshot, pool, child, 2))

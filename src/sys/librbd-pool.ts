@@ -32,6 +32,10 @@ export interface LibrbdPool {
   createImage(pool: number, name: string, sizeBytes: number, options: CreateImageOptions): Promise<number>
   removeImage(pool: number, name: string): Promise<number>
   renameImage(pool: number, from: string, to: string): Promise<number>
+  /** The id of the image that Ceph opens by this name, whether or not the pool lists it. */
+  idOf(pool: number, name: string): Promise<string | number>
+  /** Takes the name away from the image that it leads to, of which nothing else changes. */
+  forgetName(pool: number, name: string): Promise<number>
   /**
    * Bytes of the objects that an open image has, as `rbd du` counts them: at once where it has fast-diff, long otherwise.
    * Undefined where this machine has no way to be told.
@@ -60,6 +64,7 @@ function load(rados: LibraryHandle, rbd: LibraryHandle): LibrbdPool {
   return {
     ...imageCalls(rbd),
     ...usageCalls(rados),
+    ...nameCalls(rados, operations),
     listImages: listCall(rbd),
     usedBytes: usedCall(rbd),
     watchers: watchersCall(rbd),
@@ -179,6 +184,28 @@ function sizesCall(rados: LibraryHandle, operations: RadosOperations): LibrbdPoo
       unmap(answers, HEADERS_AT_ONCE * ANSWER_SIZE)
     }
     return failure < 0 ? failure : sizes
+  }
+}
+
+const NAME_TIMEOUT_MS = 30_000
+
+/** The object `rbd_id.NAME` holds the id as Ceph encodes a text: its length (u32, little endian) and its bytes. */
+function nameCalls(
+  rados: LibraryHandle,
+  operations: RadosOperations,
+): Pick<LibrbdPool, 'idOf' | 'forgetName'> {
+  const read = rados.func('int rados_aio_read(uintptr_t, str, uintptr_t, uintptr_t, size_t, uint64_t)')
+  const remove = rados.func('int rados_aio_remove(uintptr_t, str, uintptr_t)')
+  return {
+    idOf: (pool, name) =>
+      withPage(async page => {
+        const { result } = await operations.perform(pool, NAME_TIMEOUT_MS, completion =>
+          read(pool, `rbd_id.${name}`, completion, page, PAGE_SIZE, 0),
+        )
+        return result < 0 ? result : Buffer.from(bytesAt(page, result).subarray(4)).toString()
+      }),
+    forgetName: (pool, name) =>
+      operations.attempt(pool, NAME_TIMEOUT_MS, completion => remove(pool, `rbd_id.${name}`, completion)),
   }
 }
 

@@ -65,6 +65,10 @@ export const isPartial = (file: string): boolean => file.startsWith('.') && file
 export const isPartialState = (file: string): boolean =>
   file.startsWith('.') && file.endsWith(`.${owner}.partial.json`)
 
+/** What this daemon was making under a hidden name; undefined for other names. */
+export const wholeName = (name: string): string | undefined =>
+  isPartial(name) ? name.slice(1, -`.${owner}.partial`.length) : undefined
+
 /** Beside an image whose tables are being changed: interrupted, they count clusters that nobody has. */
 export const checkNoteName = (name: string): string => `.${name}.${owner}.check`
 

@@ -4,9 +4,11 @@ import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { stateIdentity } from '../../src/app/state-identity.ts'
 import { RbdClusters } from '../../src/rbd/clusters.ts'
 import { ImageStore } from '../../src/rbd/image-store.ts'
 import { librbd } from '../../src/sys/librbd.ts'
+import { nameOwner, partialName } from '../../src/volume/volume-name.ts'
 import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
@@ -300,11 +302,13 @@ await describeWith(PROGRAMS, 'a pool of Ceph', () => {
 
     /** Ceph takes the daemon that was killed for the image's user for a while. */
     const remove = async (name: string): Promise<void> => {
-      const isGone = async (): Promise<boolean> => {
-        await daemon.rpc('volume_delete', { volume: name, delete_snapshots: true }).catch(() => undefined)
-        return !(await images()).includes(name)
+      const answer = async (): Promise<unknown> => {
+        const deleted = await daemon
+          .rpc('volume_delete', { volume: name, delete_snapshots: true })
+          .catch(String)
+        return (await images()).includes(name) ? deleted : 'gone'
       }
-      await expect.poll(isGone, { timeout: 60_000 }).toBe(true)
+      await expect.poll(answer, { timeout: 120_000 }).toBe('gone')
     }
 
     it.each([40, 140])('an import ends as it should (%i ms)', async afterMs => {
@@ -336,6 +340,33 @@ await describeWith(PROGRAMS, 'a pool of Ceph', () => {
       await killDuring(afterMs, 'volume_delete', { volume: 'web', delete_snapshots: true })
       await remove('web')
       expect(await images()).toEqual([])
+    })
+
+    it('an image that was getting its name gets it, and no other is touched', async () => {
+      nameOwner(`${daemon.state} ${await stateIdentity(daemon.state)}`)
+      /** As in the middle of giving an image another name: both lead to it, and the pool lists one of them. */
+      const lead = async (name: string, alsoBy: string): Promise<void> => {
+        const id = join(daemon.directory, 'id')
+        await ceph.run('rados', '-p', 'KVMpool', 'get', `rbd_id.${name}`, id)
+        await ceph.run('rados', '-p', 'KVMpool', 'put', `rbd_id.${alsoBy}`, id)
+      }
+      const clone = async (): Promise<void> =>
+        waitForJob(await daemon.rpc('volume_clone', { volume: 'web', name: 'web2' }))
+      await fill('web')
+      await ceph.run('rbd', 'create', '--size', '8', `KVMpool/${partialName('web2')}`)
+      await lead(partialName('web2'), 'web2')
+      await clone()
+      await lead('web2', partialName('web2'))
+      await run('volume', 'rename', 'web2', 'first')
+      await clone()
+      await lead('first', partialName('second'))
+      await fill('second')
+      const made = ['first', 'second', 'web2', 'web']
+      expect(await images()).toEqual(made.toSorted())
+      for (const name of made) {
+        expect(await digestOf(name), name).toBe(digest(content))
+        await remove(name)
+      }
     })
 
     it('an image without its header is listed and can be deleted', async () => {

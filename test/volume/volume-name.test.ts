@@ -1,5 +1,11 @@
 import { describe, expect, it } from 'vitest'
-import { checkFileName, isPartial, partialName, partialStateName } from '../../src/volume/volume-name.ts'
+import {
+  checkFileName,
+  isPartial,
+  partialName,
+  partialStateName,
+  wholeName,
+} from '../../src/volume/volume-name.ts'
 
 describe('checkFileName', () => {
   it.each(['a', 'win 10.qcow2', 'ü', 'a'.repeat(220)])('takes %j', name => {
@@ -20,5 +26,8 @@ describe('partialName', () => {
     expect(isPartial(partialName('a'))).toBe(true)
     expect(isPartial(partialStateName('a'))).toBe(false)
     expect(isPartial('.a.00000000.partial')).toBe(false)
+    expect(wholeName(partialName('a.raw'))).toBe('a.raw')
+    expect(wholeName('.a.00000000.partial')).toBeUndefined()
+    expect(wholeName('a')).toBeUndefined()
   })
 })

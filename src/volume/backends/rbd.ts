@@ -24,7 +24,7 @@ import type {
   VolumeOperations,
   VolumeSnapshot,
 } from '../pool.ts'
-import { partialName } from '../volume-name.ts'
+import { partialName, wholeName } from '../volume-name.ts'
 
 export const rbdPool: PoolBackendType = {
   type: 'rbd',
@@ -187,10 +187,12 @@ class RbdVolumes implements VolumeOperations {
     const order = objectSize === undefined ? undefined : orderOf(parseSize(objectSize, 'object_size'))
     if (Number.isNaN(order))
       throw refuse(`an object_size of ${objectSize}: a power of two from 4K to 32M it can be`)
+    await this.#forgetInterrupted(name)
     await this.#store.create(name, capacityBytes, { order, dataPool })
   }
 
   async delete({ name }: VolumeFacts): Promise<void> {
+    await this.#forgetInterrupted(name)
     const { areThere, names } = await ifThere(this.#store.children(name), NO_CHILDREN)
     if (areThere) {
       const children = names.length === 0 ? 'clones' : names.join(', ')
@@ -225,6 +227,12 @@ class RbdVolumes implements VolumeOperations {
     await this.#store.clone(name, hidden, hidden)
     await this.#store.rename(hidden, to)
     report(1, 1)
+  }
+
+  /** Before a hidden image is made or deleted: the daemon may have been killed while one got its name. */
+  async #forgetInterrupted(name: string): Promise<void> {
+    const whole = wholeName(name)
+    if (whole !== undefined) await this.#store.forgetInterrupted(name, whole)
   }
 }
 
