@@ -1,6 +1,6 @@
 /** qcow2 images, judged by QEMU's own programs. */
 import { execFile } from 'node:child_process'
-import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { promisify } from 'node:util'
 import * as zlib from 'node:zlib'
 import { afterEach, beforeEach, expect, it } from 'vitest'
@@ -18,6 +18,7 @@ import { Bench, torture } from '../bdev/drivers/qcow2/support.ts'
 import { Child } from './lab/child.ts'
 import { describeWith } from './lab/describe-with.ts'
 import { findProgram, type Program } from './lab/packages.ts'
+import { isListening } from './lab/unix-socket.ts'
 
 const MIB = 1 << 20
 const SEED = Number(process.env['SEED'] ?? 20261121)
@@ -323,7 +324,7 @@ async function dirtyRanges(bench: Bench, path: string, bitmap: string): Promise<
     ...['-t', '-r', '-f', 'qcow2', '-B', bitmap, '-k', socket, path],
   ])
   try {
-    while (!existsSync(socket)) {
+    while (!isListening(socket)) {
       if (child.exit !== undefined) throw new Error(child.output)
       await new Promise(setImmediate)
     }

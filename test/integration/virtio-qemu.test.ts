@@ -113,7 +113,8 @@ await describeWith(PROGRAMS, "a disk of QEMU's storage daemon", () => {
     })
     await detach()
     expect(await daemon.rpc('bdev_get_bdevs')).toEqual([])
-    expect(await attach()).toEqual(['V0'])
+    // QEMU's storage daemon turns a front end away until it has seen that the last one has gone.
+    await expect.poll(() => attach().catch(String), { timeout: 60_000 }).toEqual(['V0'])
   })
 
   it('takes an image and gives it back, in requests of every size', async () => {

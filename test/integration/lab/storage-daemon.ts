@@ -1,8 +1,9 @@
 /** QEMU's storage daemon, serving a file as a vhost-user-blk disk: a back end that shares no line with this project. */
-import { existsSync, rmSync } from 'node:fs'
+import { rmSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Child } from './child.ts'
 import { findProgram } from './packages.ts'
+import { isListening } from './unix-socket.ts'
 
 export interface StorageDaemonOptions {
   /** The file that it serves. */
@@ -33,7 +34,7 @@ export class StorageDaemon {
       `type=vhost-user-blk,id=export,node-name=disk,writable=${readOnly ? 'off' : 'on'},num-queues=${queues},addr.type=unix,addr.path=${socket}`,
     ])
     this.#child = child
-    while (!existsSync(socket)) {
+    while (!isListening(socket)) {
       if (child.exit !== undefined) throw new Error(`the storage daemon ended at its start: ${child.output}`)
       await delay(5)
     }
