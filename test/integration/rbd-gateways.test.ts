@@ -82,7 +82,7 @@ await describeWith(CEPH_PROGRAMS, 'an image behind two gateways', () => {
   })
 
   it('is one namespace, with one UUID, over two paths', async () => {
-    expect(await states()).toEqual(['enabled', 'enabled'])
+    await eventually(states).toEqual(['enabled', 'enabled'])
     const [bdev] = JSON.parse(await rpc(client, 'bdev_get_bdevs -b Nvme0n1'))
     expect(bdev).toMatchObject({ block_size: 4096, num_blocks: SIZE / 4096 })
     const shown = await Promise.all(
@@ -181,6 +181,9 @@ await describeWith(CEPH_PROGRAMS, 'an image behind two gateways', () => {
     // What is changed meanwhile does not make the daemon forget what it could not open.
     await rpc(gateway!, 'bdev_null_create n0 8 512')
     await gateway!.restart()
-    expect(JSON.parse(await rpc(gateway!, 'bdev_get_bdevs -b rbd0'))[0].num_blocks).toBe(SIZE / 4096)
+    const blocks = async (): Promise<number> =>
+      JSON.parse(await rpc(gateway!, 'bdev_get_bdevs -b rbd0'))[0].num_blocks
+    // A start waits a few seconds for Ceph, and then goes on without it.
+    await eventually(() => blocks().catch(String)).toBe(SIZE / 4096)
   })
 })

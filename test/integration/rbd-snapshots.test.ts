@@ -116,6 +116,8 @@ await describeWith(CEPH_PROGRAMS, 'snapshots and names of RBD images', () => {
     ceph.signalOsd(0, 'SIGCONT')
     await daemon.start()
 
+    // It may have to wait for its image, which Ceph may keep waiting.
+    await eventually(() => daemon.rpc('job_list')).toHaveLength(1)
     const [again] = await daemon.rpc<WireJob[]>('job_list')
     await run('job', 'wait', String(again!.id))
     expect(await job(again!.id)).toMatchObject({ kind: 'bdev_rbd_flatten', name: 'l0', percent: 100 })
@@ -216,7 +218,9 @@ await describeWith(CEPH_PROGRAMS, 'snapshots and names of RBD images', () => {
 
   it('are back after a restart', async () => {
     await daemon.restart('SIGKILL')
-    const names = (await daemon.rpc<{ name: string }[]>('bdev_get_bdevs')).map(({ name }) => name)
-    expect(names.sort()).toEqual(['c0', 'odd', 'r0', 'seen'])
+    const names = async (): Promise<string[]> =>
+      (await daemon.rpc<{ name: string }[]>('bdev_get_bdevs')).map(({ name }) => name).sort()
+    // A start waits a few seconds for Ceph, and then goes on without it.
+    await eventually(names).toEqual(['c0', 'odd', 'r0', 'seen'])
   })
 })

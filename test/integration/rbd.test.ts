@@ -9,6 +9,7 @@ import { afterAll, beforeAll, expect, it } from 'vitest'
 import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
+import { eventually } from './lab/linux-host.ts'
 import { findProgram } from './lab/packages.ts'
 
 interface Bdev {
@@ -157,7 +158,10 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'RBD images', () => {
     await open('kept', { config: null })
     const before = await bdev('kept')
     await daemon.restart('SIGKILL')
-    expect(await bdev('kept')).toMatchObject({ uuid: before.uuid, num_blocks: before.num_blocks })
+    // A start waits a few seconds for Ceph, and then goes on without it.
+    await eventually(() => bdev('kept').catch(String)).toMatchObject({
+      ...{ uuid: before.uuid, num_blocks: before.num_blocks },
+    })
     expect(await daemon.rpc('bdev_rbd_get_clusters_info')).toEqual([
       { cluster_name: 'c', user_id: 'admin', config_file: ceph.conf },
     ])
