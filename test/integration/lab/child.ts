@@ -13,7 +13,7 @@ export interface Exit {
 const OUTPUT_MAX = 1 << 18
 
 /** How long a program may take to end on a polite signal before it is killed. */
-const GRACE_MS = 20_000
+const GRACE_MS = 60_000
 
 export class Child {
   readonly pid: number
