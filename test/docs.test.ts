@@ -103,8 +103,8 @@ function fault(line: string): string | undefined {
   }
   const own = OWN_COMMANDS.some(([usage]) => usage.split(' ')[0] === first) || CONFIG_COMMANDS.has(first)
   if (own) return undefined
-  const { command, behind } = findTyped(methods, first, words.slice(1))
-  if (command !== undefined) return wrongArguments(command.method, behind)
+  const typed = findTyped(methods, first, words.slice(1))
+  if (typed !== undefined) return wrongArguments(typed.command.method, typed.behind)
   if (!nounsOf(methods).includes(first)) return `no command ${first}`
   return second === '' || second.startsWith('-') || isPlaceholder(second)
     ? undefined

@@ -1,7 +1,7 @@
 /** A device as `bdev_get_bdevs` shows it: SPDK's fields, in SPDK's order. */
 import { z } from 'zod'
 import type { BdevInfo } from './bdev.ts'
-import { IoType } from './io.ts'
+import { IoType } from './io-type.ts'
 import { isSupported } from './support.ts'
 
 /** SPDK's names of what a device may support, in its order. What has no type here is never supported. */

@@ -1,6 +1,6 @@
 /** What a device can do: by itself, or because its channel makes up for what it lacks. */
 import type { BdevInfo } from './bdev.ts'
-import { IoType } from './io.ts'
+import { IoType } from './io-type.ts'
 
 /** One bit for each type. */
 export function maskOf(types: Iterable<IoType>): number {

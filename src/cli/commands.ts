@@ -80,17 +80,20 @@ export function findCommand(methods: Declarations, words: readonly string[]): Co
 /** Words of a verb are joined by dashes or typed as they are: `rbd snapshot-create` and `rbd snapshot create`. */
 const VERB_WORDS_MAX = 3
 
-/** The command that begins with these words, the longest one, and the words behind it. */
-export function findTyped(
-  table: Declarations,
-  noun: string,
-  args: readonly string[],
-): { readonly command: Command | undefined; readonly behind: readonly string[] } {
+export interface Typed {
+  readonly command: Command
+  /** The words behind it. */
+  readonly behind: readonly string[]
+}
+
+/** The command that begins with these words, the longest one. */
+export function findTyped(table: Declarations, noun: string, args: readonly string[]): Typed | undefined {
   for (let count = Math.min(args.length, VERB_WORDS_MAX); count > 0; count--) {
     const command = findCommand(table, [noun, args.slice(0, count).join('-')])
     if (command !== undefined) return { command, behind: args.slice(count) }
   }
-  return { command: findCommand(table, [noun]), behind: args }
+  const command = findCommand(table, [noun])
+  return command && { command, behind: args }
 }
 
 /** A method by its name or one of its older names. */

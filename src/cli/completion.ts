@@ -3,11 +3,11 @@
  * a new method is completed without a new script.
  */
 import { SERVE_OPTIONS } from '../app/options.ts'
-import type { Declarations } from '../rpc/method.ts'
-import { LAB_OPTIONS } from '../vm/lab/lab.ts'
+import { LAB_OPTIONS } from '../vm/lab/options.ts'
 import { commandsOfNoun, findCommand, findMethod, nounsOf, singleCommands } from './commands.ts'
 import { CONFIG_COMMANDS } from './config-commands.ts'
 import { NO_WAIT, OWN_COMMANDS } from './help.ts'
+import { findIn, type MethodLists } from './method-lists.ts'
 import { type CommandLine, commandLine } from './options.ts'
 import { UsageError } from './parse-args.ts'
 
@@ -56,11 +56,10 @@ export function completionScript(shell: string | undefined): string {
 }
 
 /** What may stand where the last of these words is being typed. */
-export function complete(methods: Declarations, words: readonly string[]): string[] {
+export async function complete(methods: MethodLists, words: readonly string[]): Promise<string[]> {
   const typed = words.at(-1) ?? ''
-  return candidates(methods, afterGlobals(words.slice(0, -1))).filter(candidate =>
-    candidate.startsWith(typed),
-  )
+  const all = await candidates(methods, afterGlobals(words.slice(0, -1)))
+  return all.filter(candidate => candidate.startsWith(typed))
 }
 
 /** The words behind the options that stand before the command. */
@@ -83,13 +82,12 @@ const OWN_FLAGS: Readonly<Record<string, readonly string[]>> = {
   'vm console': ['--help'],
 }
 
-function candidates(methods: Declarations, before: readonly string[]): string[] {
+async function candidates(methods: MethodLists, before: readonly string[]): Promise<string[]> {
   const [first, second] = before
   if (first === undefined) {
+    const table = await methods.all()
     const own = OWN_COMMANDS.map(([usage]) => usage.split(' ')[0]!)
-    return [
-      ...new Set([...own, ...singleCommands(methods).map(({ words }) => words[0]!), ...nounsOf(methods)]),
-    ]
+    return [...new Set([...own, ...singleCommands(table).map(({ words }) => words[0]!), ...nounsOf(table)])]
   }
   if (first === 'completion') return Object.keys(SCRIPTS)
   const flags = OWN_FLAGS[first] ?? OWN_FLAGS[`${first} ${second}`]
@@ -97,18 +95,24 @@ function candidates(methods: Declarations, before: readonly string[]): string[] 
   const config = CONFIG_COMMANDS.get(first)
   if (config !== undefined) return flagsAndValues(config, before)
   if (first === 'rpc') {
-    if (second === undefined) return [...methods.map(({ name }) => name), ...CONFIG_COMMANDS.keys()]
-    const method = findMethod(methods, second)
+    if (second === undefined) {
+      return [...(await methods.all()).map(({ name }) => name), ...CONFIG_COMMANDS.keys()]
+    }
+    const method = await findIn(methods, second, table => findMethod(table, second))
     return method === undefined ? [] : flagsAndValues(commandLine(method), before)
   }
-  const command = findCommand(methods, [first]) ?? findCommand(methods, [first, second ?? ''])
+  const command = await findIn(
+    methods,
+    [first, second].join('-'),
+    table => findCommand(table, [first]) ?? findCommand(table, [first, second ?? '']),
+  )
   if (command !== undefined) {
     const found = flagsAndValues(commandLine(command.method), before)
     return command.method.cli.job === undefined ? found : [...found, NO_WAIT]
   }
   if (second !== undefined) return []
   const own = OWN_COMMANDS.flatMap(([usage]) => (usage.startsWith(`${first} `) ? [usage.split(' ')[1]!] : []))
-  return [...own, ...commandsOfNoun(methods, first).map(({ words }) => words[1]!)]
+  return [...own, ...commandsOfNoun(await methods.all(), first).map(({ words }) => words[1]!)]
 }
 
 /** The values that the flag before takes, if it takes one; else the flags. */

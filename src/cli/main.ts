@@ -4,24 +4,22 @@
  */
 import { readFileSync } from 'node:fs'
 import { text } from 'node:stream/consumers'
-import { methods } from '../app/methods.ts'
 import { RpcError } from '../core/errors.ts'
 import { DEFAULT_SOCKET } from '../rpc/address.ts'
 import { RpcCallError, RpcConnectionError } from '../rpc/client.ts'
 import { didYouMean } from '../rpc/closest.ts'
 import type { Declarations } from '../rpc/method.ts'
-import { type Command, commandsOfNoun, findTyped, nounsOf, singleCommands } from './commands.ts'
-import { COMPLETION_HELP, complete, completionScript } from './completion.ts'
+import { commandsOfNoun, findTyped, nounsOf, singleCommands, type Typed } from './commands.ts'
 import { CONFIG_COMMANDS, runConfigCommand } from './config-commands.ts'
 import { readDocuments } from './documents.ts'
 import { followJob } from './follow-job.ts'
 import { commandHelp, NO_WAIT, nounHelp, OWN_COMMANDS, overview } from './help.ts'
+import { findIn, type MethodLists, methodLists } from './method-lists.ts'
 import { commandLine } from './options.ts'
 import { paint, render, type Terminal, toJson, writeHelp } from './output.ts'
 import { parseArgs, UsageError } from './parse-args.ts'
 import { runRpcCommand } from './rpc-command.ts'
 import { type Connection, withClient } from './session.ts'
-import { runVmConsole } from './vm-console.ts'
 
 interface Invocation {
   readonly connection: Connection
@@ -37,10 +35,10 @@ interface Invocation {
 export async function main(
   args: readonly string[],
   terminal: Terminal = processTerminal(),
-  table: Declarations = methods,
+  methods: MethodLists = methodLists,
 ): Promise<number> {
   try {
-    return await run(terminal, table, readGlobals(terminal, args))
+    return await run(terminal, methods, readGlobals(terminal, args))
   } catch (error) {
     if (error instanceof UsageError) {
       terminal.writeError(`${paint(terminal, 'red', 'qpair:')} ${error.message}\n`)
@@ -84,7 +82,7 @@ function splitFlag(arg: string): [flag: string, value: string | undefined] {
   return equals === -1 ? [arg, undefined] : [arg.slice(0, equals), arg.slice(equals + 1)]
 }
 
-async function run(terminal: Terminal, table: Declarations, invocation: Invocation): Promise<number> {
+async function run(terminal: Terminal, methods: MethodLists, invocation: Invocation): Promise<number> {
   const { connection, rest } = invocation
   const [first, ...args] = rest
   if (invocation.version) {
@@ -92,7 +90,7 @@ async function run(terminal: Terminal, table: Declarations, invocation: Invocati
     return 0
   }
   if (first === undefined || first === 'help') {
-    writeHelp(terminal, overview(table))
+    writeHelp(terminal, overview(await methods.all()))
     return first === undefined && !invocation.help ? 2 : 0
   }
   const own = invocation.help ? [...args, '--help'] : args
@@ -116,59 +114,60 @@ async function run(terminal: Terminal, table: Declarations, invocation: Invocati
     case 'vm':
       // As above: these two have the terminal to themselves.
       if (args[0] === 'lab') return (await import('../vm/lab/lab.ts')).vmLab(own.slice(1))
-      if (args[0] === 'console') return runVmConsole(terminal, connection, own.slice(1))
-      break
+      if (args[0] !== 'console') break
+      return (await import('./vm-console.ts')).runVmConsole(terminal, connection, own.slice(1))
     case 'rpc':
-      await runRpcCommand(terminal, table, connection, own)
+      await runRpcCommand(terminal, methods, connection, own)
       return 0
-    case 'completion':
+    case 'completion': {
+      const { COMPLETION_HELP, completionScript } = await import('./completion.ts')
       terminal.write(
         own.includes('--help') || own.includes('-h') ? COMPLETION_HELP : completionScript(args[0]),
       )
       return 0
-    case 'complete':
+    }
+    case 'complete': {
       // Called by the completion scripts: `qpair complete -- WORD…`.
-      terminal.write(
-        complete(table, args.slice(1))
-          .map(word => `${word}\n`)
-          .join(''),
-      )
+      const { complete } = await import('./completion.ts')
+      const words = await complete(methods, args.slice(1))
+      terminal.write(words.map(word => `${word}\n`).join(''))
       return 0
+    }
   }
   const config = first.replaceAll('-', '_')
   if (CONFIG_COMMANDS.has(config)) await runConfigCommand(terminal, connection, config, own)
-  else return runMethodCommand(terminal, table, invocation, own)
+  else return runMethodCommand(terminal, methods, invocation, own)
   return 0
 }
 
 async function runMethodCommand(
   terminal: Terminal,
-  table: Declarations,
+  methods: MethodLists,
   invocation: Invocation,
   args: readonly string[],
 ): Promise<number> {
   const noun = invocation.rest[0]!
-  const isNoun = nounsOf(table).includes(noun)
-  const wantsHelp = args.includes('--help') || args.includes('-h')
   const [verb] = args
-  const { command, behind } = findTyped(table, noun, args)
-  if (command === undefined) {
+  const typed = await findIn(methods, [noun, ...args].join('-'), table => findTyped(table, noun, args))
+  if (typed === undefined) {
+    const table = await methods.all()
+    const isNoun = nounsOf(table).includes(noun)
     if (isNoun && (verb === undefined || verb.startsWith('-'))) writeHelp(terminal, nounHelp(table, noun))
     else throw unknownCommand(table, noun, isNoun ? verb : undefined)
     return 0
   }
-  if (!wantsHelp) return runMethod(terminal, invocation, command, behind)
-  writeHelp(terminal, commandHelp(command))
+  const wantsHelp = args.includes('--help') || args.includes('-h')
+  if (!wantsHelp) return runMethod(terminal, invocation, typed)
+  writeHelp(terminal, commandHelp(typed.command))
   return 0
 }
 
 async function runMethod(
   terminal: Terminal,
   invocation: Invocation,
-  { method }: Command,
-  args: readonly string[],
+  { command: { method }, behind }: Typed,
 ): Promise<number> {
-  const { connection, json, rest } = takeOutputFlags(invocation, args)
+  const { connection, json, rest } = takeOutputFlags(invocation, behind)
   const { job } = method.cli
   const words = job === undefined ? rest : rest.filter(word => word !== NO_WAIT)
   const params = readDocuments(method, parseArgs(commandLine(method), words))

@@ -1,11 +1,11 @@
 /** `qpair rpc`: command lines of SPDK's `rpc.py` word for word, or any method with its parameters as JSON. */
 import { isIP } from 'node:net'
 import { didYouMean } from '../rpc/closest.ts'
-import type { Declarations } from '../rpc/method.ts'
-import { findMethod } from './commands.ts'
+import { type Declared, findMethod } from './commands.ts'
 import { CONFIG_COMMANDS, runConfigCommand } from './config-commands.ts'
 import { readDocuments } from './documents.ts'
 import { commandHelp, methodList } from './help.ts'
+import { findIn, type MethodLists } from './method-lists.ts'
 import { commandLine } from './options.ts'
 import { renderLikeRpcPy, type Terminal, toJson, writeHelp } from './output.ts'
 import { parseArgs, UsageError } from './parse-args.ts'
@@ -19,26 +19,26 @@ interface RpcPyOptions {
 
 export async function runRpcCommand(
   terminal: Terminal,
-  methods: Declarations,
+  methods: MethodLists,
   defaults: Connection,
   args: readonly string[],
 ): Promise<void> {
   const { connection, dryRun, rest } = readOptions(defaults, args)
   const [name, ...words] = rest
   if (name === undefined || name === '-h' || name === '--help') {
-    writeHelp(terminal, methodList(methods))
+    writeHelp(terminal, methodList(await methods.all()))
     return
   }
   if (CONFIG_COMMANDS.has(name)) {
     await runConfigCommand(terminal, connection, name, words)
     return
   }
-  const method = findMethod(methods, name)
+  const method = await findIn(methods, name, table => findMethod(table, name))
   if (method !== undefined && (words.includes('--help') || words[0] === '-h')) {
     writeHelp(terminal, commandHelp({ words: ['rpc', method.name], method }))
     return
   }
-  const params = readParams(methods, name, words)
+  const params = await readParams(methods, method, name, words)
   if (dryRun) {
     terminal.write(`Request:\n${toJson({ method: name, params })}`)
     return
@@ -50,18 +50,21 @@ export async function runRpcCommand(
 }
 
 /** Flags as the method declares them; a method that is not known here may still be sent with JSON. */
-function readParams(
-  methods: Declarations,
+async function readParams(
+  methods: MethodLists,
+  method: Declared | undefined,
   name: string,
   words: readonly string[],
-): Readonly<Record<string, unknown>> {
-  const method = findMethod(methods, name)
+): Promise<Readonly<Record<string, unknown>>> {
   const first = words[0]
   if (words.length === 1 && first!.trimStart().startsWith('{')) return parseJson(first!)
   if (method !== undefined) return readDocuments(method, parseArgs(commandLine(method), words))
   if (words.length === 0) return {}
-  const names = methods.map(each => each.name)
-  const hint = didYouMean(name, names)
+  const table = await methods.all()
+  const hint = didYouMean(
+    name,
+    table.map(each => each.name),
+  )
   const otherwise = 'o send it all the same, give its parameters as JSON'
   throw new UsageError(`qpair has no method ${name}${hint}${hint === '' ? '; t' : ' T'}${otherwise}`)
 }

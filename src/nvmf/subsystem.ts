@@ -1,7 +1,7 @@
 /** A subsystem as the control thread has it: what operators set, and the snapshot that reactors work with. */
 import type { BdevInfo } from '../bdev/bdev.ts'
 import type { Claim } from '../bdev/claims.ts'
-import { IoType } from '../bdev/io.ts'
+import { IoType } from '../bdev/io-type.ts'
 import { RpcError } from '../core/errors.ts'
 import { formatSize } from '../core/format-size.ts'
 import type { AnaState } from '../spec/nvme-log.ts'

@@ -1,7 +1,7 @@
 /** What `nvmf_create_transport` may set, its defaults, and what is not possible. */
 import { RpcError } from '../core/errors.ts'
 import { FUSES_COMPARE_AND_WRITE, Oncs } from '../spec/nvme-identify.ts'
-import { BufferPool } from '../sys/memory.ts'
+import { BUFFER_SIZE_MAX } from '../sys/buffer-size.ts'
 import type { TransportSettings } from './messages.ts'
 
 export interface TransportParams {
@@ -66,7 +66,7 @@ export function transportSettings(params: TransportParams): TransportSettings {
   within('max_aq_depth', settings.maxAqDepth, AQ_DEPTH_MIN, QUEUE_DEPTH_MAX)
   within('max_io_qpairs_per_ctrlr', settings.maxIoQpairsPerCtrlr, 1, 0xfffe)
   within('in_capsule_data_size', inCapsuleDataSize, 0, IN_CAPSULE_MAX)
-  within('max_io_size', maxIoSize, 2 * PAGE_SIZE, BufferPool.MAX_SIZE)
+  within('max_io_size', maxIoSize, 2 * PAGE_SIZE, BUFFER_SIZE_MAX)
   within('kas', settings.kas, 1, 0xffff)
   if (inCapsuleDataSize % IN_CAPSULE_UNIT !== 0) {
     throw new RpcError(

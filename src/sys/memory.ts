@@ -4,6 +4,7 @@
  */
 import { assert } from '../core/assert.ts'
 import { SysError } from '../core/errors.ts'
+import { BUFFER_SIZE_MAX } from './buffer-size.ts'
 import { memcmp, memcpy, memset, mmap, munmap, viewMemory } from './libc.ts'
 
 export { memcmp, memcpy, memset }
@@ -128,7 +129,7 @@ function mapWindow(sizeBytes: number): number {
 }
 
 /** What a span is cut from, unless the arena has no more left than a buffer: every size of a buffer divides it. */
-const SPAN_SIZE = 1 << 20
+const SPAN_SIZE = BUFFER_SIZE_MAX
 /** This part of the arena is not for buffers: what else is taken from it is small, and nobody can wait for it. */
 const RESERVE_DIVISOR = 16
 

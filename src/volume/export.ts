@@ -4,10 +4,11 @@
  */
 import type { BdevInfo } from '../bdev/bdev.ts'
 import { RpcError } from '../core/errors.ts'
+import type { Found } from './found.ts'
 import { type Call, exportOverNvme, type Serving, servedOverNvme, volumeSerialOf } from './nvme-export.ts'
 import { Turns } from './turns.ts'
 import { bdevNameOf, takingBack, type VolumeUse } from './use.ts'
-import type { Found, Volumes } from './volumes.ts'
+import type { Volumes } from './volumes.ts'
 
 export type ExportKind = 'nvme' | 'vhost' | 'nbd'
 

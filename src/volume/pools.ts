@@ -202,6 +202,12 @@ export class StoragePools implements Configurable {
     return pool
   }
 
+  /** The document of a pool as libvirt would show it: with how full it is. */
+  xmlOf(name: string): string {
+    const { document, contents } = this.#get(name)
+    return formatPool({ ...document, usage: contents })
+  }
+
   /** Whether the pools answer, and how full they are now. One that does not answer keeps nobody from the others. */
   async checkUsage(): Promise<void> {
     await Promise.all([...this.#pools.values()].map(pool => pool.checkUsage()))
@@ -278,6 +284,3 @@ function savedCalls({ name, document, isAutostart, watermarks: { levels } }: Poo
       : [{ method: 'pool_set_watermarks', params: { pool: name, levels: [...levels] } }]),
   ]
 }
-
-/** The document as libvirt would show it: with how full it is. */
-export const xmlOf = ({ document, contents }: Pool): string => formatPool({ ...document, usage: contents })

@@ -2,19 +2,17 @@
 import type { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError, thereAre } from '../core/errors.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
-import type { MethodCall } from '../rpc/config.ts'
 import type { Jobs } from '../rpc/jobs.ts'
 import { VolumeExports } from './export.ts'
+import { type Again, anotherOne, type Found, HALF_FILLED, missing } from './found.ts'
 import { LibvirtImport } from './libvirt-import.ts'
 import type { Call } from './nvme-export.ts'
 import type { VolumeFacts } from './pool.ts'
 import type { StoragePools } from './pools.ts'
-import { type Pool, volumeIn } from './storage-pool.ts'
+import { volumeIn } from './storage-pool.ts'
 import { ScratchBdevs } from './transfer/scratch-bdevs.ts'
 import { useOf, type VolumeUse } from './use.ts'
 import { VolumeClaims } from './volume-claims.ts'
-
-export const HALF_FILLED = 'an import that was interrupted and has not gone on yet (qpair config kept)'
 
 export interface VolumesOptions {
   readonly pools: StoragePools
@@ -25,21 +23,6 @@ export interface VolumesOptions {
   /** The same at once, saving nothing. */
   readonly replay: Call
   readonly reactors: ReactorGroup
-}
-
-export interface Found {
-  readonly pool: Pool
-  readonly volume: VolumeFacts
-}
-
-/** How work goes on after an interruption. */
-export interface Again {
-  /** The call that goes on with it. */
-  readonly call: MethodCall
-  /** It is that call. */
-  readonly isResumed: boolean
-  /** Of the volume when it was begun; undefined for what is begun now. */
-  readonly identity?: string | undefined
 }
 
 /** What operations on volumes have in common: where volumes are, who uses them, and who has them to himself. */
@@ -168,40 +151,4 @@ export class Volumes {
   async close(bdev: string): Promise<void> {
     await this.#call(`bdev_${this.bdevs.get(bdev).driver}_delete`, { name: bdev })
   }
-}
-
-export const fullName = ({ pool, volume }: Found): string => `${pool.name}/${volume.name}`
-
-/** What a pool has by that name, as of the last look, if that is the volume that was meant. */
-export function sameIn(pool: Pool, volume: VolumeFacts): Found {
-  const now = volumeIn(pool, volume.name)
-  if (now === undefined) throw missing(volume.name, pool)
-  if (now.key !== volume.key || now.identity !== volume.identity) throw anotherOne({ pool, volume })
-  return { pool, volume: now }
-}
-
-/** The volume as it is at this moment. Throws as `findAgain` when it is gone, or is another one by now. */
-export async function asItIs({ pool, volume }: Found): Promise<Found> {
-  await pool.lookAgain()
-  return sameIn(pool, volume)
-}
-
-/** The call that goes on with work on this volume, and on no other that may have its name by then. */
-export function pinned({ pool, volume }: Found, { method, params }: MethodCall): MethodCall {
-  const { name, identity } = volume
-  const which = { volume: name, pool: pool.name, ...(identity === undefined ? {} : { identity }) }
-  return { method, params: { ...params, ...which } }
-}
-
-function anotherOne(found: Found): RpcError {
-  return new RpcError(
-    'EINVAL',
-    `volume ${fullName(found)} is not the one that it was: another has its name now. If that is the one that is meant, ` +
-      'say it again',
-  )
-}
-
-function missing(name: string, pool: Pool): RpcError {
-  const names = pool.contents?.volumes.map(volume => volume.name) ?? []
-  return new RpcError('ENOENT', `pool ${pool.name} has no volume ${name}: ${thereAre(names)}`)
 }

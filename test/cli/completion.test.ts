@@ -4,8 +4,9 @@ import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { complete, completionScript } from '../../src/cli/completion.ts'
 import { shelfMethods, temporaryDirectory } from '../rpc/support.ts'
+import { loaded } from './support.ts'
 
-const completed = (...words: string[]): string[] => complete(shelfMethods, words)
+const completed = (...words: string[]): Promise<string[]> => complete(loaded(shelfMethods), words)
 
 describe('complete', () => {
   it.each([
@@ -43,12 +44,14 @@ describe('complete', () => {
     [['host', 'val'], ['validate']],
     [['host', 'validate', '--j'], ['--json']],
     [['nothing', 'of', 'it'], []],
-  ])('%j offers %j', (words, offers) => {
-    expect(completed(...words).sort()).toEqual([...offers].sort())
+  ])('%j offers %j', async (words, offers) => {
+    expect((await completed(...words)).sort()).toEqual([...offers].sort())
   })
 
-  it('offers everything at the start', () => {
-    expect(completed('')).toEqual(expect.arrayContaining(['serve', 'doctor', 'rpc', 'methods', 'shelf']))
+  it('offers everything at the start', async () => {
+    expect(await completed('')).toEqual(
+      expect.arrayContaining(['serve', 'doctor', 'rpc', 'methods', 'shelf']),
+    )
   })
 })
 

@@ -10,7 +10,7 @@ import { jobMethods, jobStarted, type NeedsJobs, type WireJob } from '../../src/
 import { Jobs, type JobWork } from '../../src/rpc/jobs.ts'
 import { method } from '../../src/rpc/method.ts'
 import { serveMethods } from '../rpc/support.ts'
-import { RecordingTerminal } from './support.ts'
+import { loaded, RecordingTerminal } from './support.ts'
 
 beforeEach(() => {
   logSettings.write = () => {}
@@ -40,7 +40,7 @@ async function wall(work: JobWork, isTerminal: boolean) {
     new Dispatcher<Context>({ methods: table, context: { rpc, jobs, work } }),
   )
   const terminal = new RecordingTerminal({ isTerminal, env: { QPAIR_SOCKET: address, NO_COLOR: '1' } })
-  return { jobs, terminal, qpair: (...args: string[]) => main(args, terminal, table) }
+  return { jobs, terminal, qpair: (...args: string[]) => main(args, terminal, loaded(table)) }
 }
 
 describe('a command that starts a job', () => {
@@ -121,7 +121,7 @@ describe('a command that starts a job', () => {
 
   it('has --no-wait in its help and among its completions', async () => {
     const { qpair, terminal } = await wall(async () => {}, false)
-    expect(complete(table, ['wall', 'paint', ''])).toContain('--no-wait')
+    expect(await complete(loaded(table), ['wall', 'paint', ''])).toContain('--no-wait')
     expect(await qpair('wall', 'paint', '--help')).toBe(0)
     expect(terminal.out).toContain('--no-wait')
   })

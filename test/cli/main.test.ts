@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { main } from '../../src/cli/main.ts'
 import { openShelf, serveShelf, shelfMethods, temporaryDirectory } from '../rpc/support.ts'
-import { RecordingTerminal } from './support.ts'
+import { loaded, RecordingTerminal } from './support.ts'
 
 interface Outcome {
   readonly code: number
@@ -19,7 +19,7 @@ async function shelf(isTerminal = false): Promise<(...args: string[]) => Promise
       isTerminal,
       env: { QPAIR_SOCKET: server.address, NO_COLOR: '1' },
     })
-    const code = await main(args, terminal, shelfMethods)
+    const code = await main(args, terminal, loaded(shelfMethods))
     return { code, out: terminal.out, error: terminal.error }
   }
 }
@@ -27,7 +27,7 @@ async function shelf(isTerminal = false): Promise<(...args: string[]) => Promise
 /** Without any daemon. */
 async function alone(...args: string[]): Promise<Outcome> {
   const terminal = new RecordingTerminal({ env: { QPAIR_SOCKET: join(temporaryDirectory(), 'none.sock') } })
-  const code = await main(args, terminal, shelfMethods)
+  const code = await main(args, terminal, loaded(shelfMethods))
   return { code, out: terminal.out, error: terminal.error }
 }
 
@@ -153,7 +153,7 @@ describe('help', () => {
 
   it('is no wider than the terminal', async () => {
     const terminal = new RecordingTerminal({ isTerminal: true, columns: 60 })
-    expect(await main(['--help'], terminal, shelfMethods)).toBe(0)
+    expect(await main(['--help'], terminal, loaded(shelfMethods))).toBe(0)
     expect(Math.max(...terminal.out.split('\n').map(line => line.length))).toBeLessThanOrEqual(60)
   })
 
@@ -236,7 +236,7 @@ describe('configuration', () => {
     const server = await serveShelf(openShelf())
     const terminal = new RecordingTerminal({ env: { QPAIR_SOCKET: server.address } })
     terminal.stdin = out
-    expect(await main(['rpc', 'load_config'], terminal, shelfMethods)).toBe(0)
+    expect(await main(['rpc', 'load_config'], terminal, loaded(shelfMethods))).toBe(0)
   })
 
   it('of one subsystem is saved and loaded, on one line when asked', async () => {

@@ -1,4 +1,9 @@
+import type { MethodLists } from '../../src/cli/method-lists.ts'
 import type { Terminal } from '../../src/cli/output.ts'
+import type { Declarations } from '../../src/rpc/method.ts'
+
+/** A table that is there already. */
+export const loaded = (methods: Declarations): MethodLists => ({ all: async () => methods, near: () => [] })
 
 /** A terminal that remembers what was written. */
 export class RecordingTerminal implements Terminal {

@@ -4,8 +4,9 @@ import type { BdevInfo } from '../../bdev/bdev.ts'
 import type { BdevRegistry } from '../../bdev/registry.ts'
 import { RpcError } from '../../core/errors.ts'
 import type { DiskSource } from '../../libvirt/disk-xml.ts'
+import type { Found } from '../../volume/found.ts'
 import type { VolumeUse } from '../../volume/use.ts'
-import type { Found, Volumes } from '../../volume/volumes.ts'
+import type { Volumes } from '../../volume/volumes.ts'
 
 export type Call = (method: string, params?: unknown) => Promise<unknown>
 

@@ -7,11 +7,8 @@
  */
 import { constants } from 'node:os'
 import { setTimeout as delay } from 'node:timers/promises'
-import { parseArgs } from 'node:util'
-import { RpcError } from '../../core/errors.ts'
 import { foldLines } from '../../core/fold-lines.ts'
 import { formatSize } from '../../core/format-size.ts'
-import { parseMemorySize, parseSize } from '../../core/parse-size.ts'
 import { kvmWorks } from '../../host/checks/kvm.ts'
 import { Host } from '../../host/host.ts'
 import { Console, ESCAPE, type Input, type Output } from '../console.ts'
@@ -19,49 +16,11 @@ import type { Accel } from '../run/machine.ts'
 import { isKvmFailure } from '../run/qemu-failure.ts'
 import { GatewayPair, LAB_NQN } from './gateway-pair.ts'
 import { READY } from './guest-files.ts'
-import type { Kernel } from './kernel.ts'
 import { LabDirectory, removeLeftLabs, withReason } from './lab-directory.ts'
 import { defaultCache, labImage } from './lab-image.ts'
 import { LabMachine } from './lab-machine.ts'
 import { LabMenu } from './lab-menu.ts'
-
-const HELP = `Usage: qpair vm lab [--nvme SIZE]... [--multipath] [options]
-
-Starts a small Linux guest with virtual NVMe disks and puts its console on this terminal: nvme list, lspci and fdisk -l show
-them. Needs no daemon, no root, no NVMe hardware. Everything it makes lies in a temporary directory and is removed.
-
-  --nvme SIZE         an NVMe disk of that size: 40G, 512M; may be repeated (default 10G)
-  --multipath         the disks are those of two gateways, started with it, and the guest is connected to both; Ctrl-]
-                      opens a menu to kill and start gateways, cut networks, show paths and run I/O
-  --cpus N            processors (default 2)
-  --memory SIZE       memory (default 512M)
-  --accel ACCEL       kvm, tcg (emulated, slower), or auto: KVM where it works (default)
-  --kernel PATH       a Linux kernel, together with
-  --modules DIR       its modules, /lib/modules/VERSION; by default this machine's own, or Debian's, downloaded once
-  -h, --help          this text
-
-Ctrl-] ends the lab, or opens the menu; poweroff in the guest ends it, too.
-`
-
-export const LAB_OPTIONS = {
-  nvme: { type: 'string', multiple: true },
-  multipath: { type: 'boolean' },
-  cpus: { type: 'string' },
-  memory: { type: 'string' },
-  accel: { type: 'string' },
-  kernel: { type: 'string' },
-  modules: { type: 'string' },
-  help: { type: 'boolean', short: 'h' },
-} as const
-
-interface LabRequest {
-  readonly sizes: readonly number[]
-  readonly isMultipath: boolean
-  readonly cpus: number
-  readonly memoryBytes: number
-  readonly accel: Accel | 'auto'
-  readonly kernel: Kernel | undefined
-}
+import { LAB_HELP, type LabRequest, parseRequest } from './options.ts'
 
 export interface LabTerminal {
   readonly input: Input
@@ -70,9 +29,6 @@ export interface LabTerminal {
 
 /** A guest under KVM that has not said a word by then never will: some machines offer KVM that hangs. */
 const SILENCE_MS = 20_000
-const DISKS_MAX = 16
-const DISK_BYTES_MIN = 1 << 20
-const BLOCK_BYTES = 512
 
 /** Resolves with the exit code. Throws `RpcError` for what cannot be. */
 export async function vmLab(
@@ -81,7 +37,7 @@ export async function vmLab(
 ): Promise<number> {
   const request = parseRequest(argv)
   if (request === 'help') {
-    terminal.output.write(foldLines(HELP, terminal.output.columns))
+    terminal.output.write(foldLines(LAB_HELP, terminal.output.columns))
     return 0
   }
   const directory = await LabDirectory.make()
@@ -95,51 +51,6 @@ export async function vmLab(
     await played.catch(() => undefined)
     await lab.stop()
     await directory.remove()
-  }
-}
-
-/** Throws `RpcError` EINVAL. */
-export function parseRequest(argv: readonly string[]): LabRequest | 'help' {
-  const values = parse(argv)
-  if (values.help === true) return 'help'
-  const sizes = (values.nvme ?? ['10G']).map(size => parseSize(size, '--nvme'))
-  if (sizes.length > DISKS_MAX) {
-    throw new RpcError(
-      'EINVAL',
-      `--nvme is given ${sizes.length} times: the lab has room for ${DISKS_MAX} disks`,
-    )
-  }
-  const odd = sizes.findIndex(size => size < DISK_BYTES_MIN || size % BLOCK_BYTES !== 0)
-  if (odd >= 0) {
-    throw new RpcError(
-      'EINVAL',
-      `--nvme ${values.nvme![odd]}: a disk has ${formatSize(DISK_BYTES_MIN)} at least, in blocks of ${BLOCK_BYTES} bytes`,
-    )
-  }
-  const cpus = Number(values.cpus ?? '2')
-  if (!Number.isInteger(cpus) || cpus < 1 || cpus > 64) {
-    throw new RpcError('EINVAL', `--cpus ${values.cpus}: give a number from 1 to 64`)
-  }
-  const { accel = 'auto', kernel, modules } = values
-  if (accel !== 'auto' && accel !== 'kvm' && accel !== 'tcg') {
-    throw new RpcError('EINVAL', `--accel ${accel}: choose auto, kvm or tcg`)
-  }
-  if ((kernel === undefined) !== (modules === undefined)) {
-    throw new RpcError('EINVAL', '--kernel PATH and --modules DIR go together: modules fit one kernel only')
-  }
-  return {
-    ...{ sizes, cpus, accel, isMultipath: values.multipath === true },
-    memoryBytes: parseMemorySize(values.memory ?? '512M', '--memory'),
-    kernel: kernel === undefined ? undefined : { image: kernel, modules: modules! },
-  }
-}
-
-function parse(argv: readonly string[]) {
-  try {
-    return parseArgs({ args: [...argv], allowPositionals: false, options: LAB_OPTIONS }).values
-  } catch (cause) {
-    const reason = (cause as Error).message.split('. ')[0]
-    throw new RpcError('EINVAL', `${reason}. See qpair vm lab --help`, { cause })
   }
 }
 

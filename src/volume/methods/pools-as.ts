@@ -1,7 +1,8 @@
 /** Pools without a document at hand: virsh's `pool-define-as` and `pool-create-as`, word for word. */
 import { z } from 'zod'
 import { RpcError } from '../../core/errors.ts'
-import { formatPool, type PoolAuth, type PoolDocument, poolTypes } from '../../libvirt/pool-xml.ts'
+import { poolTypes } from '../../libvirt/pool-types.ts'
+import { formatPool, type PoolAuth, type PoolDocument } from '../../libvirt/pool-xml.ts'
 import { method } from '../../rpc/method.ts'
 import { uint32 } from '../../rpc/params.ts'
 import { buildBefore, buildParams, type VolumeContext } from './params.ts'

@@ -3,7 +3,6 @@ import { z } from 'zod'
 import { formatSize } from '../../core/format-size.ts'
 import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
-import { xmlOf } from '../pools.ts'
 import type { Pool } from '../storage-pool.ts'
 import { partOf, percentOf } from '../watermarks.ts'
 import { buildBefore, buildMode, buildParams, overwrite, poolName, type VolumeContext } from './params.ts'
@@ -334,7 +333,7 @@ const poolDumpxml = method({
   errors: NO_POOL,
   concurrent: true,
   cli: POOL,
-  run: ({ pool }, { pools }: VolumeContext) => xmlOf(pools.get(pool)),
+  run: ({ pool }, { pools }: VolumeContext) => pools.xmlOf(pool),
 })
 
 const poolSetWatermarks = method({

@@ -2,9 +2,10 @@
 import { RpcError } from '../../core/errors.ts'
 import { formatSize } from '../../core/format-size.ts'
 import { logger } from '../../core/log.ts'
+import { type Found, fullName, HALF_FILLED, sameIn } from '../found.ts'
 import type { VolumeFacts } from '../pool.ts'
 import { refuseInUse, refuseLink, refuseWithDependents, type VolumeUse } from '../use.ts'
-import { type Found, fullName, HALF_FILLED, sameIn, type Volumes } from '../volumes.ts'
+import type { Volumes } from '../volumes.ts'
 import { operationOf } from './supported.ts'
 
 const log = logger('volume')

@@ -1,7 +1,8 @@
 /** Copies of volumes within their pool. */
+import { type Again, type Found, fullName, pinned } from '../found.ts'
 import { volumeIn } from '../storage-pool.ts'
 import { refuseInUse } from '../use.ts'
-import { type Again, type Found, fullName, pinned, type Volumes } from '../volumes.ts'
+import type { Volumes } from '../volumes.ts'
 import { type JobStarted, startDone, startJob } from './job.ts'
 import { operationOf } from './supported.ts'
 

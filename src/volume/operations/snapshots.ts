@@ -1,11 +1,12 @@
 /** Snapshots of volumes. */
 import { RpcError, thereAre } from '../../core/errors.ts'
 import { logger } from '../../core/log.ts'
+import { type Again, asItIs, type Found, fullName, pinned } from '../found.ts'
 import { whileBusy } from '../leftovers.ts'
 import type { VolumeSnapshot } from '../pool.ts'
 import { refuseInUse, refuseLink, refuseWithDependents } from '../use.ts'
 import { checkFileName } from '../volume-name.ts'
-import { type Again, asItIs, type Found, fullName, pinned, type Volumes } from '../volumes.ts'
+import type { Volumes } from '../volumes.ts'
 import { changeVolume, refusePrograms } from './change.ts'
 import { type JobStarted, startJob } from './job.ts'
 import { snapshotOperationsOf } from './supported.ts'

@@ -1,8 +1,9 @@
 /** Overwriting all that a volume holds. */
 import type { MethodCall } from '../../rpc/config.ts'
+import { asItIs, type Found, fullName, pinned } from '../found.ts'
 import type { WipeAlgorithm } from '../pool.ts'
 import { refuseInUse, refuseLink, refuseWithDependents } from '../use.ts'
-import { asItIs, type Found, fullName, pinned, type Volumes } from '../volumes.ts'
+import type { Volumes } from '../volumes.ts'
 import { FOLLOW_LINK } from './change.ts'
 import { type JobStarted, startJob } from './job.ts'
 import { operationOf } from './supported.ts'

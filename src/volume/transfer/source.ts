@@ -5,9 +5,10 @@ import { realPath } from '../../core/real-path.ts'
 import type { MethodCall } from '../../rpc/config.ts'
 import { fileOpening } from '../file-volumes.ts'
 import { probe } from '../formats/probe.ts'
+import type { Found } from '../found.ts'
 import type { VolumeFacts, VolumeFormat } from '../pool.ts'
 import { refuseInUse } from '../use.ts'
-import type { Found, Volumes } from '../volumes.ts'
+import type { Volumes } from '../volumes.ts'
 import { parseNbdUri } from './nbd-uri.ts'
 
 export type TransferSource =

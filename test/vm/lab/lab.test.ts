@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { parseRequest } from '../../../src/vm/lab/lab.ts'
+import { parseRequest } from '../../../src/vm/lab/options.ts'
 
 describe('the command line of the lab', () => {
   it('is one disk, where nothing is said', () => {
