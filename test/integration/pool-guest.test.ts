@@ -100,8 +100,11 @@ const ISCSI = [
       `ln -s $T/lun/lun_${lun} $T/acls/${initiator}/lun_${lun}/it`,
     ]),
   ]),
-  // Who only asks what targets there are.
-  'mkdir $T/acls/iqn.2026-01.org.example:host',
+  // Who has no other name.
+  'mkdir -p $T/acls/iqn.2026-01.org.example:host/lun_0',
+  'ln -s $T/lun/lun_0 $T/acls/iqn.2026-01.org.example:host/lun_0/it',
+  'printf kvm > $T/acls/iqn.2026-01.org.example:host/auth/userid',
+  `printf ${PASSWORD} > $T/acls/iqn.2026-01.org.example:host/auth/password`,
   'echo 1 > $T/attrib/authentication',
   'echo 1 > $T/enable',
   'echo InitiatorName=iqn.2026-01.org.example:host > /etc/iscsi/initiatorname.iscsi',
@@ -131,7 +134,7 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
     const { job_id } = await rpc<{ job_id: number }>(method, params)
     const state = async (): Promise<string> =>
       (await rpc<{ state: string }>('job_wait', { id: job_id, timeout_ms: 1000 })).state
-    await expect.poll(state, { timeout: 60_000 }).toBe('completed')
+    await expect.poll(state, { timeout: 120_000 }).toBe('completed')
   }
 
   beforeAll(async () => {
@@ -163,9 +166,7 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
     })
     await guest.run(ENTER)
     await guest.run('modprobe iscsi_target_mod; modprobe target_core_file')
-    port = await freePort()
-    const forward = `hostfwd_add net0 tcp:127.0.0.1:${port}-10.0.2.15:5260`
-    await guest.qmp.execute('human-monitor-command', { 'command-line': forward })
+    port = await forwardTo(guest, '10.0.2.15:5260')
     const serve = `cd ${REPOSITORY} && LVM_SYSTEM_DIR=/run/lvm-system exec ${process.execPath} bin/qpair.js serve -r 10.0.2.15:5260 --state /run/state`
     guest.start(`chroot /host/root /bin/sh -c '${serve}' > /run/daemon 2>&1`)
     await guest.waitFor('grep -q "serves RPC" /run/daemon')
@@ -287,6 +288,11 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
 `)
     await rpc('secret_define', { xml: secret })
     await rpc('secret_set_value', { secret: 'store', base64: Buffer.from(PASSWORD).toString('base64') })
+    const named = /<initiator>.*<\/initiator>/
+    await rpc('pool_create', { xml: iscsiXml('iscsi', 'plain', '').replace(named, '') })
+    expect(await inside('cat /sys/class/iscsi_session/*/ifacename')).toBe('qpair\n')
+    await rpc('pool_destroy', { pool: 'plain' })
+    expect(await inside('ls /sys/class/iscsi_session')).toBe('')
     for (const [index, [initiator, units]] of INITIATORS.entries()) {
       const pool = `store${index}`
       await rpc('pool_create', { xml: iscsiXml('iscsi', pool, initiator) })
@@ -297,6 +303,34 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
     await rpc('volume_unexport', { volume: 'store1/unit:0:0:1' })
     await expect(rpc('secret_get_value', { secret: 'store' })).rejects.toThrow('is private')
     expect(await inside('cat /run/state/secrets/* | base64 -d')).toBe(PASSWORD)
+  })
+
+  it('iscsi: what an administrator has logged in to stays, and what has a unit mounted', async () => {
+    const [initiator] = INITIATORS[2]!
+    await rpc('pool_destroy', { pool: 'store2' })
+    const node = `iscsiadm -m node -T ${TARGET} -p 127.0.0.1 -I mine`
+    const commands = [
+      'iscsiadm -m iface -I mine -o new',
+      `iscsiadm -m iface -I mine -o update -n iface.initiatorname -v ${initiator}`,
+      'iscsiadm -m discovery -t sendtargets -p 127.0.0.1 -I mine -o new',
+      `${node} -o update -n node.session.auth.authmethod -v CHAP`,
+      `${node} -o update -n node.session.auth.username -v kvm`,
+      `${node} -o update -n node.session.auth.password -v ${PASSWORD}`,
+      `${node} --login`,
+    ]
+    await inside(commands.join('\n'))
+    await rpc('pool_create', { xml: iscsiXml('iscsi', 'store2', initiator) })
+    expect(await volumes('store2')).toHaveLength(2)
+    await rpc('pool_destroy', { pool: 'store2' })
+    expect(await inside('cat /sys/class/iscsi_session/*/ifacename | grep -c mine')).toBe('1\n')
+    await inside(`${node} --logout`)
+    await rpc('pool_create', { xml: iscsiXml('iscsi', 'store2', initiator) })
+    const [{ path }] = (await volumes('store2')) as [Volume]
+    await inside(`mkdir /run/unit && mkfs.ext4 -q ${path} && mount ${path} /run/unit`)
+    await expect(rpc('pool_destroy', { pool: 'store2' })).rejects.toThrow(
+      /pool store2 cannot be stopped: .* is used by the file system on \/run\/unit/,
+    )
+    await inside('umount /run/unit')
   })
 
   it('scsi: the units of a host adapter', async () => {
@@ -396,6 +430,16 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
     await rpc('volume_create', { pool: 'here', name: 'near.img', capacity: '1M' })
   })
 })
+
+/** A port of 127.0.0.1 that leads into the guest. */
+async function forwardTo(guest: Guest, destination: string): Promise<number> {
+  for (;;) {
+    const port = await freePort()
+    const forward = `hostfwd_add net0 tcp:127.0.0.1:${port}-${destination}`
+    // What QEMU says is why not: somebody else has taken the port meanwhile.
+    if ((await guest.qmp.execute('human-monitor-command', { 'command-line': forward })) === '') return port
+  }
+}
 
 async function freePort(): Promise<number> {
   const server = createServer()
