@@ -2,7 +2,7 @@
 
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { readFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { afterAll, beforeAll, expect, it } from 'vitest'
@@ -116,6 +116,9 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'RBD images', () => {
     while ((await bdev('grows')).num_blocks !== (16 << 20) / 4096)
       await new Promise(resolve => setTimeout(resolve, 50))
     await daemon.rpc('bdev_rbd_resize', { name: 'grows', new_size: 24 })
+    await expect(daemon.rpc('bdev_rbd_resize', { name: 'grows', new_size: 16 })).rejects.toThrow(
+      /grows has 24 MiB, and would lose what lies behind 16 MiB/,
+    )
     expect((await bdev('grows')).num_blocks).toBe((24 << 20) / 4096)
     expect(JSON.parse(await ceph.run('rbd', 'info', 'volumes/grows', '--format', 'json'))).toMatchObject({
       size: 24 << 20,
@@ -178,6 +181,42 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'RBD images', () => {
     expect(await loaded).toMatchObject({ errors: 0, miscompares: 0 })
   })
 
+  it('opens, resizes and closes while Ceph does not answer, and its reactor goes on meanwhile', async () => {
+    await image('slow', 8)
+    const other = await startDaemon({ args: ['--reactors', '1'] })
+    try {
+      await other.rpc('bdev_rbd_register_cluster', { name: 'c', config_file: ceph.conf })
+      await other.rpc('bdev_malloc_create', { name: 'm0', num_blocks: 256, block_size: 4096 })
+      await other.rpc('workload_start', { bdev_name: 'm0', read_percent: 50 })
+      const completed = async (): Promise<number> => {
+        const [{ reads, writes }] = await other.rpc<[Workload & { reads: number }]>('workload_get')
+        return reads + writes
+      }
+      for (const start of [
+        () => open('slow', {}, other),
+        () => other.rpc('bdev_rbd_resize', { name: 'slow', new_size: 16 }),
+        () => other.rpc('bdev_rbd_delete', { name: 'slow' }),
+      ]) {
+        let isOver = false
+        ceph.signalOsd(0, 'SIGSTOP')
+        const work = start().finally(() => {
+          isOver = true
+        })
+        // The first as it begins, the others while it waits.
+        for (let round = 0; round < 5; round++) {
+          const before = await completed()
+          await eventually(completed).toBeGreaterThan(before + 10_000)
+        }
+        expect(isOver).toBe(false)
+        ceph.signalOsd(0, 'SIGCONT')
+        await work
+      }
+    } finally {
+      ceph.signalOsd(0, 'SIGCONT')
+      await other.stop()
+    }
+  })
+
   it.each([
     ['the pool', { pool_name: 'nowhere' }, /the pool nowhere does not exist/],
     ['the image', { rbd_name: 'nothing' }, /the image volumes\/nothing does not exist/],
@@ -200,6 +239,22 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'RBD images', () => {
     })
     await daemon.rpc('bdev_null_create', { name: 'n0', num_blocks: 8, block_size: 512 })
     await expect(registered).rejects.toThrow(/the cluster nobody cannot be reached.*no monitor/)
+  })
+
+  it('does everything else on a machine that has no librados, and says what it lacks', async () => {
+    const libraries = join(daemon.directory, 'libraries')
+    mkdirSync(libraries)
+    // The first that is found, and none that can be loaded.
+    writeFileSync(join(libraries, 'librados.so.2'), '')
+    const without = await startDaemon({ env: { LD_LIBRARY_PATH: libraries } })
+    try {
+      await expect(without.rpc('bdev_rbd_register_cluster', { name: 'c' })).rejects.toThrow(
+        /no librados\.so\.2, which RBD images need: install librbd1 \(Debian, Ubuntu, Fedora, RHEL, SUSE\)/,
+      )
+      await without.rpc('bdev_null_create', { name: 'n0', num_blocks: 8, block_size: 512 })
+    } finally {
+      await without.stop()
+    }
   })
 
   it('does not leave a cluster whose images are open', async () => {
