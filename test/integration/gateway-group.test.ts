@@ -1,9 +1,9 @@
 /**
- * Two gateways of a group over a real Ceph cluster, and our own host on both of them, which verifies every block while
- * they are killed, frozen and cut off:
+ * Two gateways of a group over a real Ceph cluster, and our own host on both of them. A workload on three devices, and
+ * fio on the fourth, verify every block while the gateways are killed, frozen and cut off:
  *
- *   workload ── host: Nvme0n1 … ─┬─ a, on an island ─┬─ Ceph
- *                                └─ b ───────────────┘
+ *   workload, fio ── host: Nvme0n1 … ─┬─ a, on an island ─┬─ Ceph
+ *                                     └─ b ───────────────┘
  */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { CEPH_PROGRAMS, type Ceph, ownAddress, startCeph } from './lab/ceph.ts'
@@ -11,9 +11,13 @@ import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
 import { Island } from './lab/island.ts'
 import { eventually } from './lab/linux-host.ts'
+import { NbdFio } from './lab/nbd-fio.ts'
 
 const NQN = 'nqn.2016-06.io.example:group'
 const IMAGES = ['one', 'two', 'three', 'four']
+/** As the host names them. */
+const DEVICES = IMAGES.map((_, index) => `Nvme0n${index + 1}`)
+const LAST = DEVICES.at(-1)!
 const LEASE_MS = 2000
 const PORT = { a: 4420, b: 4421 }
 /** Of this test alone, also when another runs beside it. */
@@ -53,7 +57,7 @@ interface Report {
 }
 
 const isRoot = process.getuid?.() === 0
-const PROGRAMS = [...CEPH_PROGRAMS, 'ip'] as const
+const PROGRAMS = [...CEPH_PROGRAMS, 'ip', 'fio'] as const
 
 await describeWith(PROGRAMS, 'a gateway group', () => {
   describe.skipIf(!isRoot)('over Ceph (needs root, for a network namespace)', () => {
@@ -217,6 +221,7 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
         await expect(join()).rejects.toThrow(/create it first with nvmf_create_transport/)
         await newcomer.rpc('nvmf_create_transport', { trtype: 'TCP' })
         await expect(join()).rejects.toThrow(/there is no cluster c/)
+        await expect(join({ cluster_name: undefined })).rejects.toThrow(/no cluster is registered/)
         await newcomer.rpc('bdev_rbd_register_cluster', { name: 'c', config_file: ceph.conf })
         await expect(join({ address: 'gateway-1' })).rejects.toThrow(/is not an address and a port/)
         for (const address of ['0.0.0.0:4420', '[::]:4420', '192.0.2.1:0'])
@@ -226,7 +231,8 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
         await newcomer.rpc('nvmf_create_subsystem', { nqn: `${NQN}:own` })
         await expect(join()).rejects.toThrow(/has the subsystem nqn.2016-06.io.example:group:own of its own/)
         await newcomer.rpc('nvmf_delete_subsystem', { nqn: `${NQN}:own` })
-        await join()
+        // There is one, which need not be named.
+        await join({ cluster_name: undefined })
         await eventually(async () => (await shares('a'))['n']).toBe(1)
         await eventually(async () => (await shares('n', newcomer))['n']).toBe(1)
         await newcomer.rpc('gateway_leave')
@@ -262,6 +268,8 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
 
     describe('under verified load', () => {
       let loads: number[]
+      let uri: string
+      let fio: NbdFio | undefined
 
       const reports = (): Promise<Report[]> => host.rpc<Report[]>('workload_get')
       const completed = async (): Promise<number[]> =>
@@ -274,6 +282,7 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
           const now = await completed()
           return now.every((count, index) => count > before[index]! + 50)
         }).toBe(true)
+        await fio!.progress(50)
       }
 
       async function spread(): Promise<void> {
@@ -282,14 +291,17 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
 
       beforeAll(async () => {
         await attach()
+        const unix = `${host.directory}/nbd.sock`
+        uri = (await host.rpc<{ uri: string }>('nbd_export_start', { bdev_name: LAST, unix })).uri
       })
       beforeEach(async () => {
         await spread()
         loads = []
-        for (const [index] of IMAGES.entries()) {
+        fio = await NbdFio.start(host, LAST, uri, '--iodepth=4')
+        for (const [index, bdev_name] of DEVICES.slice(0, -1).entries()) {
           loads.push(
             await host.rpc<number>('workload_start', {
-              bdev_name: `Nvme0n${index + 1}`,
+              bdev_name,
               verify: true,
               read_percent: 50,
               queue_depth: 4,
@@ -302,6 +314,7 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
 
       // Of a test that failed: they would get in the way of the next.
       afterEach(async () => {
+        await fio?.discard()
         for (const { id } of await reports()) await host.rpc('workload_stop', { id })
       })
 
@@ -316,6 +329,8 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
           expect(report.read_backs).toBeGreaterThan(0)
           longestUs = Math.max(longestUs, report.longest_pause_us)
         }
+        await fio!.stop()
+        fio = undefined
         return Math.round(longestUs / 1000)
       }
 

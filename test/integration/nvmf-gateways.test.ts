@@ -12,11 +12,11 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { afterAll, beforeAll, beforeEach, expect, it } from 'vitest'
-import { Child } from './lab/child.ts'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
 import { Gateway } from './lab/gateway.ts'
 import { eventually } from './lab/linux-host.ts'
+import { NbdFio } from './lab/nbd-fio.ts'
 import { findProgram, type Program } from './lab/packages.ts'
 
 const QPAIR = fileURLToPath(new URL('../../bin/qpair.js', import.meta.url))
@@ -126,39 +126,19 @@ await describeWith(PROGRAMS, 'two gateways and our own host', () => {
   it.each(['SIGKILL', 'SIGTERM'] as const)(
     'loses nothing when a gateway ends by %s under fio',
     async signal => {
-      const load = '--rw=randwrite --bs=4k --size=16m --offset=16m --iodepth=16 --time_based --runtime=3600'
-      const check = '--verify=crc32c --verify_fatal=1 --verify_backlog=64 --verify_state_save=0'
-      const fio = await Child.start(findProgram('fio')!, [
-        '--name=load',
-        '--ioengine=nbd',
-        `--uri=${uri}`,
-        '--output-format=json',
-        ...`${load} ${check}`.split(' '),
-      ])
-      const progress = async (): Promise<void> => {
-        const completed = (): Promise<number> => new Gateway(client).completed('Nvme0n1')
-        const before = await completed()
-        await eventually(() => {
-          if (fio.exit !== undefined) throw new Error(`fio ended: ${fio.output}`)
-          return completed()
-        }).toBeGreaterThan(before + 500)
-      }
-      await progress()
+      const fio = await NbdFio.start(client, 'Nvme0n1', uri, '--offset=16m --iodepth=16')
+      await fio.progress(500)
       // First the path that is in reserve, then the one in use.
       for (const index of [1, 0]) {
         const { daemon } = gateways[index]!
         await daemon.kill(signal)
-        await progress()
+        await fio.progress(500)
         await daemon.start()
-        await progress()
+        await fio.progress(500)
         await eventually(states).toEqual(['enabled', 'enabled'])
-        await progress()
+        await fio.progress(500)
       }
-      const exit = await fio.end('SIGINT')
-      expect(exit.code, fio.output).toBe(128)
-      const report = JSON.parse(fio.output.slice(fio.output.indexOf('{'), fio.output.lastIndexOf('}') + 1))
-      expect(report.jobs[0].error).toBe(0)
-      expect(report.jobs[0].read.total_ios).toBeGreaterThan(0)
+      await fio.stop()
     },
   )
 })

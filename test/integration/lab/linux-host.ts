@@ -16,7 +16,7 @@ export interface Path {
 const PATIENCE_MS = 120_000
 
 /** What fio says in JSON about its one job. */
-interface FioReport {
+export interface FioReport {
   readonly jobs: readonly [{ readonly error: number; readonly read: FioIo; readonly write: FioIo }]
 }
 interface FioIo {
@@ -24,7 +24,7 @@ interface FioIo {
 }
 
 /** The exit code of fio that was asked to end; each job that failed adds one. */
-const FIO_INTERRUPTED = 128
+export const FIO_INTERRUPTED = 128
 
 /** Waits until an answer of the daemon's satisfies the assertion that follows. */
 export const eventually = <T>(read: () => Promise<T> | T) =>
