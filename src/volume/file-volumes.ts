@@ -220,13 +220,23 @@ export class FileVolumes implements VolumeOperations {
 
   async wipe(volume: VolumeFacts, algorithm: WipeAlgorithm, progress: Progress): Promise<void> {
     if (volume.format !== 'qcow2') return wipeFile(volume.path, algorithm, progress)
-    // Its header stays until there is an empty image in its place, so that it is one also after an interruption.
-    const { clusterSize, virtualSizeBytes } = await imageInfo(volume.path)
-    await wipeFile(volume.path, algorithm, progress, clusterSize)
+    // Its header stays until there is an empty image in its place, so that it is one also after an interruption; and that is
+    // made first, so that nothing is overwritten where there is no room for it.
+    const { virtualSizeBytes, version, clusterSize, ...made } = await imageInfo(volume.path)
+    const { refcountBits, extendedL2, lazyRefcounts, compression } = made
     const partial = join(this.directory, partialName(volume.name))
     await rm(partial, { force: true })
-    await createImage(partial, { sizeBytes: virtualSizeBytes, clusterSize })
-    await takePlace(partial, volume.path)
+    try {
+      await createImage(partial, {
+        ...{ sizeBytes: virtualSizeBytes, version, clusterSize, refcountBits },
+        ...{ extendedL2, lazyRefcounts, compression },
+      })
+      await wipeFile(volume.path, algorithm, progress, clusterSize)
+      await takePlace(partial, volume.path)
+    } catch (error) {
+      await rm(partial, { force: true })
+      throw error
+    }
   }
 }
 

@@ -11,8 +11,10 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { createSnapshot, imageInfo } from '../../src/bdev/drivers/qcow2/image.ts'
 import { QUIET } from '../../src/volume/pool.ts'
 import { wipeFile } from '../../src/volume/wipe.ts'
+import { Storage } from './support.ts'
 
 const MIB = 1 << 20
 const SIZE = 64 * MIB
@@ -47,5 +49,28 @@ describe.each(['zero', 'random', 'trim'] as const)('wiping with %s', algorithm =
   it('begins where it is told to', async () => {
     await wipeFile(path, algorithm, QUIET, AT + PIECE)
     expect(piece().equals(Buffer.alloc(PIECE, 0x11))).toBe(true)
+  })
+})
+
+describe('a qcow2 image that is wiped', () => {
+  let storage: Storage
+  beforeEach(async () => {
+    storage = new Storage()
+    await storage.directoryPool('vms')
+  })
+  afterEach(() => storage.close())
+
+  it.each([
+    { compat: '1.1', cluster_size: '128K', extended_l2: 'on', refcount_bits: '32' },
+    { compat: '0.10', cluster_size: '4K' },
+  ])('is empty, and what it was made as: %o', async features => {
+    await storage.call('volume_create', {
+      ...{ pool: 'vms', name: 'q', capacity: '64M', format: 'qcow2', features },
+    })
+    const before = await imageInfo(storage.path('vms/q'))
+    await createSnapshot(storage.path('vms/q'), 'one')
+    expect(await storage.job('volume_wipe', { volume: 'q' })).toMatchObject({ state: 'completed' })
+    expect(await imageInfo(storage.path('vms/q'))).toEqual(before)
+    expect(readdirSync(storage.path('vms'))).toEqual(['q'])
   })
 })

@@ -10,6 +10,7 @@ import {
 import type { Call } from '../nvme-export.ts'
 import type { OpenBy, SnapshotOperations, VolumeFacts, VolumeSnapshot } from '../pool.ts'
 import { checkNoteName } from '../volume-name.ts'
+import { writeError } from './raw.ts'
 import type { RawSnapshots } from './raw-snapshots.ts'
 
 export class FileSnapshots implements SnapshotOperations {
@@ -75,7 +76,10 @@ export class FileSnapshots implements SnapshotOperations {
 /** Does something to the tables of an image, with a note beside it that has it checked when that is interrupted. */
 async function noted(image: string, work: () => Promise<unknown>): Promise<void> {
   const note = join(dirname(image), checkNoteName(basename(image)))
-  await writeFile(note, '')
+  await writeFile(note, '').catch((error: NodeJS.ErrnoException) => {
+    // Without room for it, all that an interruption could leave is clusters that nobody has: a snapshot has to be deleted now.
+    if (error.code !== 'ENOSPC') throw writeError(dirname(image), error)
+  })
   try {
     await work()
   } finally {
