@@ -69,7 +69,10 @@ export class Claims {
     if (type === 'read' || writers.length === 0) return
     const who = `${this.#bdevName} is written to by ${writers.join(', ')} and now by ${owner} too`
     if (type === 'exclusive_write' || this.exclusive !== undefined) {
-      log.warning(`${who}: file systems do not survive two writers that know nothing of each other`)
+      log.warning(
+        `${who}: file systems do not survive two writers that know nothing of each other. Take it away from one of them, ` +
+          'or have one read only; it is right where they know of each other, as with a file system for clusters',
+      )
     } else log.notice(`${who}: right where they know of each other, as while a guest migrates`)
   }
 }

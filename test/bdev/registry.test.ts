@@ -82,6 +82,7 @@ describe('BdevRegistry', () => {
     expect(written.mock.calls.join()).toContain(
       'n0 is written to by subsystem a and now by vhost controller b too',
     )
+    expect(written.mock.calls.join()).toContain('Take it away from one of them, or have one read only')
     // What is asked for from now on is refused again.
     claim.release()
     expect(() => bdevs.claim('n0', 'vhost controller b', 'write')).toThrow('subsystem a has it for itself')
