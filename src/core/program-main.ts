@@ -1,5 +1,5 @@
 /** The process of `program-process.ts`: runs what it is asked for until the daemon is gone. */
-import { ProgramError, runHere } from './program.ts'
+import { ProgramError, type ProgramFailure, runHere, startHere } from './program.ts'
 import type { Answer, Question } from './program-process.ts'
 
 const running = new Map<number, AbortController>()
@@ -9,7 +9,15 @@ const answer = (message: Answer): void => {
   process.send?.(message, undefined, undefined, () => {})
 }
 
-async function run(question: Exclude<Question, { isCancelled: true }>): Promise<void> {
+async function start({ id, program, args, logPath }: Extract<Question, { logPath: string }>): Promise<void> {
+  try {
+    answer({ id, pid: await startHere(program, args, logPath) })
+  } catch (error) {
+    answer({ id, failure: failureOf(error) })
+  }
+}
+
+async function run(question: Extract<Question, { isFollowed: boolean }>): Promise<void> {
   const { id, program, args, options, isFollowed } = question
   const { timeoutMs, ...rest } = options
   const cancel = new AbortController()
@@ -23,15 +31,20 @@ async function run(question: Exclude<Question, { isCancelled: true }>): Promise<
     })
     answer({ id, stdout })
   } catch (error) {
-    if (!(error instanceof ProgramError)) throw error
-    answer({ id, failure: error.failure })
+    answer({ id, failure: failureOf(error) })
   } finally {
     running.delete(id)
   }
 }
 
+function failureOf(error: unknown): ProgramFailure {
+  if (error instanceof ProgramError) return error.failure
+  throw error
+}
+
 process.on('message', (question: Question) => {
-  if ('isCancelled' in question) running.get(question.id)?.abort()
+  if ('logPath' in question) void start(question)
+  else if ('isCancelled' in question) running.get(question.id)?.abort()
   else void run(question)
 })
 // It goes when the daemon has gone, which may still need it after a signal to both.

@@ -7,10 +7,12 @@
  *     daemon  -- question: id, program, words, options -->  process  -- fork, exec -->  program
  *             <-- output: id, text ----------------------            <-- output, end --
  *             <-- answer: id, output or error ------------
+ *
+ * One that goes on without the daemon is answered at once, with its number.
  */
 import { type ChildProcess, fork } from 'node:child_process'
 import { logger } from './log.ts'
-import { ProgramError, type ProgramFailure, type ProgramOptions, runHere, runProgramsBy } from './program.ts'
+import { ProgramError, type ProgramFailure, type ProgramOptions, runProgramsBy } from './program.ts'
 
 const log = logger('app')
 
@@ -30,17 +32,25 @@ export type Question =
       readonly isFollowed: boolean
     }
   | { readonly id: number; readonly isCancelled: true }
+  /** See `startProgram`. */
+  | {
+      readonly id: number
+      readonly program: string
+      readonly args: readonly string[]
+      readonly logPath: string
+    }
 
 export type Answer =
   | { readonly id: number; readonly output: string }
   | { readonly id: number; readonly stdout: string }
+  | { readonly id: number; readonly pid: number }
   | { readonly id: number; readonly failure: ProgramFailure }
 
 interface Call {
   readonly program: string
   readonly args: readonly string[]
-  readonly onOutput: ((text: string) => void) | undefined
-  readonly resolve: (stdout: string) => void
+  readonly onOutput?: ((text: string) => void) | undefined
+  readonly resolve: (answer: Extract<Answer, { stdout: string } | { pid: number }>) => void
   readonly reject: (error: ProgramError) => void
 }
 
@@ -68,26 +78,46 @@ class ProgramProcess {
     this.#child.on('exit', (code, signal) => this.#end(`it ended, ${signal ?? `with code ${code}`}`))
     this.#child.unref()
     this.#child.channel?.unref()
-    runProgramsBy((...call) => this.run(...call))
+    runProgramsBy({ run: (...call) => this.run(...call), start: (...call) => this.start(...call) })
   }
 
-  run(program: string, args: readonly string[], options: ProgramOptions = {}): Promise<string> {
+  async run(program: string, args: readonly string[], options: ProgramOptions = {}): Promise<string> {
     const id = ++this.#lastId
     const { signal, onOutput, timeoutMs, ...rest } = options
     const limit = timeoutMs === undefined ? {} : { timeoutMs: Number.isFinite(timeoutMs) ? timeoutMs : null }
     const cancel = (): void => this.#send({ id, isCancelled: true })
-    const answer = new Promise<string>((resolve, reject) => {
-      this.#calls.set(id, { program, args, onOutput, resolve, reject })
-    })
-    // A program that runs keeps this process alive, as its own child does.
-    this.#child.channel?.ref()
-    this.#send({ id, program, args, options: { ...rest, ...limit }, isFollowed: onOutput !== undefined })
+    const sent = { ...rest, ...limit }
+    const isFollowed = onOutput !== undefined
+    const answer = this.#ask({ id, program, args, options: sent, isFollowed }, onOutput)
     signal?.addEventListener('abort', cancel)
     if (signal?.aborted) cancel()
-    return answer.finally(() => {
+    try {
+      return ((await answer) as { stdout: string }).stdout
+    } finally {
       signal?.removeEventListener('abort', cancel)
+    }
+  }
+
+  async start(program: string, args: readonly string[], logPath: string): Promise<number> {
+    const answer = await this.#ask({ id: ++this.#lastId, program, args, logPath })
+    return (answer as { pid: number }).pid
+  }
+
+  async #ask(
+    question: Exclude<Question, { isCancelled: true }>,
+    onOutput?: (text: string) => void,
+  ): Promise<Parameters<Call['resolve']>[0]> {
+    const { id, program, args } = question
+    // A program that runs keeps this process alive, as its own child does.
+    this.#child.channel?.ref()
+    try {
+      return await new Promise((resolve, reject) => {
+        this.#calls.set(id, { program, args, onOutput, resolve, reject })
+        this.#send(question)
+      })
+    } finally {
       if (this.#calls.size === 0) this.#child.channel?.unref()
-    })
+    }
   }
 
   #send(question: Question): void {
@@ -103,13 +133,13 @@ class ProgramProcess {
       return
     }
     this.#calls.delete(answer.id)
-    if ('stdout' in answer) call.resolve(answer.stdout)
-    else call.reject(ProgramError.of(call.program, call.args, answer.failure))
+    if ('failure' in answer) call.reject(ProgramError.of(call.program, call.args, answer.failure))
+    else call.resolve(answer)
   }
 
   /** From then on programs are started here again. */
   #end(reason: string): void {
-    runProgramsBy(runHere)
+    runProgramsBy()
     apart = undefined
     if (this.#calls.size > 0) log.error(`the process that starts programs is gone: ${reason}`)
     for (const { program, args, reject } of this.#calls.values()) {

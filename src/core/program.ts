@@ -74,12 +74,21 @@ export class ProgramError extends Error {
 }
 
 type Run = (program: string, args: readonly string[], options?: ProgramOptions) => Promise<string>
+/** See `startProgram`. */
+type Start = (program: string, args: readonly string[], logPath: string) => Promise<number>
 
-let run: Run = runHere
+interface Runner {
+  readonly run: Run
+  readonly start: Start
+}
 
-/** Has all programs run by this from now on: see `program-process.ts`. */
-export function runProgramsBy(runner: Run): void {
-  run = runner
+const HERE: Runner = { run: runHere, start: (program, args, logPath) => startHere(program, args, logPath) }
+let { run, start } = HERE
+
+/** Has all programs run by this from now on, by default by this very process again: see `program-process.ts`. */
+export function runProgramsBy(runner = HERE): void {
+  run = runner.run
+  start = runner.start
 }
 
 /**
@@ -88,7 +97,42 @@ export function runProgramsBy(runner: Run): void {
  */
 export const runProgram: Run = (program, args, options) => run(program, args, options)
 
-/** The same by this very process. */
+/**
+ * Starts a program that goes on without whoever has started it: it leads a session of its own, and all that it says goes to the
+ * file `logPath`, which is emptied. Resolves with its process number. Throws `ProgramError` when it cannot be started.
+ */
+export const startProgram: Start = (program, args, logPath) => start(program, args, logPath)
+
+/** The same by this very process, which may leave it open files: as 3, 4 … */
+export async function startHere(
+  program: string,
+  args: readonly string[],
+  logPath: string,
+  descriptors: readonly number[] = [],
+): Promise<number> {
+  let log: number
+  try {
+    log = openSync(logPath, 'w', 0o600)
+  } catch (cause) {
+    const reason = `what it says cannot be kept: ${(cause as Error).message}`
+    throw new ProgramError(program, args, reason, { exitCode: null, stderr: '', cause })
+  }
+  try {
+    const child = spawn(program, args, {
+      detached: true,
+      env: { ...process.env, LC_ALL: 'C.UTF-8' },
+      stdio: ['ignore', log, log, ...descriptors],
+    })
+    const spawned = new Promise(resolve => child.once('spawn', resolve))
+    await Promise.race([spawned, failed(child, program, args)])
+    child.unref()
+    return child.pid!
+  } finally {
+    closeSync(log)
+  }
+}
+
+/** `runProgram` by this very process. */
 export async function runHere(
   program: string,
   args: readonly string[],
@@ -172,11 +216,18 @@ function ended(
   args: readonly string[],
 ): Promise<{ exitCode: number | null; killedBy: string | null }> {
   return new Promise((resolve, reject) => {
+    failed(child, program, args).catch(reject)
+    child.on('close', (exitCode, killedBy) => resolve({ exitCode, killedBy }))
+  })
+}
+
+/** Rejects when it cannot be started. */
+function failed(child: ChildProcess, program: string, args: readonly string[]): Promise<never> {
+  return new Promise((_, reject) => {
     child.on('error', cause => {
       const isMissing = (cause as NodeJS.ErrnoException).code === 'ENOENT'
       const reason = isMissing ? 'there is no such program on this machine' : cause.message
       reject(new ProgramError(program, args, reason, { exitCode: null, stderr: '', isMissing, cause }))
     })
-    child.on('close', (exitCode, killedBy) => resolve({ exitCode, killedBy }))
   })
 }

@@ -1,9 +1,11 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { beforeEach, describe, expect, it } from 'vitest'
-import { runProgram } from '../../src/core/program.ts'
+import { runProgram, startProgram } from '../../src/core/program.ts'
 import { startProgramsApart } from '../../src/core/program-process.ts'
 
 const ENTRY = new URL('../../dist/core/program-main.js', import.meta.url)
@@ -48,6 +50,35 @@ describe('programs that are started apart', () => {
     })
     await expect(run).rejects.toThrow('was cancelled')
     while (existsSync(`/proc/${output.trim()}`)) await delay(5)
+  })
+
+  it('go on without it when they are to, and leave what they say in a file', async () => {
+    const log = join(mkdtempSync(join(tmpdir(), 'qpair-program-')), 'log')
+    const apart = await starter()
+    const pid = await startProgram('sh', ['-c', 'echo $PPID; echo täxt >&2; exec sleep 1000'], log)
+    try {
+      while (!readFileSync(log, 'utf8').endsWith('täxt\n')) await delay(5)
+      expect(readFileSync(log, 'utf8')).toBe(`${apart}\ntäxt\n`)
+      process.kill(apart, 'SIGKILL')
+      while (existsSync(`/proc/${apart}`)) await delay(5)
+      // Its session is its own, so that no signal to the daemon's comes to it: member 6 of proc_pid_stat(5).
+      const [, session] = /^\d+ \(sleep\) S \d+ \d+ (\d+) /.exec(readFileSync(`/proc/${pid}/stat`, 'utf8'))!
+      expect(Number(session)).toBe(pid)
+    } finally {
+      process.kill(pid)
+      rmSync(dirname(log), { recursive: true })
+    }
+  })
+
+  it('that go on without it say why they cannot be started', async () => {
+    const log = join(mkdtempSync(join(tmpdir(), 'qpair-program-')), 'log')
+    await expect(startProgram('/no/such/program', ['x'], log)).rejects.toMatchObject({
+      isMissing: true,
+      message: '/no/such/program x: there is no such program on this machine',
+    })
+    rmSync(dirname(log), { recursive: true })
+    await expect(startProgram('sh', [], log)).rejects.toThrow('what it says cannot be kept: ENOENT')
+    await starter()
   })
 
   it('are started here again when that process is killed, and nobody waits for its programs', async () => {

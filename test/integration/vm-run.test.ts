@@ -97,6 +97,9 @@ await describeWith(PROGRAMS, 'guests without libvirt', () => {
     sockets = mkdtempSync(join(tmpdir(), 'qpair-vm-'))
     if (CAN_MAKE_NETWORKS) network = await GuestNetwork.create()
     daemon = await startDaemon({ args: ['-S', sockets], within: network?.within ?? [] })
+    // Whoever knows a server of files has programs started by a process apart, QEMU too.
+    const far = { type: 'netfs', source_host: '192.0.2.1', source_path: '/x', target: '/run/qpair-far' }
+    await daemon.rpc('pool_define_as', { name: 'far', ...far })
     const directory = join(daemon.directory, 'image')
     mkdirSync(directory)
     image = await labImage({
@@ -131,6 +134,8 @@ await describeWith(PROGRAMS, 'guests without libvirt', () => {
     expect(guest).toMatchObject({ name: 'first', owner: 'qpair', state: 'running', console_taken: true })
     expect(guest!.disks.map(disk => disk.split(' ')[0])).toEqual(['vda', 'nvme0', 'sda'])
     expect(readFileSync(`/proc/${guest!.pid}/comm`, 'utf8')).toMatch(/^qemu-system/)
+    const [, parent] = /^PPid:\t(\d+)$/m.exec(readFileSync(`/proc/${guest!.pid}/status`, 'utf8'))!
+    expect(readFileSync(`/proc/${parent}/cmdline`, 'utf8')).toContain('program-main.js')
     expect(JSON.parse(await qpair(daemon, 'vm', 'disks', 'first'))).toMatchObject([
       { type: 'vhostuser', target: 'vda', bus: 'virtio', bdev: 'd0' },
       { type: 'file', target: 'nvme0', bus: 'nvme' },

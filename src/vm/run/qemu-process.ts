@@ -2,11 +2,10 @@
  * A QEMU that outlives whoever starts it: it leads a session of its own, writes what it complains of to a file, and is known
  * again by its process number together with the time at which that process started.
  */
-import { spawn } from 'node:child_process'
-import { once } from 'node:events'
-import { closeSync, openSync, readdirSync, readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
+import { startHere, startProgram } from '../../core/program.ts'
 
 export interface QemuStart {
   readonly program: string
@@ -22,21 +21,15 @@ export interface QemuProcess {
   readonly startTicks: number
 }
 
-/** Throws what spawn(2) has against it, ENOENT above all. */
+/** Throws `ProgramError`. */
 export async function startQemu({ program, args, logPath, descriptors }: QemuStart): Promise<QemuProcess> {
-  const log = openSync(logPath, 'w', 0o600)
-  try {
-    const child = spawn(program, args, {
-      detached: true,
-      env: { ...process.env, LC_ALL: 'C.UTF-8' },
-      stdio: ['ignore', log, log, ...descriptors],
-    })
-    await once(child, 'spawn')
-    child.unref()
-    return processOf(child.pid!)
-  } finally {
-    closeSync(log)
-  }
+  // An open file cannot be sent to the process that starts programs: its guest is started here, where a server of files that is
+  // gone may be waited for.
+  const hasFiles = descriptors.length > 0
+  const pid = await (hasFiles
+    ? startHere(program, args, logPath, descriptors)
+    : startProgram(program, args, logPath))
+  return processOf(pid)
 }
 
 /** Whether that very process still runs; one that has ended and that nobody has waited for does not. */
