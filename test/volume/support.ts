@@ -82,6 +82,26 @@ export class Storage {
     await this.call('pool_start', { pool: name, build: true })
   }
 
+  /** A volume of 64 MiB, unless told otherwise. */
+  create(name: string, params: object = {}, pool = 'vms'): Promise<unknown> {
+    return this.call('volume_create', { pool, name, capacity: '64M', ...params })
+  }
+
+  /** A bdev `b0` over a volume of the pool `vms`, as an export would make it. */
+  async open(volume: string): Promise<void> {
+    await this.call('bdev_uring_create', { name: 'b0', filename: this.path('vms', volume) })
+  }
+
+  /** Of volumes. */
+  async names(params: object = {}): Promise<string[]> {
+    return (await this.call<{ name: string }[]>('volume_list', params)).map(({ name }) => name)
+  }
+
+  /** Of a volume. */
+  info(volume: string): Promise<Record<string, unknown>> {
+    return this.call('volume_info', { volume })
+  }
+
   close(): void {
     this.pools.stop()
     this.reactors.close()
