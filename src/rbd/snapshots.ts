@@ -1,6 +1,7 @@
 /** Snapshots and clones of images that are open as devices. */
 import { errnoNumber, RpcError, SysError } from '../core/errors.ts'
 import { librbd } from '../sys/librbd.ts'
+import { librbdPool } from '../sys/librbd-pool.ts'
 import { USER_SNAPSHOT } from '../sys/librbd-snapshots.ts'
 import type { RbdImage } from './image.ts'
 import type { RbdImages } from './images.ts'
@@ -93,13 +94,19 @@ export class RbdSnapshots {
 
   /**
    * Makes the image what it was then, which takes the longer the more it holds: the work that is to be done. Nobody may
-   * have the device in use until it has ended. Throws `RpcError`: ENODEV, ENOENT, EBUSY.
+   * have the device in use until it has ended, nor any other client have the image open, unless `force` says that it may:
+   * what is done with it there cannot be known here. Throws `RpcError`: ENODEV, ENOENT, EBUSY.
    */
-  async rollBack(name: string, snapshot: string): Promise<(report: Report) => Promise<void>> {
+  async rollBack(
+    name: string,
+    snapshot: string,
+    { force }: { readonly force: boolean },
+  ): Promise<(report: Report) => Promise<void>> {
     const there = await this.list(name)
     if (!there.some(each => each.name === snapshot)) {
       check(this.#images.opened(name), 'roll back to', snapshot, -errnoNumber('ENOENT'))
     }
+    if (!force) await refuseOthers(this.#images.opened(name))
     const { image: opened, giveBack } = this.#images.takeUnused(name, `rolling back to ${snapshot}`)
     return async report => {
       try {
@@ -129,6 +136,20 @@ export class RbdSnapshots {
       opened.flattened()
     }
   }
+}
+
+async function refuseOthers(opened: RbdImage): Promise<void> {
+  const { path } = opened
+  const clients = await opened.use(image => librbdPool().watchers(image))
+  if (typeof clients === 'number') throw new SysError('rbd_watchers_list', -clients, `of ${path}`)
+  // One of them is this daemon.
+  if (clients.length <= 1) return
+  throw new RpcError(
+    'EBUSY',
+    `${path} would change under other clients of Ceph that have it open (${clients.join(', ')}, one of which is this ` +
+      'daemon): delete its device on other gateways first, or use force when nobody uses it there; a client that was ' +
+      'killed counts for half a minute',
+  )
 }
 
 /** Those that somebody made, the oldest first. Throws `SysError`. */

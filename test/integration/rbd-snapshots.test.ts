@@ -172,11 +172,35 @@ await describeWith(CEPH_PROGRAMS, 'snapshots and names of RBD images', () => {
       /r0 would change under .*r0/,
     )
     await daemon.rpc('nbd_export_stop', { name: 'r0' })
+    const clients = async (): Promise<unknown[]> =>
+      JSON.parse(await ceph.run('rbd', 'status', 'volumes/disk', '--format', 'json')).watchers
+    // The daemon that was killed counts as one for a while.
+    await eventually(clients).toHaveLength(1)
     await run('rbd', 'snapshot', 'rollback', 'r0', 'small')
     expect((await info('disk')).size).toBe(8 << 20)
     expect(await daemon.rpc('bdev_get_bdevs', { name: 'r0' })).toMatchObject([
       { num_blocks: (8 << 20) / 512 },
     ])
+  })
+
+  it('roll back what another gateway has open only when that is meant', async () => {
+    const other = await startDaemon()
+    try {
+      await run('rbd', 'snapshot', 'create', 'r0', 'before')
+      const first = await content('disk')
+      await scribble('r0', 6)
+      await other.rpc('bdev_rbd_open', { filename: `rbd:volumes/disk:conf=${ceph.conf}`, name: 'o0' })
+      const rollback = ['rbd', 'snapshot', 'rollback', 'r0', 'before']
+      await expect(run(...rollback)).rejects.toThrow(
+        /volumes\/disk would change under other clients of Ceph that have it open \(.*delete its device/,
+      )
+      expect(await content('disk')).not.toBe(first)
+      await run(...rollback, '--force')
+      expect(await content('disk')).toBe(first)
+    } finally {
+      await other.stop()
+    }
+    await run('rbd', 'snapshot', 'delete', 'r0', 'before')
   })
 
   it.each([

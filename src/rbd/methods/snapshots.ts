@@ -99,9 +99,16 @@ export const bdevRbdSnapshotList = method({
 export const bdevRbdSnapshotRollback = method({
   name: 'bdev_rbd_snapshot_rollback',
   summary: 'Makes an image what it was when the snapshot was made. Nobody may have the device in use.',
-  params: z.object({ name: deviceName, snapshot }),
+  params: z.object({
+    name: deviceName,
+    snapshot,
+    force: z.boolean().default(false).describe('Also while other clients of Ceph have the image open'),
+  }),
   result: jobStarted,
-  errors: { ...ERRORS, EBUSY: 'somebody has the device, or it is being rolled back' },
+  errors: {
+    ...ERRORS,
+    EBUSY: 'somebody has the device or, elsewhere, the image, or it is being rolled back',
+  },
   saves: true,
   concurrent: true,
   cli: {
@@ -110,9 +117,10 @@ export const bdevRbdSnapshotRollback = method({
     job: ({ job_id }) => job_id,
   },
   async run(params, { rbd, jobs }: RbdContext & NeedsJobs) {
-    const work = await new RbdSnapshots(rbd).rollBack(params.name, params.snapshot)
-    // One that was cut short would leave an image that is partly what it was.
-    const resume = { method: 'bdev_rbd_snapshot_rollback', params }
+    const work = await new RbdSnapshots(rbd).rollBack(params.name, params.snapshot, params)
+    // One that was cut short would leave an image that is partly what it was; a daemon that was killed counts as a client
+    // for a while.
+    const resume = { method: 'bdev_rbd_snapshot_rollback', params: { ...params, force: true } }
     return jobs.start({ kind: 'bdev_rbd_snapshot_rollback', name: params.name, ...LONG, resume }, work)
   },
 })
