@@ -76,8 +76,8 @@ export class VolumeExports {
     return this.#turns.next(async () => {
       const { bdevs } = await this.#volumes.useOf(found)
       const servings = (await Promise.all(bdevs.map(({ name }) => this.#servingsOf(name, label)))).flat()
-      const users = servings.flatMap(each => each.users)
-      if (users.length > 0 && !force) throw stillUsed(found, users)
+      const busy = servings.filter(({ users }) => users.length > 0)
+      if (busy.length > 0 && !(force && busy.every(each => each.canForce))) throw stillUsed(found, busy)
       for (const { take } of servings) await take()
       const closed = servings.map(({ what }) => what)
       const own = bdevs.find(({ name }) => name === label)
@@ -125,6 +125,7 @@ export class VolumeExports {
         .filter(({ name, bdev_name }) => bdev_name === bdev && name === label)
         .map(({ name, connections }) => ({
           what: `NBD export ${name}`,
+          canForce: true,
           users: connections === 0 ? [] : [`${connections} NBD clients`],
           take: async () => void (await call('nbd_export_stop', { name })),
         })),
@@ -132,6 +133,8 @@ export class VolumeExports {
         .filter(({ ctrlr, backend_specific }) => backend_specific.block?.bdev === bdev && ctrlr === label)
         .map(({ ctrlr, sessions }) => ({
           what: `vhost controller ${ctrlr}`,
+          // As SPDK has it: a controller does not go while a guest is connected.
+          canForce: false,
           users: sessions.map(({ name }) => `guest at ${name}`),
           take: async () => void (await call('vhost_delete_controller', { ctrlr })),
         })),
@@ -207,12 +210,12 @@ export class VolumeExports {
   }
 }
 
-function stillUsed({ volume }: Found, users: readonly string[]): RpcError {
-  return new RpcError(
-    'EBUSY',
-    `volume ${volume.name} is in use at this moment by ${users.join(', ')}: disconnect there first (nvme disconnect, the ` +
-      "guest's detaching), or --force takes it away, and what was not written there is lost",
-  )
+function stillUsed({ volume }: Found, busy: readonly Serving[]): RpcError {
+  const users = busy.flatMap(each => each.users).join(', ')
+  const remedy = busy.every(each => each.canForce)
+    ? 'disconnect there first (nvme disconnect, the NBD client), or --force takes it away, and what was not written there is lost'
+    : "have the guest let go of its disk, or shut it down, first: --force does not take a guest's vhost disk away"
+  return new RpcError('EBUSY', `volume ${volume.name} is in use at this moment by ${users}: ${remedy}`)
 }
 
 const indent = (lines: readonly string[]): string[] => lines.map(line => `  ${line}`)

@@ -68,6 +68,8 @@ export interface Serving {
   readonly what: string
   /** Who has it open at this moment. */
   readonly users: readonly string[]
+  /** It can be taken from them. */
+  readonly canForce: boolean
   take(): Promise<void>
 }
 
@@ -84,7 +86,7 @@ export async function servedOverNvme(call: Call, bdev: string): Promise<Serving[
       else for (const { nsid } of own) await call('nvmf_subsystem_remove_ns', { nqn, nsid })
     }
     const users = [...new Set(hosts.map(({ hostnqn }) => `host ${hostnqn}`))]
-    found.push({ what: `subsystem ${nqn}`, users, take })
+    found.push({ what: `subsystem ${nqn}`, users, canForce: true, take })
   }
   return found
 }

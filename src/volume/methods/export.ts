@@ -76,7 +76,7 @@ const volumeUnexport = method({
       .boolean()
       .default(false)
       .describe(
-        'Though hosts, guests or clients have it open, who see it go and lose what they have not written',
+        'Though NVMe hosts or NBD clients have it open, who see it go and lose what they have not written',
       ),
   }),
   result: z.array(z.string()).describe('What served it'),

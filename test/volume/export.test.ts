@@ -1,0 +1,30 @@
+import { describe, expect, it } from 'vitest'
+import { VolumeExports } from '../../src/volume/export.ts'
+import type { Found } from '../../src/volume/found.ts'
+import type { Volumes } from '../../src/volume/volumes.ts'
+
+describe('a volume that is taken back from a guest', () => {
+  it.each([false, true])('stays, and what has to be done is said (force: %s)', async force => {
+    const called: string[] = []
+    const answers: Readonly<Record<string, unknown>> = {
+      nbd_export_list: [],
+      nvmf_get_subsystems: [],
+      vhost_get_controllers: [
+        { ctrlr: 'vms-a', sessions: [{ name: 'vms-as0' }], backend_specific: { block: { bdev: 'vms-a' } } },
+      ],
+    }
+    const volumes = { useOf: async () => ({ bdevs: [{ name: 'vms-a' }] }) }
+    const exports = new VolumeExports(volumes as unknown as Volumes, async method => {
+      called.push(method)
+      return answers[method]
+    })
+    const found = { pool: { name: 'vms' }, volume: { name: 'a' } } as unknown as Found
+    await expect(exports.unexport(found, { bdev: undefined, force })).rejects.toMatchObject({
+      code: 'EBUSY',
+      message:
+        'volume a is in use at this moment by guest at vms-as0: have the guest let go of its disk, or shut it down, first: ' +
+        "--force does not take a guest's vhost disk away",
+    })
+    expect(called).not.toContain('vhost_delete_controller')
+  })
+})
