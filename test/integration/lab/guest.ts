@@ -7,7 +7,7 @@
  *   NIC i ── hub ── QEMU user network 10.0.(2+i).0/24         10.0.(2+i).2 is this machine's 127.0.0.1
  */
 import { randomUUID } from 'node:crypto'
-import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -17,6 +17,7 @@ import { Child } from './child.ts'
 import { bootFiles } from './image.ts'
 import { findProgram } from './packages.ts'
 import { Qmp, type QmpEvent } from './qmp.ts'
+import { isSilent, SILENCE_MS } from './silence.ts'
 
 export interface GuestOptions {
   /** Default 512. */
@@ -61,10 +62,6 @@ export interface GuestJob {
 }
 
 const TIMEOUT_MS = 120_000
-
-/** On the busiest machine a kernel that boots says something more often: see `Guest.booted`. */
-const SILENCE_MS = 45_000
-const LOOK_MS = 100
 
 /** How much of the console a failure shows: a panic with its traces of the stack is longer than a screen. */
 const CONSOLE_LINES = 80
@@ -132,11 +129,11 @@ export class Guest {
   }
 
   /**
-   * Waits until the guest takes commands. About one boot in sixty hangs under emulation, in its first second, without a word:
-   * such a guest is reset, once, and the output of the tests says so.
+   * Waits until the guest takes commands. One that hangs without a word (silence.ts) is reset, once, and the output of the
+   * tests says so.
    */
   async booted(): Promise<void> {
-    if (await this.#isSilent()) {
+    if (await isSilent(join(this.#home, 'console'), this.#agent.booted, this.#silenceMs)) {
       const lines = this.console.split('\n')
       console.warn(
         `guest ${this.pid}: nothing on its console for ${this.#silenceMs} ms while it boots; it is reset, once. It said:\n` +
@@ -247,20 +244,6 @@ export class Guest {
   async stop(): Promise<void> {
     await this.#machine.end('SIGKILL')
     rmSync(this.#home, { recursive: true, force: true })
-  }
-
-  /** Whether its console stays as it is for too long before it has booted, or failed to. */
-  async #isSilent(): Promise<boolean> {
-    const settled = this.#agent.booted.then(
-      () => true,
-      () => true,
-    )
-    for (let size = -1, sinceMs = performance.now(); ; ) {
-      if (await Promise.race([settled, delay(LOOK_MS, false)])) return false
-      const now = statSync(join(this.#home, 'console')).size
-      if (now !== size) [size, sinceMs] = [now, performance.now()]
-      else if (performance.now() - sinceMs >= this.#silenceMs) return true
-    }
   }
 
   #onEvent({ event, data }: QmpEvent): void {

@@ -12,6 +12,7 @@ import { Agent } from './agent.ts'
 import { Child } from './child.ts'
 import { bootFiles } from './image.ts'
 import { findProgram } from './packages.ts'
+import { isSilent, SILENCE_MS } from './silence.ts'
 
 /** nobody and nogroup, where the test runs as root. */
 export const LIBVIRT_USER = process.getuid?.() === 0 ? 65534 : (process.getuid?.() ?? 0)
@@ -22,9 +23,12 @@ const TIMEOUT_MS = 120_000
 /** No daemon for the guests' consoles, and no confinement that an ordinary user could not set up. */
 const QEMU_CONF = 'stdio_handler = "file"\nsecurity_driver = "none"\n'
 
-/** Starts a daemon and waits until it answers. The caller must `stop` it. */
-export async function startLibvirt(): Promise<Libvirt> {
-  const libvirt = new Libvirt()
+/**
+ * Starts a daemon and waits until it answers. The caller must `stop` it. `silenceMs`: after how long without a word on its console
+ * a guest that boots is reset, once.
+ */
+export async function startLibvirt(silenceMs = SILENCE_MS): Promise<Libvirt> {
+  const libvirt = new Libvirt(silenceMs)
   try {
     await libvirt.start()
   } catch (error) {
@@ -35,10 +39,15 @@ export async function startLibvirt(): Promise<Libvirt> {
 }
 
 export class Libvirt {
+  readonly #silenceMs: number
   readonly #home = mkdtempSync(join(tmpdir(), 'qpair-libvirt-'))
   #daemon: Child | undefined
   #agent: Agent | undefined
   #domain: string | undefined
+
+  constructor(silenceMs: number) {
+    this.#silenceMs = silenceMs
+  }
 
   async start(): Promise<void> {
     const config = join(this.#home, 'config/libvirt')
@@ -109,6 +118,12 @@ export class Libvirt {
 
   async #start(): Promise<void> {
     await this.virsh('start', 'lab')
+    const agent = this.#agent!
+    if (await isSilent(join(this.#home, 'console'), agent.booted, this.#silenceMs)) {
+      console.warn(`libvirt's guest: nothing on its console while it boots; it is reset, once`)
+      agent.rebooting(new Error('the guest was reset, because it was silent'))
+      await this.virsh('reset', 'lab')
+    }
     const late = new AbortController()
     const timeout = delay(TIMEOUT_MS, undefined, { signal: late.signal }).then(() => {
       throw new Error(
@@ -116,7 +131,7 @@ export class Libvirt {
       )
     })
     timeout.catch(() => {})
-    await Promise.race([this.#agent!.booted, timeout]).finally(() => late.abort())
+    await Promise.race([agent.booted, timeout]).finally(() => late.abort())
   }
 
   /** A file in the daemon's directory that it can read; answers its path. */
