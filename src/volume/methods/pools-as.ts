@@ -6,7 +6,7 @@ import { formatPool, type PoolAuth, type PoolDocument } from '../../libvirt/pool
 import { method } from '../../rpc/method.ts'
 import { uint32 } from '../../rpc/params.ts'
 import { buildBefore, buildParams, type VolumeContext } from './params.ts'
-import { poolRow, toRow } from './pools.ts'
+import { poolRow, poolRowOf } from './pool-row.ts'
 
 const text = z.string().min(1).optional()
 
@@ -119,7 +119,7 @@ const poolDefineAs = method({
   saves: true,
   cli: { positional, text: row => `Pool ${row.name} defined\n` },
   run: async (given, { pools }: VolumeContext) =>
-    toRow(await inWords(given, pools.define(formatPool(documentOf(given))))),
+    poolRowOf(await inWords(given, pools.define(formatPool(documentOf(given))))),
 })
 
 const poolCreateAs = method({
@@ -137,7 +137,7 @@ const poolCreateAs = method({
   concurrent: true,
   cli: { positional, text: row => `Pool ${row.name} created\n` },
   async run(given, { pools }: VolumeContext) {
-    return toRow(await inWords(given, pools.create(formatPool(documentOf(given)), buildBefore(given))))
+    return poolRowOf(await inWords(given, pools.create(formatPool(documentOf(given)), buildBefore(given))))
   },
 })
 

@@ -1,11 +1,9 @@
 /** Methods of pools, by virsh's names. */
 import { z } from 'zod'
-import { formatSize } from '../../core/format-size.ts'
 import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
-import type { Pool } from '../storage-pool.ts'
-import { partOf, percentOf } from '../watermarks.ts'
 import { buildBefore, buildMode, buildParams, overwrite, poolName, type VolumeContext } from './params.ts'
+import { poolColumns, poolRow, poolRowOf, poolText } from './pool-row.ts'
 
 const NO_POOL = { ENOENT: 'there is no pool of that name' } as const
 const TOOL = { EIO: 'a program that does the work failed; it says why' } as const
@@ -24,101 +22,6 @@ const xml = z
   .min(1)
   .describe("The pool's libvirt document; on the command line the file that has it, - for stdin")
 
-export const poolRow = z.object({
-  name: z.string(),
-  uuid: z.string(),
-  type: z.string(),
-  state: z
-    .enum(['running', 'inaccessible', 'inactive'])
-    .describe('inaccessible: it runs, and its storage does not answer'),
-  trouble: z.string().optional().describe('Why it is inaccessible'),
-  autostart: z.boolean(),
-  persistent: z.boolean(),
-  capacity: z.int().optional().describe('In bytes; absent while the pool is inactive, as what follows'),
-  allocation: z.int().optional(),
-  available: z.int().optional(),
-  used_percent: z.int().optional(),
-  used_of: z
-    .string()
-    .optional()
-    .describe('What is so full, when it is a part that runs out by itself: a thin pool of a volume group'),
-  /** Percents at which it is told. */
-  watermarks: z.array(z.int()),
-  watermark: z.int().describe('The highest of them that is reached, 0 for none'),
-  volumes: z.int().optional(),
-  target: z.string().optional(),
-})
-type PoolRow = z.output<typeof poolRow>
-
-export function toRow(pool: Pool): PoolRow {
-  const { name, uuid, document, isActive, isAutostart, isPersistent, watermarks, contents, reach } = pool
-  const trouble = isActive ? reach.trouble?.message : undefined
-  const running = trouble === undefined ? 'running' : 'inaccessible'
-  const part = contents === undefined ? undefined : partOf(contents)
-  return {
-    ...{ name, uuid, type: document.type, state: isActive ? running : 'inactive' },
-    ...(trouble === undefined ? {} : { trouble }),
-    ...{ autostart: isAutostart, persistent: isPersistent },
-    ...{ watermarks: [...watermarks.levels], watermark: watermarks.reached },
-    ...(contents === undefined
-      ? {}
-      : {
-          capacity: contents.capacityBytes,
-          allocation: contents.allocationBytes,
-          available: contents.availableBytes,
-          used_percent: percentOf(contents),
-          ...(part === undefined ? {} : { used_of: part }),
-          volumes: contents.volumes.length,
-        }),
-    ...(document.target === undefined ? {} : { target: document.target.path }),
-  }
-}
-
-const yesNo = (value: boolean): string => (value ? 'yes' : 'no')
-const sizeOrDash = (bytes: number | undefined): string => (bytes === undefined ? '-' : formatSize(bytes))
-
-/** As virsh's `pool-list --details`, and how full it is. */
-const columns = [
-  { title: 'Name', value: (row: PoolRow) => row.name },
-  { title: 'State', value: (row: PoolRow) => row.state },
-  { title: 'Autostart', value: (row: PoolRow) => yesNo(row.autostart) },
-  { title: 'Persistent', value: (row: PoolRow) => yesNo(row.persistent) },
-  { title: 'Capacity', value: (row: PoolRow) => sizeOrDash(row.capacity) },
-  { title: 'Allocation', value: (row: PoolRow) => sizeOrDash(row.allocation) },
-  { title: 'Available', value: (row: PoolRow) => sizeOrDash(row.available) },
-  { title: 'Used', value: usedCell },
-]
-
-function usedCell({ used_percent: used, used_of: part, watermark }: PoolRow): string {
-  if (used === undefined) return '-'
-  const share = part === undefined ? `${used} %` : `${used} % of ${part}`
-  return watermark === 0 ? share : `${share}, over ${watermark} %`
-}
-
-/** As virsh's `pool-info`. */
-function infoText(row: PoolRow): string {
-  const lines: [string, string][] = [
-    ['Name', row.name],
-    ['UUID', row.uuid],
-    ['Type', row.type],
-    ['State', row.state],
-    ['Persistent', yesNo(row.persistent)],
-    ['Autostart', yesNo(row.autostart)],
-  ]
-  if (row.trouble !== undefined) lines.push(['Trouble', row.trouble])
-  if (row.capacity !== undefined) {
-    lines.push(
-      ['Capacity', sizeOrDash(row.capacity)],
-      ['Allocation', sizeOrDash(row.allocation)],
-      ['Available', sizeOrDash(row.available)],
-      ['Used', `${usedCell(row)} (watermarks ${row.watermarks.map(level => `${level} %`).join(', ')})`],
-      ['Volumes', String(row.volumes)],
-    )
-  }
-  if (row.target !== undefined) lines.push(['Target', row.target])
-  return lines.map(([title, value]) => `${`${title}:`.padEnd(16)}${value}\n`).join('')
-}
-
 const poolDefine = method({
   name: 'pool_define',
   summary:
@@ -133,7 +36,7 @@ const poolDefine = method({
   },
   saves: true,
   cli: { positional: ['xml'], files: ['xml'], text: row => `Pool ${row.name} defined\n` },
-  run: async (params, { pools }: VolumeContext) => toRow(await pools.define(params.xml)),
+  run: async (params, { pools }: VolumeContext) => poolRowOf(await pools.define(params.xml)),
 })
 
 const poolCreate = method({
@@ -148,7 +51,7 @@ const poolCreate = method({
   concurrent: true,
   cli: { positional: ['xml'], files: ['xml'], text: row => `Pool ${row.name} created\n` },
   async run(params, { pools }: VolumeContext) {
-    return toRow(await pools.create(params.xml, buildBefore(params)))
+    return poolRowOf(await pools.create(params.xml, buildBefore(params)))
   },
 })
 
@@ -225,7 +128,7 @@ const poolRefresh = method({
   errors: { ...NO_POOL, ...TOOL, ...SILENT, EINVAL: 'it is not active' },
   concurrent: true,
   cli: { ...POOL, text: row => `Pool ${row.name} refreshed: ${row.volumes} volumes\n` },
-  run: async ({ pool }, { pools }: VolumeContext) => toRow(await pools.refresh(pool)),
+  run: async ({ pool }, { pools }: VolumeContext) => poolRowOf(await pools.refresh(pool)),
 })
 
 const poolDestroy = method({
@@ -303,7 +206,7 @@ const poolList = method({
   // virsh's spellings; both are the case anyway.
   ignored: ['all', 'details'],
   result: z.array(poolRow),
-  cli: { columns, flags: { all: { on: 'all' }, details: { on: 'details' } } },
+  cli: { columns: poolColumns, flags: { all: { on: 'all' }, details: { on: 'details' } } },
   run: (wanted, { pools }: VolumeContext) =>
     pools
       .list()
@@ -311,7 +214,7 @@ const poolList = method({
       .filter(pool => !wanted.autostart || pool.isAutostart)
       .filter(pool => !(wanted.persistent && !pool.isPersistent) && !(wanted.transient && pool.isPersistent))
       .filter(pool => wanted.type === undefined || pool.document.type === wanted.type)
-      .map(toRow),
+      .map(poolRowOf),
 })
 
 const poolInfo = method({
@@ -321,8 +224,8 @@ const poolInfo = method({
   result: poolRow,
   errors: NO_POOL,
   concurrent: true,
-  cli: { ...POOL, text: infoText },
-  run: ({ pool }, { pools }: VolumeContext) => toRow(pools.get(pool)),
+  cli: { ...POOL, text: poolText },
+  run: ({ pool }, { pools }: VolumeContext) => poolRowOf(pools.get(pool)),
 })
 
 const poolDumpxml = method({

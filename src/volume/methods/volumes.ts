@@ -10,8 +10,7 @@ import { deleteVolume, renameVolume, resizeVolume } from '../operations/change.t
 import { cloneVolume } from '../operations/clone.ts'
 import { createVolume } from '../operations/create.ts'
 import { wipeVolume } from '../operations/wipe.ts'
-import { PREALLOCATIONS, type VolumeFacts, WIPE_ALGORITHMS } from '../pool.ts'
-import type { Pool } from '../storage-pool.ts'
+import { PREALLOCATIONS, WIPE_ALGORITHMS } from '../pool.ts'
 import {
   bytesOf,
   followLink,
@@ -27,6 +26,14 @@ import {
   type VolumeContext,
   volumeName,
 } from './params.ts'
+import {
+  type VolumeRow,
+  volumeColumns,
+  volumeDetails,
+  volumeRow,
+  volumeRowOf,
+  volumeText,
+} from './volume-row.ts'
 import { volumeCreateXml } from './volume-xml.ts'
 
 export const NO_VOLUME = {
@@ -39,58 +46,6 @@ const CANNOT = {
 } as const
 const NEW_NAME = { EEXIST: 'there is a volume of the new name' } as const
 const VOLUME = { positional: ['volume'] } as const
-
-const volumeRow = z.object({
-  name: z.string(),
-  pool: z.string(),
-  key: z.string(),
-  path: z.string(),
-  type: z.enum(['file', 'block', 'network']),
-  format: z.string(),
-  capacity: z
-    .int()
-    .optional()
-    .describe('What a guest sees, in bytes; absent where only opening it would tell'),
-  allocation: z.int().optional().describe('What it takes of the pool, in bytes'),
-  backing: z.object({ path: z.string(), format: z.string().optional() }).optional(),
-  mode: z.string().optional().describe('Octal'),
-  owner: z.int().optional(),
-  group: z.int().optional(),
-})
-export type VolumeRow = z.output<typeof volumeRow>
-
-export function toRow(pool: Pool, volume: VolumeFacts): VolumeRow {
-  const { name, key, path, type, format, capacityBytes, allocationBytes, backing, permissions } = volume
-  return {
-    ...{ name, pool: pool.name, key, path, type, format },
-    ...(capacityBytes === undefined ? {} : { capacity: capacityBytes }),
-    ...(allocationBytes === undefined ? {} : { allocation: allocationBytes }),
-    ...(backing === undefined
-      ? {}
-      : {
-          backing: {
-            path: backing.path,
-            ...(backing.format === undefined ? {} : { format: backing.format }),
-          },
-        }),
-    ...(permissions?.mode === undefined ? {} : { mode: `0${permissions.mode.toString(8)}` }),
-    ...(permissions?.owner === undefined ? {} : { owner: permissions.owner }),
-    ...(permissions?.group === undefined ? {} : { group: permissions.group }),
-  }
-}
-
-const sizeOrDash = (bytes: number | undefined): string => (bytes === undefined ? '-' : formatSize(bytes))
-
-/** As virsh's `vol-list --details`, with the format and, as pools are many, the pool. */
-const columns = [
-  { title: 'Name', value: (row: VolumeRow) => row.name },
-  { title: 'Pool', value: (row: VolumeRow) => row.pool },
-  { title: 'Path', value: (row: VolumeRow) => row.path },
-  { title: 'Type', value: (row: VolumeRow) => row.type },
-  { title: 'Format', value: (row: VolumeRow) => row.format },
-  { title: 'Capacity', value: (row: VolumeRow) => sizeOrDash(row.capacity) },
-  { title: 'Allocation', value: (row: VolumeRow) => sizeOrDash(row.allocation) },
-]
 
 const volumeCreate = method({
   name: 'volume_create',
@@ -182,7 +137,7 @@ const volumeList = method({
   ignored: ['details'],
   result: z.array(volumeRow),
   errors: { ENOENT: 'there is no pool of that name', EINVAL: 'the pool is not active' },
-  cli: { positional: ['pool'], columns, flags: { details: { on: 'details' } } },
+  cli: { positional: ['pool'], columns: volumeColumns, flags: { details: { on: 'details' } } },
   async run({ pool, iso, refresh }, { pools }: VolumeContext) {
     const wanted = pool === undefined ? pools.list().filter(({ isActive }) => isActive) : [pools.active(pool)]
     const rows: VolumeRow[] = []
@@ -190,40 +145,12 @@ const volumeList = method({
       // Of several, one that does not answer has what it had.
       if (refresh && (pool !== undefined || (await each.reach.answers()))) await each.lookAgain()
       for (const volume of each.contents?.volumes ?? []) {
-        if (!iso || volume.format === 'iso') rows.push(toRow(each, volume))
+        if (!iso || volume.format === 'iso') rows.push(volumeRowOf(each, volume))
       }
     }
     return rows
   },
 })
-
-const volumeDetails = volumeRow.extend({
-  bdev: z.string().optional().describe('The bdev that has it open'),
-  users: z.string().describe('Who has that, or what other programs have the volume open; empty for nobody'),
-  dependents: z.array(z.string()).describe('Volumes that have it beneath them'),
-  snapshots: z.int(),
-})
-type VolumeDetails = z.output<typeof volumeDetails>
-
-const pair = (title: string, value: string): [string, string] => [title, value]
-
-function infoText(row: VolumeDetails): string {
-  const { backing, bdev, users } = row
-  const lines: [string, string][] = [
-    ['Name', row.name],
-    ['Pool', row.pool],
-    ['Path', row.path],
-    ['Type', row.type],
-    ['Format', row.format],
-    ['Capacity', sizeOrDash(row.capacity)],
-    ['Allocation', sizeOrDash(row.allocation)],
-    ...(backing === undefined ? [] : [pair('Backing', `${backing.path} (${backing.format ?? 'probed'})`)]),
-    ['Snapshots', String(row.snapshots)],
-    ['Bdev', bdev ?? '-'],
-    ['Used by', users === '' ? '-' : users],
-  ]
-  return lines.map(([title, value]) => `${`${title}:`.padEnd(16)}${value}\n`).join('')
-}
 
 const volumeInfo = method({
   name: 'volume_info',
@@ -232,7 +159,7 @@ const volumeInfo = method({
   result: volumeDetails,
   errors: NO_VOLUME,
   concurrent: true,
-  cli: { ...VOLUME, text: infoText },
+  cli: { ...VOLUME, text: volumeText },
   async run({ volume, pool }, { volumes }: VolumeContext) {
     await volumes.find(volume, pool).pool.lookAgain()
     const found = volumes.find(volume, pool)
@@ -240,7 +167,7 @@ const volumeInfo = method({
     const { bdev, owners, programs, others, dependents } = await volumes.useAnywhere(found)
     const snapshots = await found.pool.backend.volumes.snapshots?.list(facts)
     return {
-      ...toRow(found.pool, facts),
+      ...volumeRowOf(found.pool, facts),
       ...(bdev === undefined ? {} : { bdev: bdev.name }),
       users: [owners, ...programs, ...others].filter(each => each !== '').join(', '),
       dependents: dependents.map(({ name }) => name),
