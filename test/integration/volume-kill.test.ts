@@ -216,7 +216,9 @@ describe.skipIf(!CAN_MOUNT)('a daemon that is killed (needs root, to mount a fil
       await daemon.rpc('volume_create', { pool: 'fast', name: 'kept', capacity: '1M' })
       const wanted = { pool: 'fast', name: 'a', source, format: 'qcow2' }
       const { job_id } = await daemon.rpc<{ job_id: number }>('volume_import', wanted)
-      await space.run('umount', '--lazy', target)
+      // Or a copy that is quick has ended before a busy machine has started the program.
+      daemon.signal('SIGSTOP')
+      await space.run('umount', '--lazy', target).finally(() => daemon.signal('SIGCONT'))
       const ended = await daemon.rpc('job_wait', { id: job_id, timeout_ms: 60_000 })
       expect(ended).toMatchObject({
         state: 'failed',

@@ -60,7 +60,7 @@ await describeWith(PROGRAMS, 'volumes', () => {
     }
   }
 
-  const ended = (id: number): Promise<Job> => daemon.rpc('job_wait', { id, timeout_ms: 240_000 })
+  const ended = (id: number): Promise<Job> => daemon.rpc('job_wait', { id, timeout_ms: 170_000 })
 
   it('are what qemu-img says they are', async () => {
     await q('volume', 'create', 'vms', 'thin', '10G')
