@@ -70,6 +70,8 @@ export interface IscsiSession {
   /** The address that it is connected to; empty while it is not. */
   readonly address: string
   readonly initiator: string
+  /** The record of open-iscsi that it was made by: `default`, or a name that somebody has chosen. */
+  readonly interface: string
 }
 
 /** Sessions of the kernel's initiator: `/sys/class/iscsi_session/session1`, below its host's device. */
@@ -86,6 +88,7 @@ export async function iscsiSessions(sys = SYS): Promise<IscsiSession[]> {
       target: await sysText(directory, name, 'targetname'),
       initiator: await sysText(directory, name, 'initiatorname'),
       address: await sysText(connection, 'persistent_address'),
+      interface: await sysText(directory, name, 'ifacename'),
     })
   }
   return sessions

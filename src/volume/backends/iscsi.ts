@@ -1,22 +1,27 @@
 /**
  * `iscsi`: a target that the kernel's initiator is logged in to; its units are the volumes, which the target's owner makes.
  *
- * An initiator name of the document's own is an interface record of open-iscsi (`iscsiadm -m iface`), so that several pools
- * can log in as different initiators. It stays when a pool stops: another pool of the same initiator may have it.
+ * Pools log in through interface records of open-iscsi that are ours (`iscsiadm -m iface`), one for each initiator name, so that
+ * several can log in as different initiators. By its interface a session tells that it is a pool's and not an administrator's,
+ * also after the daemon's own restart. The interface stays when a pool stops: another pool of the same initiator may have it.
  */
 import { createHash } from 'node:crypto'
 import { setTimeout as delay } from 'node:timers/promises'
 import { RpcError } from '../../core/errors.ts'
+import { logger } from '../../core/log.ts'
 import { ProgramError } from '../../core/program.ts'
 import type { PoolDocument } from '../../libvirt/pool-xml.ts'
 import { fullOf, settleDevices } from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
 import { recordPassword } from '../iscsi-records.ts'
 import { credentialsOf, type IscsiTarget, targetOf } from '../iscsi-target.ts'
+import { refuseUsedByHost } from '../kernel-use.ts'
 import type { PoolBackend, PoolBackendType, PoolContents, PoolServices } from '../pool.ts'
-import { hasAllDisks, type IscsiSession, iscsiSessions, unitVolumes } from '../scsi-units.ts'
+import { hasAllDisks, type IscsiSession, iscsiSessions, scsiUnits, unitVolumes } from '../scsi-units.ts'
 import { runTool, type ToolOptions } from '../tools.ts'
 import { DeviceVolumes } from './device-volumes.ts'
+
+const log = logger('volume')
 
 export const iscsiPool: PoolBackendType = {
   type: 'iscsi',
@@ -38,8 +43,8 @@ class IscsiPool implements PoolBackend {
   readonly #document: PoolDocument
   readonly #secrets: PoolServices['secrets']
   readonly #target: IscsiTarget
-  /** The record of its interface; undefined: open-iscsi's own. */
-  readonly #interface: string | undefined
+  /** The record of its interface. */
+  readonly #interface: string
 
   constructor(document: PoolDocument, { secrets }: PoolServices) {
     this.#document = document
@@ -47,7 +52,7 @@ class IscsiPool implements PoolBackend {
     this.#target = targetOf(document)
     const { initiator } = this.#target
     const digest = createHash('sha256').update(`${initiator}`).digest('hex').slice(0, 8)
-    this.#interface = initiator === undefined ? undefined : `qpair-${digest}`
+    this.#interface = initiator === undefined ? 'qpair' : `qpair-${digest}`
   }
 
   async isStarted(): Promise<boolean> {
@@ -82,7 +87,21 @@ class IscsiPool implements PoolBackend {
   }
 
   async stop(): Promise<void> {
-    if (!(await this.isStarted())) return
+    const session = await this.#session()
+    if (session === undefined) return
+    const { name } = this.#document
+    const target = this.#target.name
+    if (session.interface !== this.#interface) {
+      log.notice(
+        `pool ${name}: somebody else has logged in to ${target} (interface ${session.interface}), which stays so: ` +
+          `iscsiadm -m node -T ${target} --logout ends it`,
+      )
+      return
+    }
+    for (const { device } of await scsiUnits(session.host)) {
+      // They would be taken away from under it.
+      await refuseUsedByHost(`pool ${name} cannot be stopped`, `/dev/${device}`)
+    }
     await this.#run('log out', [...this.#node(), '--logout'], {
       remedy: said => (/busy|in use/.test(said) ? 'Somebody has a unit open: lsblk says which' : undefined),
     })
@@ -111,13 +130,14 @@ class IscsiPool implements PoolBackend {
 
   async #makeInterface(): Promise<void> {
     const name = this.#interface
-    if (name === undefined) return
+    const { initiator } = this.#target
     const record = ['-m', 'iface', '-I', name]
     const said = await runTool(`pool ${this.#document.name}`, 'iscsiadm', ['-m', 'iface'])
     if (!said.split('\n').some(line => line.startsWith(`${name} `))) {
       await this.#run('make its interface', [...record, '-o', 'new'])
     }
-    const set = [...record, '-o', 'update', '-n', 'iface.initiatorname', '-v', this.#target.initiator!]
+    if (initiator === undefined) return
+    const set = [...record, '-o', 'update', '-n', 'iface.initiatorname', '-v', initiator]
     await this.#run('set its initiator', set)
   }
 
@@ -139,7 +159,7 @@ class IscsiPool implements PoolBackend {
   }
 
   #ofInterface(): string[] {
-    return this.#interface === undefined ? [] : ['-I', this.#interface]
+    return ['-I', this.#interface]
   }
 
   #run(doing: string, args: readonly string[], options?: ToolOptions): Promise<string> {
