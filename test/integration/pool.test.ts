@@ -263,7 +263,15 @@ await describeWith(['setpriv', 'virsh', 'libvirtd'], 'a directory pool', () => {
       expect(list).toMatch(/b\.qcow2 +\S+\/b\.qcow2 +file +2\.00 GiB/)
       const shown = await libvirt.virsh('vol-dumpxml', 'b.qcow2', '--pool', 'vms')
       const ours = await daemon.rpc<string>('volume_dumpxml', { volume: 'b.qcow2' })
-      for (const element of [/<capacity.*/, /<key>.*/, /<path>.*/, /<format.*/, /<mode>.*/]) {
+      for (const element of [
+        /<capacity.*/,
+        /<key>.*/,
+        /<path>.*/,
+        /<format.*/,
+        /<mode>.*/,
+        /<compat.*/,
+        /<clusterS.*/,
+      ]) {
         expect(element.exec(ours)?.[0].replaceAll('"', "'")).toBe(
           element.exec(shown)?.[0].replaceAll('"', "'"),
         )

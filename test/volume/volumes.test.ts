@@ -1,6 +1,7 @@
 import { execFileSync } from 'node:child_process'
 import { truncateSync, writeFileSync } from 'node:fs'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { imageInfo } from '../../src/bdev/drivers/qcow2/image.ts'
 import { Storage } from './support.ts'
 
 const MIB = 2 ** 20
@@ -65,5 +66,21 @@ describe('finding volumes', () => {
     expect(await storage.call('volume_dumpxml', { volume: 'a' })).toContain(
       `<capacity unit='bytes'>${64 * MIB}</capacity>`,
     )
+  })
+
+  it('writes one of which the same image can be made again', async () => {
+    const features = { compat: '1.1', cluster_size: '128K', lazy_refcounts: 'on' }
+    await storage.call('volume_create', {
+      ...{ pool: 'vms', name: 'q', capacity: '64M', format: 'qcow2', features },
+    })
+    const xml = await storage.call<string>('volume_dumpxml', { volume: 'q' })
+    expect(xml).toContain('<compat>1.1</compat>')
+    expect(xml).toContain("<clusterSize unit='B'>131072</clusterSize>")
+    expect(xml).toContain('<lazy_refcounts/>')
+    await storage.call('volume_create_xml', { pool: 'vms', xml: xml.replace('<name>q<', '<name>r<') })
+    expect(await imageInfo(storage.path('vms/r'))).toEqual({
+      ...(await imageInfo(storage.path('vms/q'))),
+      path: storage.path('vms/r'),
+    })
   })
 })
