@@ -4,7 +4,8 @@ import type { MethodCall } from '../rpc/config.ts'
 import type { VolumeFacts } from './pool.ts'
 import { type Pool, volumeIn } from './storage-pool.ts'
 
-export const HALF_FILLED = 'an import that was interrupted and has not gone on yet (qpair config kept)'
+export const HALF_FILLED =
+  'an import that was interrupted and has not gone on yet (qpair config kept; where that has none, delete the volume)'
 
 export interface Found {
   readonly pool: Pool

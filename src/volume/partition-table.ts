@@ -10,6 +10,8 @@ export interface Partition {
   readonly start: number
   readonly sectors: number
   readonly uuid: string
+  /** It is marked as such: see `FILLING`. */
+  readonly isHalfFilled: boolean
   /** The name of the volume: its label, where it has one that no other has. */
   readonly volume: string
 }
@@ -47,6 +49,15 @@ interface Written {
   }
 }
 
+/**
+ * The type of a partition until an import has filled it, by the label of the table: it is in the table and nowhere else, so that it
+ * tells also when nobody knows any more what was begun. Of dos, what is left to local use; of GPT, a GUID of our own.
+ */
+export const FILLING: Readonly<Record<string, string>> = {
+  dos: '7f',
+  gpt: '2aa1115f-e77a-4625-bcff-a93efa81838f',
+}
+
 /** Types of an extended partition of a dos table: it holds others, and is none itself. */
 const EXTENDED = new Set(['5', 'f', '85'])
 
@@ -71,8 +82,9 @@ export function parseTable(text: string, diskBytes: number): PartitionTable {
     ...{ label, sectorSize },
     firstSector: firstlba ?? MIB / sectorSize,
     lastSector: lastlba ?? Math.min(DOS_LAST_SECTOR, diskBytes / sectorSize - 1),
-    partitions: rows.map(({ node, start, size, uuid = '', name = '' }) => ({
+    partitions: rows.map(({ node, start, size, type, uuid = '', name = '' }) => ({
       ...{ path: node, number: Number(/\d+$/.exec(node)?.[0]), start, sectors: size, uuid },
+      isHalfFilled: type.toLowerCase() === FILLING[label],
       volume: name !== '' && !/[/\n]|^\./.test(name) && isUnique(name) ? name : basename(node),
     })),
   }

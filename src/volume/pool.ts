@@ -42,6 +42,8 @@ export interface VolumeFacts {
   readonly permissions?: Permissions
   /** Tells it from another that has its name later, also after a restart. Absent where the storage has nothing that does. */
   readonly identity?: string
+  /** It is being filled, or was when that was interrupted: see `VolumeOperations.markWhole`. */
+  readonly isHalfFilled?: true
 }
 
 export interface Backing {
@@ -130,6 +132,8 @@ export interface VolumeOperations {
   create?(request: CreateVolume, progress: Progress): Promise<void>
   /** A volume may have a hidden name (`partialName`) until it is whole, and get its own by `rename`. */
   readonly canHide?: true
+  /** What was made with an `identity`, and told as half filled since, is whole. Absent where nothing marks it. */
+  markWhole?(volume: VolumeFacts): Promise<void>
   delete?(volume: VolumeFacts): Promise<void>
   /** Facts that take opening it: capacity, allocation, backing. Absent: `refresh` has found all. */
   describe?(volume: VolumeFacts): Promise<VolumeFacts>
@@ -148,7 +152,10 @@ export interface VolumeOperations {
   wipe?(volume: VolumeFacts, algorithm: WipeAlgorithm, progress: Progress): Promise<void>
 }
 
-export type VolumeOperation = Exclude<keyof VolumeOperations, 'reasons' | 'describe' | 'clients' | 'canHide'>
+export type VolumeOperation = Exclude<
+  keyof VolumeOperations,
+  'reasons' | 'describe' | 'clients' | 'canHide' | 'markWhole'
+>
 
 export interface CreateVolume {
   readonly name: string

@@ -116,7 +116,8 @@ export class Volumes {
 
   async #useHere(volume: VolumeFacts): Promise<VolumeUse> {
     const use = await this.useOfMedium(volume)
-    if (volume.identity === undefined || !this.halfFilled.has(volume.identity)) return use
+    const { identity, isHalfFilled = false } = volume
+    if (!isHalfFilled && (identity === undefined || !this.halfFilled.has(identity))) return use
     return { ...use, others: [...use.others, HALF_FILLED] }
   }
 

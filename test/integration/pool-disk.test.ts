@@ -140,4 +140,44 @@ await describeWith(['losetup', 'sfdisk', 'blkid', 'mkfs.ext4', 'mount', 'umount'
     await daemon.rpc('pool_build', { pool: 'sdb', overwrite: true })
     expect(run('blkid', '-p', '-o', 'value', '-s', 'PTTYPE', device).trim()).toBe('gpt')
   })
+
+  it('is undefined once it does not run', async () => {
+    await daemon.rpc('pool_undefine', { pool: 'sdb' })
+    expect(await daemon.rpc('pool_list')).toEqual([])
+  })
+
+  it.each([
+    ['dos', '7f', '83'],
+    ['gpt', '2AA1115F-E77A-4625-BCFF-A93EFA81838F', '0FC63DAF-8483-4772-8E79-3D69D8477DE4'],
+  ])('tells by its table what an import has filled in part: %s', async (label, filling, whole) => {
+    const pool = `half-${label}`
+    const name = `${device.slice('/dev/'.length)}p1`
+    const type = (): string => JSON.parse(run('sfdisk', '--json', device)).partitiontable.partitions[0].type
+    const document = xml(device).replace('sdb', pool).replace("type='gpt'", `type='${label}'`)
+    await daemon.rpc('pool_create', { xml: document, overwrite: true })
+    const source = `${image}.source`
+    writeFileSync(source, Buffer.alloc(2 * MIB, 0x11))
+    const finished = async (params: object): Promise<void> => {
+      const { job_id: id } = await daemon.rpc<{ job_id: number }>('volume_import', {
+        pool,
+        name,
+        source,
+        ...params,
+      })
+      expect(await daemon.rpc('job_wait', { id, timeout_ms: 60_000 })).toMatchObject({ state: 'completed' })
+      expect(type()).toBe(whole)
+    }
+    await finished({})
+    // As it is while it is filled, and stays when the daemon is killed then and what was kept of it is given up.
+    run('sfdisk', '--no-reread', '--no-tell-kernel', '--part-type', device, '1', filling)
+    await daemon.rpc('pool_refresh', { pool })
+    await expect(daemon.rpc('volume_export', { volume: `${pool}/${name}`, nbd: true })).rejects.toThrow(
+      'an import that was interrupted',
+    )
+    if (label === 'dos') await finished({ resume: true, identity: 'anything' })
+    await daemon.rpc('volume_delete', { volume: `${pool}/${name}` })
+    expect(await daemon.rpc('volume_list', { pool })).toEqual([])
+    await daemon.rpc('pool_destroy', { pool })
+    rmSync(source)
+  })
 })

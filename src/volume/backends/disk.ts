@@ -18,7 +18,14 @@ import {
 } from '../block-devices.ts'
 import { fileOpening } from '../file-volumes.ts'
 import { refuseUsedByHost } from '../kernel-use.ts'
-import { fittingGap, gapsOf, type Partition, type PartitionTable, parseTable } from '../partition-table.ts'
+import {
+  FILLING,
+  fittingGap,
+  gapsOf,
+  type Partition,
+  type PartitionTable,
+  parseTable,
+} from '../partition-table.ts'
 import type {
   BuildMode,
   CreateVolume,
@@ -95,6 +102,7 @@ class DiskPool implements PoolBackend {
         ...blockVolume(partition.volume, found, partition.sectors * table.sectorSize),
         key: partition.uuid || found,
         ...(partition.uuid === '' ? {} : { identity: partition.uuid.toLowerCase() }),
+        ...(partition.isHalfFilled ? { isHalfFilled: true } : {}),
       })
     }
     const free = gapsOf(table).reduce((sum, gap) => sum + gap.sectors, 0) * table.sectorSize
@@ -137,11 +145,12 @@ class Disk {
     if (await hasPartitions(this.path)) await this.#tellKernel('--delete')
   }
 
-  async append(volume: string, { start, sectors, label, uuid }: NewPartition): Promise<void> {
+  async append(volume: string, { start, sectors, label, uuid, type }: NewPartition): Promise<void> {
     const args = ['--append', '--wipe-partitions', 'always', '--', this.path]
     const name = label === undefined ? '' : `, name="${label}"`
     const id = uuid === undefined ? '' : `, uuid=${uuid}`
-    await this.#sfdisk(`make volume ${volume}`, args, `start=${start}, size=${sectors}${name}${id}\n`)
+    const kind = type === undefined ? '' : `, type=${type}`
+    await this.#sfdisk(`make volume ${volume}`, args, `start=${start}, size=${sectors}${name}${id}${kind}\n`)
     const made = (await this.table()).partitions.find(partition => partition.start === start)
     await this.#tellKernel('--update', made?.number)
     await settleDevices()
@@ -156,6 +165,11 @@ class Disk {
   async delete({ volume, number }: Partition): Promise<void> {
     await this.#sfdisk(`delete volume ${volume}`, ['--delete', '--', this.path, `${number}`])
     await this.#tellKernel('--delete', number)
+  }
+
+  /** Gives it the type of most: for data of Linux. */
+  async markWhole({ volume, number }: Partition): Promise<void> {
+    await this.#sfdisk(`mark volume ${volume} as whole`, ['--part-type', '--', this.path, `${number}`, 'L'])
   }
 
   async label({ volume, number }: Partition, label: string): Promise<void> {
@@ -181,6 +195,8 @@ interface NewPartition {
   /** Of GPT, as the next. */
   readonly label: string | undefined
   readonly uuid: string | undefined
+  /** Linux's when undefined. */
+  readonly type: string | undefined
 }
 
 /** By the kernel's word: `/sys/class/block/sdb/sdb1`. */
@@ -223,8 +239,13 @@ class Partitions implements VolumeOperations {
     const { start } = gap
     const isNamed = table.label === 'gpt'
     const [label, uuid] = isNamed ? [name, identity] : []
-    await this.#disk.append(name, { start, sectors, label, uuid })
+    const type = identity === undefined ? undefined : FILLING[table.label]
+    await this.#disk.append(name, { start, sectors, label, uuid, type })
     if (!isNamed) await this.#keepKernelName(name, start)
+  }
+
+  async markWhole({ name, isHalfFilled }: VolumeFacts): Promise<void> {
+    if (isHalfFilled === true) await this.#disk.markWhole(await this.#find(name))
   }
 
   async delete({ name }: VolumeFacts): Promise<void> {

@@ -8,7 +8,7 @@ import { type Pool, volumeIn } from '../storage-pool.ts'
 import { fillFile } from '../transfer/fill-file.ts'
 import { fillVolume } from '../transfer/fill-volume.ts'
 import { refusePacked } from '../transfer/packed.ts'
-import { formatFor, keeping, type MountedCall, onItsMount } from '../transfer/plan.ts'
+import { formatFor, isMadeBy, keeping, type MountedCall, onItsMount } from '../transfer/plan.ts'
 import { sourceOf } from '../transfer/source.ts'
 import { refuseInUse } from '../use.ts'
 import type { Volumes } from '../volumes.ts'
@@ -45,7 +45,7 @@ async function startImport(volumes: Volumes, options: ImportVolume): Promise<Job
     there !== undefined &&
     (files === undefined ? pool.backend.volumes.canHide : !(await files.hasPartial(name)))
   if (isWhole === true) return startDone(volumes, pool, job)
-  if (there?.identity !== identity) volumes.claims.refuseName(pool, name)
+  if (there === undefined || !isMadeBy(options, there)) volumes.claims.refuseName(pool, name)
   else refuseInUse(there, 'imported', await volumes.useOfMedium(there), `${pool.name}/${name}`)
   const source = await sourceOf(options.source, volumes)
   const format = formatFor(name, source, options.format ?? (files === undefined ? 'raw' : undefined))

@@ -9,7 +9,7 @@ import { partialName } from '../volume-name.ts'
 import { copyAndClose, withContent } from './content.ts'
 import { copyDisk, type Source } from './copy.ts'
 import { FileSink } from './file.ts'
-import { type Plan, refuseChanged } from './plan.ts'
+import { isMadeBy, type Plan, refuseChanged } from './plan.ts'
 import type { ScratchBdevs } from './scratch-bdevs.ts'
 
 /**
@@ -26,8 +26,7 @@ export async function fillVolume(
   const name = operations.canHide ? partialName(plan.name) : plan.name
   const find = async (): Promise<VolumeFacts | undefined> =>
     (await pool.backend.refresh()).volumes.find(each => each.name === name)
-  const isOurs = ({ identity }: VolumeFacts): boolean =>
-    operations.canHide === true || identity === plan.identity
+  const isOurs = (volume: VolumeFacts): boolean => operations.canHide === true || isMadeBy(plan, volume)
   let isMade = false
   try {
     await withContent(plan, scratch, progress.signal, async from => {
@@ -47,6 +46,7 @@ export async function fillVolume(
     })
     await refuseChanged(plan.source)
     if (name !== plan.name) await operations.rename!((await find())!, plan.name)
+    else await operations.markWhole?.((await find())!)
   } catch (error) {
     const left = progress.signal.reason === DAEMON_STOPS ? undefined : await find()
     if (left !== undefined && (isMade || isOurs(left))) await operations.delete?.(left)

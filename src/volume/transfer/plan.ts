@@ -13,7 +13,7 @@ import { mountOf, readMounts } from '../../core/mounts.ts'
 import type { Permissions } from '../../libvirt/pool-xml.ts'
 import type { MethodCall } from '../../rpc/config.ts'
 import type { VolumeJob } from '../operations/job.ts'
-import type { VolumeFormat } from '../pool.ts'
+import type { VolumeFacts, VolumeFormat } from '../pool.ts'
 import { refuseInUse } from '../use.ts'
 import type { Volumes } from '../volumes.ts'
 import { identityOf, type TransferSource } from './source.ts'
@@ -48,6 +48,18 @@ export function formatFor(
     )
   }
   return given ?? format
+}
+
+/**
+ * Whether an import has made the volume of its name that is there. Where volumes have no identity the mark has to do for one that
+ * goes on.
+ */
+export function isMadeBy(
+  { identity, isResumed }: Pick<Plan, 'identity' | 'isResumed'>,
+  volume: VolumeFacts,
+): boolean {
+  if (volume.identity !== undefined) return volume.identity === identity
+  return isResumed && volume.isHalfFilled === true
 }
 
 /** The volume that a copy is made of, which nobody is to change meanwhile; and a last look whether somebody does. */
