@@ -30,13 +30,20 @@ echo "nqn.2014-08.org.nvmexpress:uuid:$(cat /etc/nvme/hostid)" >/etc/nvme/hostnq
 index=0
 for port in $(echo "$LAB_PORTS" | tr , ' '); do
   ip address add "10.0.$((index + 2)).15/24" dev "eth$index" && ip link set "eth$index" up
-  /usr/sbin/nvme connect -t tcp -a "10.0.$((index + 2)).2" -s "$port" -n "$LAB_NQN" -l -1 -c 1 -k 2 >/dev/null
+  # An emulated machine that is busy may take longer for all its queues than the gateway waits for a sign of life.
+  tries=0
+  until /usr/sbin/nvme connect -t tcp -a "10.0.$((index + 2)).2" -s "$port" -n "$LAB_NQN" -l -1 -c 1 -k 2 >/dev/null || [ $tries -ge 5 ]; do
+    sleep 1
+    tries=$((tries + 1))
+  done
   index=$((index + 1))
 done
 
-# Controllers come up by themselves, one after the other.
+# Controllers and paths come up by themselves, one after the other.
+has() { [ "$(ls -d $1 2>/dev/null | grep -c "$2")" -ge "$3" ]; }
 tries=0
-until [ "$(ls /dev/nvme*n* 2>/dev/null | grep -c 'nvme[0-9]*n[0-9]*$')" -ge "$LAB_DISKS" ] || [ $tries -ge 300 ]; do
+until has '/dev/nvme*n*' 'nvme[0-9]*n[0-9]*$' "$LAB_DISKS" &&
+  has '/sys/class/nvme/nvme*/nvme*c*n*' . $((LAB_DISKS * index)) || [ $tries -ge 300 ]; do
   sleep 0.1
   tries=$((tries + 1))
 done
