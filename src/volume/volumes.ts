@@ -3,6 +3,7 @@ import type { BdevRegistry } from '../bdev/registry.ts'
 import { RpcError, thereAre } from '../core/errors.ts'
 import type { ReactorGroup } from '../reactor/group.ts'
 import type { Jobs } from '../rpc/jobs.ts'
+import { documentOf } from './document.ts'
 import { VolumeExports } from './export.ts'
 import { type Again, anotherOne, type Found, HALF_FILLED, missing } from './found.ts'
 import { LibvirtImport } from './libvirt-import.ts'
@@ -108,6 +109,11 @@ export class Volumes {
     const { volumes } = pool.backend
     if (volumes.describe === undefined) return volume
     return pool.ask(() => volumes.describe!(volume))
+  }
+
+  /** Its document as libvirt would show it. */
+  async xmlOf(found: Found): Promise<string> {
+    return documentOf(found, await this.describe(found))
   }
 
   useOf({ pool, volume }: Found): Promise<VolumeUse> {

@@ -1,13 +1,10 @@
 /** Methods of volumes: making, looking, changing. */
 import { z } from 'zod'
-import { imageInfo } from '../../bdev/drivers/qcow2/image.ts'
 import { RpcError } from '../../core/errors.ts'
 import { formatSize } from '../../core/format-size.ts'
-import { formatVolume, type VolumeTarget } from '../../libvirt/volume-xml.ts'
 import { jobStarted } from '../../rpc/job-methods.ts'
 import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
-import type { Found } from '../found.ts'
 import { deleteVolume, renameVolume, resizeVolume } from '../operations/change.ts'
 import { cloneVolume } from '../operations/clone.ts'
 import { createVolume } from '../operations/create.ts'
@@ -186,31 +183,8 @@ const volumeDumpxml = method({
   errors: NO_VOLUME,
   concurrent: true,
   cli: VOLUME,
-  async run({ volume, pool }, { volumes }: VolumeContext) {
-    const found = volumes.find(volume, pool)
-    const { name, key, path, type, format, ...facts } = await volumes.describe(found)
-    return formatVolume({
-      ...{ type, name, key },
-      target: { path, format, permissions: facts.permissions, ...(await imageFeatures(found)) },
-      capacityBytes: facts.capacityBytes,
-      allocationBytes: facts.allocationBytes,
-      backingStore: facts.backing && { path: facts.backing.path, format: facts.backing.format },
-    })
-  },
+  run: ({ volume, pool }, { volumes }: VolumeContext) => volumes.xmlOf(volumes.find(volume, pool)),
 })
-
-/** What a qcow2 file says of itself; nothing when it cannot be read, or something else stands in it. */
-async function imageFeatures({ pool, volume: { format, path } }: Found): Promise<Partial<VolumeTarget>> {
-  if (format !== 'qcow2') return {}
-  return pool.ask(() =>
-    imageInfo(path).then(
-      ({ version, clusterSize, lazyRefcounts }) => ({
-        ...{ compat: version === 2 ? '0.10' : '1.1', clusterSizeBytes: clusterSize, lazyRefcounts },
-      }),
-      () => ({}),
-    ),
-  )
-}
 
 const volumeResize = method({
   name: 'volume_resize',
