@@ -68,6 +68,14 @@ function volumeNamed(text: string, volumes: Volumes): Found {
     return volumes.find(text)
   } catch (cause) {
     if (!(cause instanceof RpcError) || cause.code !== 'ENOENT') throw cause
+    if (text.startsWith('rbd:')) {
+      throw new RpcError(
+        'ENOTSUP',
+        `${text} is how QEMU names an image of Ceph: here it is a volume of a pool. Define one of type rbd (qpair pool ` +
+          'define-as NAME rbd --source-name CEPH-POOL --source-host MONITOR …), start it, and give NAME/IMAGE',
+        { cause },
+      )
+    }
     throw new RpcError(
       'ENOENT',
       `${text} is neither a volume nor a path (/DIR/FILE, or ./FILE where you are): ${cause.message}`,

@@ -179,6 +179,7 @@ describe('moving volumes', () => {
     ['/nowhere/x', 'ENOENT', '/nowhere/x cannot be read'],
     ['ftp://h/x', 'ENOTSUP', 'nbd+unix'],
     ['nbds://h/x', 'EINVAL', 'without TLS'],
+    ['rbd:volumes/x', 'ENOTSUP', 'Define one of type rbd'],
     ['nix', 'ENOENT', 'nix is neither a volume nor a path (/DIR/FILE, or ./FILE where you are)'],
     ['/tmp', 'EINVAL', 'neither a file nor a block device'],
   ])('refuses the source %s', async (source, code, message) => {
