@@ -7,6 +7,7 @@ import type { VolumeFacts } from '../pool.ts'
 import { refuseInUse, refuseLink, refuseWithDependents, type VolumeUse } from '../use.ts'
 import type { Volumes } from '../volumes.ts'
 import { operationOf } from './supported.ts'
+import { wholeBlocks } from './whole-blocks.ts'
 
 const log = logger('volume')
 
@@ -72,10 +73,11 @@ export interface ResizeVolume {
 export async function resizeVolume(
   volumes: Volumes,
   found: Found,
-  capacityBytes: number,
+  askedBytes: number,
   options: ResizeVolume,
 ): Promise<void> {
   const { pool } = found
+  const capacityBytes = wholeBlocks(askedBytes)
   const resize = operationOf(pool, 'resize')
   await changeVolume(volumes, found, 'resized', [], async (use, volume) => {
     if (!options.followLink) await refuseLink(volume, 'resized', FOLLOW_LINK)

@@ -3,15 +3,18 @@ import { type CreateVolume, QUIET } from '../pool.ts'
 import type { Volumes } from '../volumes.ts'
 import { type JobStarted, startJob } from './job.ts'
 import { operationOf } from './supported.ts'
+import { wholeBlocks } from './whole-blocks.ts'
 
 /** Preallocating takes long: then it is a job, whose number is answered. */
 export async function createVolume(
   volumes: Volumes,
   poolName: string,
-  request: CreateVolume,
+  asked: CreateVolume,
 ): Promise<Partial<JobStarted>> {
   const { claims, pools } = volumes
-  const { name, capacityBytes: total } = request
+  const { name } = asked
+  const total = wholeBlocks(asked.capacityBytes)
+  const request = { ...asked, capacityBytes: total }
   const pool = pools.active(poolName)
   const create = operationOf(pool, 'create')
   claims.refuseName(pool, name)

@@ -21,6 +21,13 @@ describe('making volumes', () => {
     expect(readdirSync(storage.path('vms'))).toEqual(['a', 'b'])
   })
 
+  it('rounds sizes up to whole blocks, so that each can be served', async () => {
+    await storage.create('a', { capacity: '100MB' })
+    expect(await storage.info('a')).toMatchObject({ capacity: 100_000_256 })
+    await storage.call('volume_resize', { volume: 'a', capacity: '200001KB' })
+    expect(await storage.info('a')).toMatchObject({ capacity: 200_001_024 })
+  })
+
   it('preallocates as a job', async () => {
     expect(
       await storage.job('volume_create', {
