@@ -2,7 +2,7 @@
  * A member's life: renews its lease, shuts out who is silent, takes over and hands back ANA groups.
  *
  *   turn: read the state -> who is silent? -> write it back, renewed          every tenth of the lease
- *   reconcile: owned, not open      -> settle with Ceph -> open
+ *   reconcile: owned, not open      -> settle with Ceph, once -> open
  *              to be let go of      -> close -> nothing outstanding -> released with the next turn
  *   no renewal for SERVE_SHARE of the lease -> halt: everything closed, hosts disconnected
  *
@@ -76,6 +76,11 @@ export class Keeper {
   readonly #released = new Set<string>()
   /** Owned without a break since settling began. */
   readonly #taking = new Set<string>()
+  /**
+   * Owned without a break since settling ended: what others had under way is over for good, also when this member has
+   * lost its lease meanwhile. So it goes on with the next one, though no monitor answers.
+   */
+  readonly #settled = new Set<string>()
   readonly #fencing = new Set<string>()
   readonly #fenced = new Set<string>()
   #isLeaving = false
@@ -317,7 +322,8 @@ export class Keeper {
     if (owned.length === 0) this.#tellEmpty?.()
     const toClose = [...leaving].filter(key => !this.#isUnderWay(key))
     if (toClose.length > 0) void this.#close(toClose)
-    for (const key of this.#taking) if (!owned.includes(key)) this.#taking.delete(key)
+    for (const keys of [this.#taking, this.#settled])
+      for (const key of keys) if (!owned.includes(key)) keys.delete(key)
     const toOpen = owned.filter(
       key => !leaving.has(key) && !this.#isUnderWay(key) && !this.#open.has(key) && !this.#taking.has(key),
     )
@@ -335,6 +341,8 @@ export class Keeper {
     for (const key of keys) {
       this.#closing.add(key)
       this.#open.delete(key)
+      // From here on it may be released by a write of which no answer comes, and be somebody else's in between.
+      this.#settled.delete(key)
     }
     try {
       await serving.open(this.#open)
@@ -353,17 +361,20 @@ export class Keeper {
     this.hurry()
   }
 
-  /** Opens what this member has come to own, after everybody who was shut out for it. */
+  /** Opens what this member owns: what it has come to own, after everybody who was shut out for it. */
   async #take(keys: readonly string[]): Promise<void> {
     const { serving, store } = this.#options
     const epoch = this.#epoch
     for (const key of keys) this.#taking.add(key)
     try {
-      await store.settle()
+      if (keys.some(key => !this.#settled.has(key))) await store.settle()
       if (epoch !== this.#epoch) return
       const opened = keys.filter(key => this.#taking.delete(key) && !this.#isUnderWay(key))
       if (opened.length === 0) return
-      for (const key of opened) this.#open.add(key)
+      for (const key of opened) {
+        this.#settled.add(key)
+        this.#open.add(key)
+      }
       await serving.open(this.#open)
       log.notice(`serving ${opened.length} ANA groups: ${opened.join(', ')}`)
     } catch (error) {

@@ -133,7 +133,7 @@ describe('a group of gateways', () => {
     const monitors = new Promise<void>(resolve => {
       shutOut = resolve
     })
-    for (const name of ['b', 'c']) current(world, name).beforeFence = monitors
+    for (const name of ['b', 'c']) current(world, name).monitors = monitors
     // Long enough that the others begin to shut it out.
     gateway.isFrozen = true
     await world.run(1.5 * LEASE_MS)
@@ -150,6 +150,21 @@ describe('a group of gateways', () => {
     expect([...served(world, 'b'), ...served(world, 'c')].filter(key => still.includes(key))).toEqual([])
     await world.run(3 * LEASE_MS)
     expect([...served(world, 'b'), ...served(world, 'c')].sort()).toEqual([...world.keys].sort())
+    expect(world.faults.join('\n')).toBe('')
+  })
+
+  it('goes on with what it had after its lease was over, though no monitor answers', async () => {
+    const world = await healthy()
+    for (const name of NAMES) current(world, name).monitors = new Promise(() => {})
+    const gateway = current(world, 'a')
+    const before = served(world, 'a')
+    gateway.isFrozen = true
+    await world.run(0.9 * LEASE_MS)
+    expect(gateway.keeper!.leaseLeftMs).toBe(0)
+    gateway.isFrozen = false
+    await world.run(LEASE_MS)
+    expect(served(world, 'a')).toEqual(before)
+    expect(world.shutOut.size).toBe(0)
     expect(world.faults.join('\n')).toBe('')
   })
 

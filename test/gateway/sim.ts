@@ -120,8 +120,8 @@ export class SimGateway implements Clock, GroupStore, Serving {
   isLost = false
   keeper: Keeper | undefined
   epoch = 1
-  /** Shutting somebody out waits for this: monitors may be slow. */
-  beforeFence: Promise<void> = Promise.resolve()
+  /** Shutting somebody out, and settling, wait for this: monitors may be slow. */
+  monitors: Promise<void> = Promise.resolve()
   /** What reactors let through, and until when. */
   #served: ReadonlySet<string> = new Set()
   #untilUs = 0
@@ -211,14 +211,15 @@ export class SimGateway implements Clock, GroupStore, Serving {
   }
 
   async fence(instance: string): Promise<void> {
-    await this.beforeFence
+    await this.monitors
     return this.#operate(() => {
       if (!this.world.shutOut.has(instance)) this.world.shutOut.set(instance, ++this.world.mapEpoch)
       this.epoch = this.world.mapEpoch
     })
   }
 
-  settle(): Promise<void> {
+  async settle(): Promise<void> {
+    await this.monitors
     return this.#operate(() => {
       this.epoch = this.world.mapEpoch
     })
