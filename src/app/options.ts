@@ -4,7 +4,7 @@ import { parseArgs } from 'node:util'
 import { parseCoreMask } from '../core/core-mask.ts'
 import { RpcError } from '../core/errors.ts'
 import { LogLevel, type LogLevelName } from '../core/log.ts'
-import { parseSize } from '../core/parse-size.ts'
+import { parseSize, wholeBlocks } from '../core/parse-size.ts'
 
 export interface QuickDisk {
   /** The image; made thin if it does not exist. */
@@ -169,7 +169,7 @@ function quickDisk({ disk, size, listen, nqn }: Values): QuickDisk | undefined {
   }
   return {
     path: disk,
-    sizeBytes: parseSize(size ?? DEFAULT_DISK_SIZE, '--size'),
+    sizeBytes: wholeBlocks(parseSize(size ?? DEFAULT_DISK_SIZE, '--size')),
     listen: listen ?? [DEFAULT_LISTEN],
     nqn: nqn ?? DEFAULT_NQN,
   }

@@ -24,4 +24,9 @@ export function parseSize(text: string, what: string): number {
 export const parseMemorySize = (text: string, what: string): number =>
   parseSize(/^\s*\d+\s*$/.test(text) ? `${text}M` : text, what)
 
+const BLOCK_SIZE = 512
+
+/** A disk has whole blocks, and 100MB is none: rounded up, as QEMU does it. */
+export const wholeBlocks = (bytes: number): number => Math.ceil(bytes / BLOCK_SIZE) * BLOCK_SIZE
+
 const powerOf = (letter: string): number => (letter === '' ? 0 : LETTERS.indexOf(letter.toUpperCase()) + 1)

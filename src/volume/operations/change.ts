@@ -1,13 +1,14 @@
 /** Short changes of volumes, which are done when they are answered: deleting, resizing, renaming. */
+
 import { RpcError } from '../../core/errors.ts'
 import { formatSize } from '../../core/format-size.ts'
 import { logger } from '../../core/log.ts'
+import { wholeBlocks } from '../../core/parse-size.ts'
 import { type Found, fullName, HALF_FILLED, sameIn } from '../found.ts'
 import type { VolumeFacts } from '../pool.ts'
 import { refuseInUse, refuseLink, refuseWithDependents, type VolumeUse } from '../use.ts'
 import type { Volumes } from '../volumes.ts'
 import { operationOf } from './supported.ts'
-import { wholeBlocks } from './whole-blocks.ts'
 
 const log = logger('volume')
 

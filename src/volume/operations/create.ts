@@ -1,9 +1,9 @@
 /** New volumes that hold nothing yet. */
+import { wholeBlocks } from '../../core/parse-size.ts'
 import { type CreateVolume, QUIET } from '../pool.ts'
 import type { Volumes } from '../volumes.ts'
 import { type JobStarted, startJob } from './job.ts'
 import { operationOf } from './supported.ts'
-import { wholeBlocks } from './whole-blocks.ts'
 
 /** Preallocating takes long: then it is a job, whose number is answered. */
 export async function createVolume(
