@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest'
 import { DEFAULT_RPC_SOCKET, parseServeOptions, type ServeOptions } from '../../src/app/options.ts'
 import { parseCoreMask } from '../../src/core/core-mask.ts'
 import { formatSize } from '../../src/core/format-size.ts'
-import { parseMemorySize, parseSize } from '../../src/core/parse-size.ts'
+import { parseMemorySize, parseSize, wholeBlocks } from '../../src/core/parse-size.ts'
 
 const parse = (line: string): ServeOptions => {
   const options = parseServeOptions(line.split(' ').filter(word => word !== ''))
@@ -102,6 +102,10 @@ describe('sizes', () => {
 
   it.each(['', '0', '-1G', '1.3', 'G', '1e9', '9999999999T'])('%j is none', text => {
     expect(() => parseSize(text, '--size')).toThrow('is no size')
+  })
+
+  it('of disks are rounded up to whole blocks', () => {
+    expect([1, 512, 100_000_000].map(wholeBlocks)).toEqual([512, 512, 100_000_256])
   })
 
   it('of memory are MiB where nothing is said', () => {
