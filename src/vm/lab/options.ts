@@ -2,7 +2,7 @@
 import { parseArgs } from 'node:util'
 import { RpcError } from '../../core/errors.ts'
 import { formatSize } from '../../core/format-size.ts'
-import { parseMemorySize, parseSize, wholeBlocks } from '../../core/parse-size.ts'
+import { parseMemorySize, parseSize } from '../../core/parse-size.ts'
 import type { Accel } from '../run/machine.ts'
 import type { Kernel } from './kernel.ts'
 
@@ -52,7 +52,7 @@ const BLOCK_BYTES = 512
 export function parseRequest(argv: readonly string[]): LabRequest | 'help' {
   const values = parse(argv)
   if (values.help === true) return 'help'
-  const sizes = (values.nvme ?? ['10G']).map(size => wholeBlocks(parseSize(size, '--nvme')))
+  const sizes = (values.nvme ?? ['10G']).map(size => parseSize(size, '--nvme'))
   if (sizes.length > DISKS_MAX) {
     throw new RpcError(
       'EINVAL',
