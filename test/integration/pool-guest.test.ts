@@ -225,6 +225,30 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
     expect(await inside('lvs --noheadings guests')).toBe('')
   })
 
+  it('logical: a thin pool says when it fills, though its group has room, and full it fails writes until it grows', async () => {
+    await inside('lvcreate --yes --size 16M --thinpool small guests')
+    // What is held by a full pool is held for a second, not for a minute.
+    await inside('echo 1 > /sys/module/dm_thin_pool/parameters/no_space_timeout')
+    await rpc('volume_create', { pool: 'guests', name: 'promised', capacity: '1G' })
+    await rpc('volume_export', { volume: 'promised', nbd: true, unix: '/run/nbd' })
+    const io = (...commands: string[]): Promise<string> =>
+      inside(
+        `qemu-io -f raw ${commands.map(each => `-c '${each}'`).join(' ')} 'nbd+unix:///guests-promised?socket=/run/nbd' 2>&1 || true`,
+      )
+    await io('write -P 0x11 0 14M', 'flush')
+    await rpc('pool_refresh', { pool: 'guests' })
+    expect(await rpc('pool_list')).toMatchObject([
+      { name: 'guests', used_percent: 87, used_of: 'thin pool small', watermark: 80 },
+    ])
+    expect(await io('write -P 0x22 100M 8M')).toContain('No space left on device')
+    await inside('lvextend --size +16M guests/small')
+    const kept = await io('write -P 0x22 100M 8M', 'read -P 0x22 100M 8M', 'read -P 0x11 0 14M')
+    expect(kept).not.toMatch(/failed|error/)
+    await rpc('volume_unexport', { volume: 'promised' })
+    await rpc('volume_delete', { volume: 'promised' })
+    await inside('lvremove --yes guests/small')
+  })
+
   it('logical: thin volumes, snapshots and clones where the group has a thin pool', async () => {
     await inside('lvcreate --yes --size 128M --thinpool thin guests')
     await rpc('volume_create', { pool: 'guests', name: 'thin1', capacity: '1G' })
