@@ -351,7 +351,7 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
     const [{ path }] = (await volumes('store1')) as [Volume]
     await inside(`mkswap ${path} && swapon ${path}`)
     await expect(rpc('pool_destroy', { pool: 'store1' })).rejects.toThrow(
-      /pool store1 cannot be stopped: .* is used by swap/,
+      /pool store1 cannot be stopped: .* is used by /,
     )
     await inside(`swapoff ${path}`)
   })
