@@ -50,6 +50,7 @@ export class Allocator {
   readonly #sliceEntries: number
   #tableOffset: number
   #tableClusters: number
+  /** The table, and behind `#mappedBytes` its sectors as they were when a commit took them. */
   #tableAddress: number
   #mappedBytes: number
   #table: DataView
@@ -72,7 +73,7 @@ export class Allocator {
     this.#tableOffset = header.refcountTableOffset
     this.#tableClusters = header.refcountTableClusters
     this.#mappedBytes = Math.ceil(this.#tableBytes / PAGE) * PAGE
-    this.#tableAddress = mapAnonymous(this.#mappedBytes)
+    this.#tableAddress = mapAnonymous(this.#mappedBytes * 2)
     this.#table = viewOf(this.#tableAddress, this.#mappedBytes)
     this.#freshFrom = Math.ceil(file.sizeBytes / clusterSize)
   }
@@ -86,7 +87,7 @@ export class Allocator {
 
   close(): void {
     this.cache.close()
-    unmap(this.#tableAddress, this.#mappedBytes)
+    unmap(this.#tableAddress, this.#mappedBytes * 2)
   }
 
   get tableOffset(): number {
@@ -146,10 +147,17 @@ export class Allocator {
     return getRefcount(slice.view, slice.base, cluster % this.#sliceEntries, this.geometry.refcountOrder)
   }
 
-  /** The sectors of the table that are to be written, which count as written from now on. */
+  /**
+   * The sectors of the table that are to be written, which count as written from now on. As they are now: a block that they
+   * name later may not be in the file yet when they are written.
+   */
   takeDirtyTable(): number[] {
     const sectors = [...this.#dirtyTable]
     this.#dirtyTable.clear()
+    for (const sector of sectors) {
+      const address = this.#tableAddress + sector * SECTOR
+      memcpy(address + this.#mappedBytes, address, SECTOR)
+    }
     return sectors
   }
 
@@ -160,7 +168,8 @@ export class Allocator {
 
   writeTableSector(sector: number, task: Task): void {
     const at = sector * SECTOR
-    this.#file.write(this.#tableOffset + at, this.#tableAddress + at, SECTOR, task.one)
+    const taken = this.#tableAddress + this.#mappedBytes + at
+    this.#file.write(this.#tableOffset + at, taken, SECTOR, task.one)
   }
 
   get #tableBytes(): number {
@@ -324,9 +333,9 @@ export class Allocator {
 
   #enlarge(clusters: number): void {
     const size = Math.ceil((clusters * this.geometry.clusterSize) / PAGE) * PAGE
-    const address = mapAnonymous(size)
+    const address = mapAnonymous(size * 2)
     memcpy(address, this.#tableAddress, this.#tableBytes)
-    unmap(this.#tableAddress, this.#mappedBytes)
+    unmap(this.#tableAddress, this.#mappedBytes * 2)
     this.#tableAddress = address
     this.#mappedBytes = size
     this.#tableClusters = clusters

@@ -88,6 +88,11 @@ class FakeBuffers implements Buffers {
   }
 }
 
+/** How a request has ended, null before. */
+export interface Ended {
+  result: number | null
+}
+
 /** An engine and its file, moved on by hand. */
 export class Machine {
   readonly file: FakeFile
@@ -138,6 +143,46 @@ export class Machine {
 
   open(): void {
     this.run(task => this.engine.open(task))
+  }
+
+  /** Starts a write of sectors that are all of one byte. */
+  write(sector: number, count: number, byte: number): Ended {
+    const size = count * SECTOR
+    const address = mapAnonymous(pages(size))
+    bytesAt(address, size).fill(byte)
+    const segments = new Segments(1)
+    segments.set(address, size)
+    return this.#start(segments, request => {
+      request.type = IoType.WRITE
+      request.offset = sector * SECTOR
+      request.length = size
+    })
+  }
+
+  flush(): Ended {
+    return this.#start(new Segments(1), request => {
+      request.type = IoType.FLUSH
+    })
+  }
+
+  /** Goes on until it has ended. Returns how. */
+  finish(ended: Ended): number {
+    while (ended.result === null) if (!this.step()) throw new Error('a request never ends')
+    return ended.result
+  }
+
+  #start(segments: Segments, prepare: (request: Request) => void): Ended {
+    const ended: Ended = { result: null }
+    const owner = {
+      requestDone({ length, result }: Request) {
+        if (length > 0) unmap(segments.addresses[0]!, pages(length))
+        ended.result = result
+      },
+    }
+    const request = new Request(owner, segments)
+    prepare(request)
+    this.engine.submit(request)
+    return ended
   }
 
   /** The number that each sector is filled with. */
