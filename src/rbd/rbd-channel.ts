@@ -4,6 +4,8 @@
  *
  *   submit -> slot, completion -> rbd_aio_*          eventfd -> rbd_poll_io_events -> own slot: complete
  *                                                                                  -> another reactor's: its inbox
+ *
+ * Of a compare-and-write librbd tells nothing: while there are some, each is looked at now and then.
  */
 
 import type { BdevInfo, DriverChannel } from '../bdev/bdev.ts'
@@ -24,6 +26,7 @@ import { ImageState, type OpenedAnewMessage, type OpenImage, SLOTS } from './mes
 import { Watch } from './watch.ts'
 
 const log = logger('rbd')
+const EINVAL = 22
 const EILSEQ = 84
 /** Ceph has shut this client out. */
 const ESHUTDOWN = 108
@@ -35,6 +38,8 @@ const ONE_AT = 16
 const EVENTS_AT = 64
 const EVENTS_MAX = 128
 const LOG_PAUSE_US = 10e6
+/** How often compare-and-writes are looked at, each of which takes Ceph longer than that. */
+const LOOK_MS = 0.2
 const IOVECS_MIN = 16
 const IOVECS_SIZE = 16384
 
@@ -80,6 +85,10 @@ export class RbdChannel implements DriverChannel {
   /** Under all openings. */
   #running = 0
   #lastLogUs = Number.NEGATIVE_INFINITY
+  /** Whose end no event tells. */
+  #unannounced: Slot[] = []
+  #isLooking = false
+  readonly #look = (): void => this.#lookAtAll()
 
   constructor(info: BdevInfo, reactor: Reactor, ring: Uring, library: ImageIo) {
     this.info = info
@@ -187,6 +196,14 @@ export class RbdChannel implements DriverChannel {
     else slot.start(next)
   }
 
+  /** What the slot has begun is looked at until it has ended. */
+  watch(slot: Slot): void {
+    this.#unannounced.push(slot)
+    if (this.#isLooking) return
+    this.#isLooking = true
+    this.reactor.clock.after(LOOK_MS, this.#look)
+  }
+
   complain(io: BdevIo, errno: number): void {
     if (errno === ESHUTDOWN) {
       // The control thread has a word for it, once for all I/Os.
@@ -252,6 +269,15 @@ export class RbdChannel implements DriverChannel {
     }
   }
 
+  #lookAtAll(): void {
+    const watched = this.#unannounced
+    // One that ends may start another, which is watched in its turn.
+    this.#unannounced = []
+    for (const slot of watched) if (!slot.endIfComplete()) this.#unannounced.push(slot)
+    this.#isLooking = this.#unannounced.length > 0
+    if (this.#isLooking) this.reactor.clock.after(LOOK_MS, this.#look)
+  }
+
   #takeInbox(): void {
     const inbox = this.#inboxes[this.reactor.index]!
     for (let slot = inbox.take(); slot >= 0; slot = inbox.take()) this.#slots[slot]!.ended(inbox.result)
@@ -268,6 +294,8 @@ class Slot {
   #io: BdevIo | null = null
   #opening: Opening | null = null
   #isSyncing = false
+  /** Of a compare-and-write under way. */
+  #completion = 0
   /** It took the word of what is unflushed, and puts it back when it fails. */
   #hasTaken = false
   #bounce = 0
@@ -285,6 +313,16 @@ class Slot {
     this.#hasTaken = false
     if (this.#isAtomic(io)) this.#submit(io)
     else this.#end(Status.ATOMIC_WRITE_UNIT_EXCEEDED)
+  }
+
+  /** False while its compare-and-write is under way. */
+  endIfComplete(): boolean {
+    const { library } = this.#channel
+    if (library.isComplete(this.#completion) === 0) return false
+    const result = library.completionResult(this.#completion)
+    library.releaseCompletion(this.#completion)
+    this.ended(result)
+    return true
   }
 
   /** 0 or more, or -errno. */
@@ -341,7 +379,12 @@ class Slot {
       return
     }
     const result = this.#call(io, this.#opening!.image, io.firstBlock * info.blockSize, completion)
-    if (result >= 0) return
+    if (result >= 0) {
+      if (io.type !== IoType.COMPARE_AND_WRITE || this.#isSyncing) return
+      this.#completion = completion
+      this.#channel.watch(this)
+      return
+    }
     library.releaseCompletion(completion)
     this.#fail(io, -result)
   }
@@ -429,8 +472,9 @@ class Slot {
   }
 
   #fail(io: BdevIo, errno: number): void {
-    if (io.type === IoType.COMPARE_AND_WRITE && errno === EILSEQ) {
-      this.#end(Status.COMPARE_FAILURE)
+    if (io.type === IoType.COMPARE_AND_WRITE && (errno === EILSEQ || errno === EINVAL)) {
+      // librbd 16 compares within one sector only, and finds anything longer invalid.
+      this.#end(errno === EILSEQ ? Status.COMPARE_FAILURE : Status.ATOMIC_WRITE_UNIT_EXCEEDED)
       return
     }
     this.#putBack()

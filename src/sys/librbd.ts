@@ -46,6 +46,8 @@ export interface Librbd extends ImageIo, Snapshots {
 export interface ImageIo {
   createCompletion(argument: number, result: number): number
   releaseCompletion(completion: number): void
+  /** 1 when it has ended. */
+  isComplete(completion: number): number
   completionResult(completion: number): number
   completionArgument(completion: number): number
   /** Takes up to `count` ended completions to the array of pointers at `address`; returns how many. */
@@ -62,7 +64,10 @@ export interface ImageIo {
     zeroFlags: number,
     operationFlags: number,
   ): number
-  /** Both buffers have `length` bytes and lie within one stripe unit of the image. */
+  /**
+   * Both buffers have `length` bytes and lie within one stripe unit of the image, with librbd 16 within one sector of 512
+   * bytes: it ends with EINVAL otherwise. No event tells of its end.
+   */
   compareAndWrite(
     image: number,
     offset: number,
@@ -183,6 +188,7 @@ function dataCalls(rbd: LibraryHandle) {
   return {
     createCompletion: (argument: number, result: number): number => create(argument, 0, result),
     releaseCompletion: rbd.func('void rbd_aio_release(uintptr_t)'),
+    isComplete: rbd.func('int rbd_aio_is_complete(uintptr_t)'),
     completionResult: rbd.func('intptr_t rbd_aio_get_return_value(uintptr_t)'),
     completionArgument: rbd.func('uintptr_t rbd_aio_get_arg(uintptr_t)'),
     pollEvents: rbd.func('int rbd_poll_io_events(uintptr_t, uintptr_t, int)'),

@@ -6,6 +6,15 @@ import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { afterAll, beforeAll, expect, it } from 'vitest'
+import { IoType } from '../../src/bdev/io.ts'
+import { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
+import { BdevRegistry } from '../../src/bdev/registry.ts'
+import { rbdDriver } from '../../src/rbd/driver.ts'
+import type { ImageOptions } from '../../src/rbd/image.ts'
+import { RbdImages } from '../../src/rbd/images.ts'
+import { Status } from '../../src/spec/nvme-status.ts'
+import { doIo } from '../support/io.ts'
+import { LocalReactorGroup } from '../support/reactor.ts'
 import { CEPH_PROGRAMS, type Ceph, startCeph } from './lab/ceph.ts'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
@@ -40,6 +49,13 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'RBD images', () => {
       cluster_name: 'c',
       ...rest,
     })
+  /** Of an image that this process opens itself. */
+  const options = (name: string): ImageOptions => ({
+    ...{ name, pool: 'volumes', namespace: '', image: name, snapshot: undefined },
+    ...{ blockSize: 512, uuid: undefined, readOnly: false },
+    cluster: { user: undefined, options: {}, file: ceph.conf, searches: false, keyFile: undefined },
+    call: { method: 'bdev_rbd_create', params: {} },
+  })
   const bdev = async (name: string, on = daemon): Promise<Bdev> =>
     (await on.rpc<Bdev[]>('bdev_get_bdevs', { name }))[0]!
   const sha = (data: Uint8Array): string => createHash('sha256').update(data).digest('hex')
@@ -123,6 +139,43 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'RBD images', () => {
     expect(JSON.parse(await ceph.run('rbd', 'info', 'volumes/grows', '--format', 'json'))).toMatchObject({
       size: 24 << 20,
     })
+  })
+
+  it('compares and writes in one step, within one object', async () => {
+    await image('atomic', 8)
+    const reactors = new LocalReactorGroup({ ring: true, time: 'real' })
+    const bdevs = new BdevRegistry(reactors, [rbdDriver])
+    const local = new ReactorBdevs(reactors.reactors[0]!, [rbdDriver])
+    const images = new RbdImages(bdevs, reactors)
+    const sectors = (count: number, value: number): Buffer => Buffer.alloc(count * 512, value)
+    const expected = Buffer.alloc(8 << 20)
+    try {
+      await reactors.run(images.create(options('atomic')))
+      const channel = local.open('atomic')
+      const swap = async (firstBlock: number, old: Buffer, data: Buffer): Promise<number> => {
+        const type = IoType.COMPARE_AND_WRITE
+        const blockCount = data.length / 512
+        const request = { type, firstBlock, blockCount, data: Buffer.concat([old, data]), segments: 3 }
+        const { status } = await doIo(reactors, channel, request)
+        if (status === Status.SUCCESS) data.copy(expected, firstBlock * 512)
+        return status
+      }
+      expect(await swap(5, sectors(1, 0), sectors(1, 1))).toBe(Status.SUCCESS)
+      expect(await swap(5, sectors(1, 0), sectors(1, 2))).toBe(Status.COMPARE_FAILURE)
+      expect(await swap(5, sectors(1, 1), sectors(1, 3))).toBe(Status.SUCCESS)
+      // The last of the first object, and the first of the next.
+      expect(await swap(8191, sectors(2, 0), sectors(2, 4))).toBe(Status.ATOMIC_WRITE_UNIT_EXCEEDED)
+      // More than one are too many for librbd 16.
+      expect([Status.SUCCESS, Status.ATOMIC_WRITE_UNIT_EXCEEDED]).toContain(
+        await swap(8, sectors(8, 0), sectors(8, 5)),
+      )
+      await reactors.run(images.remove('atomic'))
+    } finally {
+      await reactors.run(images.stop())
+      reactors.close()
+    }
+    expect(expected[5 * 512]).toBe(3)
+    expect(sha(await content('atomic'))).toBe(sha(expected))
   })
 
   it('opens a snapshot, which stays as it was and cannot be written to', async () => {

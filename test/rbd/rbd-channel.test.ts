@@ -1,3 +1,4 @@
+import { constants } from 'node:os'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { BdevInfo } from '../../src/bdev/bdev.ts'
 import { Channel } from '../../src/bdev/channel.ts'
@@ -73,6 +74,7 @@ const isDone = (pending: PendingIo): boolean => pending.isDone
 async function finish(...pending: PendingIo[]): Promise<number[]> {
   await reactors.until(() => {
     image.work()
+    reactors.advance(100)
     return pending.every(isDone)
   })
   reactors.settle()
@@ -233,6 +235,42 @@ describe('RbdChannel', () => {
     expect(await finish(right)).toEqual([Status.SUCCESS])
     expect(image.data.subarray(5 * BLOCK_SIZE, 7 * BLOCK_SIZE).equals(filled(2, 7))).toBe(true)
     for (const pending of [right, wrong]) pending.free()
+    channel.close()
+  })
+
+  it('looks whether a compare-and-write has ended, of which librbd tells nothing', async () => {
+    const channel = open()
+    const swaps = [0, 1, 2].map(
+      firstBlock =>
+        new PendingIo(channel, {
+          type: IoType.COMPARE_AND_WRITE,
+          firstBlock,
+          blockCount: 1,
+          fua: firstBlock === 2,
+          data: Buffer.concat([filled(1, 0), filled(1, 7)]),
+        }),
+    )
+    reactors.advance(1000)
+    expect(swaps.map(isDone)).toEqual([false, false, false])
+    expect(await finish(...swaps)).toEqual([Status.SUCCESS, Status.SUCCESS, Status.SUCCESS])
+    expect(image.calls.toSorted()).toEqual([...Array(3).fill('compareAndWrite'), 'flush'])
+    for (const pending of swaps) pending.free()
+    channel.close()
+  })
+
+  it('says that it was too much when librbd finds a compare-and-write invalid', async () => {
+    const channel = open()
+    image.fail = 'compareAndWrite'
+    image.errno = constants.errno.EINVAL
+    const data = Buffer.concat([filled(2, 0), filled(2, 7)])
+    const swap = new PendingIo(channel, {
+      type: IoType.COMPARE_AND_WRITE,
+      firstBlock: 0,
+      blockCount: 2,
+      data,
+    })
+    expect(await finish(swap)).toEqual([Status.ATOMIC_WRITE_UNIT_EXCEEDED])
+    swap.free()
     channel.close()
   })
 

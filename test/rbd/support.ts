@@ -13,6 +13,7 @@ const IOVEC_SIZE = 16
 interface Completion {
   readonly argument: number
   result: number
+  isComplete: boolean
 }
 
 export class FakeImage implements ImageIo {
@@ -66,7 +67,7 @@ export class FakeImage implements ImageIo {
   createCompletion(argument: number, result: number): number {
     const handle = this.#nextHandle
     this.#nextHandle += 16
-    this.#completions.set(handle, { argument, result: 0 })
+    this.#completions.set(handle, { argument, result: 0, isComplete: false })
     const view = viewAt(result, 8)
     view.setUint32(0, handle % TWO_32, true)
     view.setUint32(4, Math.floor(handle / TWO_32), true)
@@ -75,6 +76,10 @@ export class FakeImage implements ImageIo {
 
   releaseCompletion(completion: number): void {
     if (!this.#completions.delete(completion)) throw new Error(`completion ${completion} is released once`)
+  }
+
+  isComplete(completion: number): number {
+    return this.#completions.get(completion)!.isComplete ? 1 : 0
   }
 
   completionResult(completion: number): number {
@@ -154,7 +159,11 @@ export class FakeImage implements ImageIo {
     this.calls.push(name)
     this.handles.push(image)
     this.#running.push(() => {
-      this.#completions.get(completion)!.result = name === this.fail ? -this.errno : end()
+      const ended = this.#completions.get(completion)!
+      ended.result = name === this.fail ? -this.errno : end()
+      ended.isComplete = true
+      // As librbd does, which tells of all others.
+      if (name === 'compareAndWrite') return
       this.#ended.push(completion)
       this.#ring()
     })
