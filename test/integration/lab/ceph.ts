@@ -133,6 +133,14 @@ export class Ceph {
     await this.#monitor!.end('SIGKILL')
   }
 
+  /**
+   * Has the OSDs begin anew with who watches which object. Of a client that was killed while it opened an image, and was gone when
+   * the OSD got to that, Ceph 16 notes a watch that it never looks at: it would stay for good.
+   */
+  async recountWatches(): Promise<void> {
+    for (const id of this.#osds.keys()) await this.run('ceph', 'osd', 'down', String(id))
+  }
+
   /** Starts the monitor, again after `killMonitor`, and waits until it answers. */
   async startMonitor(): Promise<void> {
     this.#monitor = await Child.start(findProgram('ceph-mon')!, ['--conf', this.conf, '-i', 'a', '-f'])
