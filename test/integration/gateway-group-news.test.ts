@@ -19,6 +19,13 @@ interface MemberRow {
   readonly ana_groups: object[]
 }
 
+interface Told {
+  readonly name: string
+  readonly instance: string
+  /** How many have connected to each subsystem. */
+  readonly hosts: Readonly<Record<string, number>>
+}
+
 /** Members of one group, each at an address of its own. */
 class Group {
   readonly name: string
@@ -216,6 +223,11 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
       const endMs = performance.now() + 3 * LEASE_MS
       while (performance.now() < endMs) await getOn(number)
     }
+    /** What members tell each other of themselves. */
+    async function told(): Promise<Told[]> {
+      const object = ['-p', 'volumes', '-N', 'qpair', 'get', 'gateway.fast.lease', '-']
+      return (JSON.parse(await ceph.run('rados', ...object)) as { members: Told[] }).members
+    }
     const leases = async (): Promise<string[]> =>
       Promise.all(
         ['a', 'b'].map(async name => (await group.rpc<{ state: string }>(name, 'gateway_show')).state),
@@ -245,6 +257,10 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
       await group?.stop()
     })
     beforeEach(async () => {
+      // While one of them has the host and the other does not yet, it is given everything.
+      const reached = async (): Promise<string[]> =>
+        (await told()).map(({ name, hosts }) => `${name} ${hosts[NQN]}`)
+      await eventually(reached).toEqual(['a 1', 'b 1'])
       for (const name of ['a', 'b']) await eventually(() => group.shares(name)).toEqual({ a: 2, b: 2 })
     })
 
@@ -266,7 +282,8 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
       // Renewals take the OSDs only, and so does a change.
       await goOn(4)
       await eventually(leases).toEqual(['serving', 'serving'])
-      await group.change('a', true)
+      // Refused while it has no lease.
+      await eventually(() => group.change('a', true)).toBe(true)
       await eventually(() => group.hosts('b')).toEqual([HOST])
       await group.daemons.get('a')!.kill('SIGKILL')
       // What it had answered has arrived by then.
@@ -296,13 +313,7 @@ await describeWith(CEPH_PROGRAMS, 'a gateway group', () => {
     })
 
     it('comes back as another client when Ceph has shut it out, and can be ended before it has', async () => {
-      const instance = async (): Promise<string> => {
-        const object = ['-p', 'volumes', '-N', 'qpair', 'get', 'gateway.fast.lease', '-']
-        const { members } = JSON.parse(await ceph.run('rados', ...object)) as {
-          members: { name: string; instance: string }[]
-        }
-        return members.find(({ name }) => name === 'a')!.instance
-      }
+      const instance = async (): Promise<string> => (await told()).find(({ name }) => name === 'a')!.instance
       const shutOut = async (): Promise<void> => {
         for (const address of (await instance()).replace(/[[\]]/g, '').split(','))
           await ceph.run('ceph', 'osd', 'blocklist', 'add', address)
