@@ -33,7 +33,8 @@ export function onlyAddress(interfaces = networkInterfaces()): string {
   if (address !== undefined && preferred.length === 1) {
     return isIPv4(address) ? `${address}:4420` : `[${address}]:4420`
   }
-  const found = preferred.length === 0 ? 'no address that hosts can reach' : `the addresses ${preferred.join(', ')}`
+  const found =
+    preferred.length === 0 ? 'no address that hosts can reach' : `the addresses ${preferred.join(', ')}`
   throw new RpcError(
     'INVALID_PARAMS',
     `this machine has ${found}: say where hosts reach this member (address 192.168.1.10:4420)`,
