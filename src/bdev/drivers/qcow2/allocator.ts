@@ -129,6 +129,17 @@ export class Allocator {
     }
   }
 
+  /** Likewise when nothing has to be waited for. False otherwise, and when `allocate` would throw. */
+  allocateNow(wanted: number): boolean {
+    if (this.#mutex.isHeld) return false
+    try {
+      return this.#tryAllocate(wanted)
+    } catch (error) {
+      if (error instanceof SysError) return false
+      throw error
+    }
+  }
+
   /** Counts one reference less for each of the clusters. */
   *release(task: Task, start: number, count: number): Steps {
     for (let cluster = start; cluster < start + count; ) {

@@ -2,12 +2,13 @@
  * An image that is read and written, on one reactor. It knows files by `ImageFile` only, so the same code runs over a
  * file that loses power.
  *
- *   submit --> mapped and in memory? --> one file operation for each run of clusters --> done       (nothing allocated)
- *                        otherwise   --> a task: loads tables, allocates, copies …   --> done
+ *   submit --> tables in memory, nothing to copy? --> one file operation for each run of clusters --> done   (no garbage)
+ *                                   otherwise     --> a task: loads tables, allocates, copies …   --> done
  *
  *   reader   what the disk reads, through the whole chain        allocator  which clusters are free
- *   writer   clusters that have to be allocated first            committer  brings changed tables to the file, in order
- *   zeroer   zeroes and unmap by entries                         reclaimer  clusters that nothing refers to any more
+ *   placer   writes to new clusters, without a task              committer  brings changed tables to the file, in order
+ *   writer   likewise, where something has to be waited for      reclaimer  clusters that nothing refers to any more
+ *   zeroer   zeroes and unmap by entries
  */
 import { errnoName, SysError } from '../../../core/errors.ts'
 import { IO_TYPE_NAMES, IoType } from '../../io.ts'
@@ -17,6 +18,7 @@ import { Committer } from './commit.ts'
 import type { Header } from './header.ts'
 import type { ImageFile } from './image-file.ts'
 import { Kind, type Layer, Qcow2Layer } from './layer.ts'
+import { Placer } from './placer.ts'
 import { RangeLocks } from './range-locks.ts'
 import { type Decompressor, Reader } from './reader.ts'
 import { type FreeRun, Reclaimer } from './reclaim.ts'
@@ -58,6 +60,7 @@ export class Engine implements RequestEngine {
   readonly #reclaimer: Reclaimer
   readonly #reader: Reader
   readonly #writer: Writer
+  readonly #placer: Placer
   readonly #zeroer: Zeroer
   readonly #locks = new RangeLocks()
   readonly #idle = new WaitList()
@@ -95,7 +98,9 @@ export class Engine implements RequestEngine {
       buffers,
       mayHoldData: (offset: number, length: number) => this.#mayHoldData(offset, length),
     }
-    this.#writer = new Writer(writerParts)
+    const writer = new Writer(writerParts)
+    this.#writer = writer
+    this.#placer = new Placer({ ...writerParts, writer, scheduler, complain: parts.complain })
     this.#zeroer = new Zeroer(writerParts, this.#writer, {
       isDiscarding: options.isDiscarding,
       soon: parts.soon,
@@ -194,11 +199,15 @@ export class Engine implements RequestEngine {
     ) {
       return false
     }
-    const isFua = request.isFua && !this.#committer.isBehind
+    let isFua = request.isFua && !this.#committer.isBehind
     while (request.done < length) {
       const kind = top.lookup(offset + request.done, length - request.done)
-      if (kind !== Kind.DATA || !top.isExclusive || !this.#mayHoldData(top.hostOffset, top.length))
-        return false
+      if (kind !== Kind.DATA || !top.isExclusive) {
+        if (kind === Kind.CORRUPT || !this.#placer.advance(request)) return false
+        isFua = false
+        continue
+      }
+      if (!this.#mayHoldData(top.hostOffset, top.length)) return false
       request.pending++
       top.file.writeFrom(top.hostOffset, top.length, request.segments, request.done, isFua, request)
       request.done += top.length

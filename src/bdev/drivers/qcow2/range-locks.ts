@@ -8,10 +8,12 @@ export class RangeLocks {
   readonly #waiting = new WaitList()
   /** First and last clusters, both included, in pairs. */
   readonly #held: number[] = []
+  /** Of the list, which keeps its length: a list that is emptied gives its memory back, and takes it anew. */
+  #heldLength = 0
 
   isHeld(first: number, last: number): boolean {
     const held = this.#held
-    for (let i = 0; i < held.length; i += 2) {
+    for (let i = 0; i < this.#heldLength; i += 2) {
       if (first <= held[i + 1]! && last >= held[i]!) return true
     }
     return false
@@ -22,16 +24,21 @@ export class RangeLocks {
       this.#waiting.add(task)
       yield
     }
-    this.#held.push(first, last)
+    this.take(first, last)
+  }
+
+  /** By who has seen that nobody holds them. */
+  take(first: number, last: number): void {
+    this.#held[this.#heldLength++] = first
+    this.#held[this.#heldLength++] = last
   }
 
   release(first: number, last: number): void {
     const held = this.#held
-    for (let i = 0; i < held.length; i += 2) {
+    for (let i = 0; i < this.#heldLength; i += 2) {
       if (held[i] !== first || held[i + 1] !== last) continue
-      held[i + 1] = held[held.length - 1]!
-      held[i] = held[held.length - 2]!
-      held.length -= 2
+      held[i + 1] = held[--this.#heldLength]!
+      held[i] = held[--this.#heldLength]!
       break
     }
     this.#waiting.wakeAll()

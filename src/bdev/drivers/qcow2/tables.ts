@@ -26,6 +26,8 @@ export class Tables {
   readonly #committer: Committer
   readonly #reclaimer: Reclaimer
   readonly #buffers: Buffers
+  /** The cache has room for all tables: none is ever given up, and so none has to be written before a flush. */
+  readonly #isWhole: boolean
   /** One table is made at a time. */
   readonly #mutex = new Mutex()
   readonly relieve = (task: Task): Steps => this.#committer.flush(task)
@@ -43,6 +45,7 @@ export class Tables {
     this.#committer = committer
     this.#reclaimer = reclaimer
     this.#buffers = buffers
+    this.#isWhole = layer.cache.capacity >= Math.ceil(layer.sizeBytes / layer.sliceSpan)
   }
 
   /**
@@ -56,7 +59,7 @@ export class Tables {
       if (!isOwn(layer, index)) yield* this.#makeOwn(task, index)
       const slice = layer.cache.find(key) ?? (yield* layer.load(task, key, this.relieve))
       // While it was loaded nothing can have made the table shared.
-      if (slice.isDirty || layer.cache.dirtyCount < layer.cache.capacity / 2) return slice
+      if (this.#hasRoom(slice)) return slice
       if (layer.cache.dirtyCount < layer.cache.capacity - 1) {
         this.#committer.request()
         return slice
@@ -65,8 +68,22 @@ export class Tables {
     }
   }
 
+  /** Likewise when nothing has to be waited for, otherwise null. */
+  writableNow(key: number): Slice | null {
+    const layer = this.#layer
+    if (!layer.isTableExclusive(Math.floor(key / layer.slicesPerTable))) return null
+    const slice = layer.cache.find(key)
+    return slice !== null && this.#hasRoom(slice) ? slice : null
+  }
+
   changed(slice: Slice): void {
     this.#layer.cache.setDirty(slice)
+  }
+
+  /** Whether it may become dirty without a thought of those that are to be loaded. */
+  #hasRoom(slice: Slice): boolean {
+    const { cache } = this.#layer
+    return this.#isWhole || slice.isDirty || cache.dirtyCount < cache.capacity / 2
   }
 
   *#makeOwn(task: Task, index: number): Steps {

@@ -1,7 +1,7 @@
 /**
- * What takes several steps (loading a table, allocating clusters) as coroutines: ordinary code that yields where it waits.
+ * What takes several steps (loading a table, copying clusters) as coroutines: ordinary code that yields where it waits.
  * Everything runs on one thread, in the order in which it is woken, so between two yields nothing else happens. The fast
- * path, reads and writes of what is mapped, uses none of this.
+ * path, reads and writes by tables that are in memory, uses none of this.
  *
  *   start(steps) --> runs until it yields --> file operations end, or somebody wakes it --> runs on … --> its end
  */

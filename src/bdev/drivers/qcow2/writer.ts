@@ -20,7 +20,7 @@ const EIO = 5
 const COPY_BYTES = 131072
 
 /** Neighbouring clusters, or a part of one, that are written as one. */
-interface Run {
+export interface Run {
   /** In bytes of the disk. */
   readonly from: number
   readonly to: number
@@ -136,7 +136,7 @@ export class Writer {
     const to = Math.min(run.to, (first + count) * clusterSize)
     try {
       yield* this.#fill(task, { ...run, to }, start * clusterSize, isFresh, request)
-      yield* this.#link(task, { ...run, to }, start * clusterSize)
+      yield* this.link(task, { ...run, to }, start * clusterSize)
     } catch (error) {
       yield* settle(task)
       yield* allocator.release(task, start, count)
@@ -147,7 +147,7 @@ export class Writer {
 
   *#filled(task: Task, run: Run, request: Request | null): Steps<number> {
     yield* this.#fill(task, run, run.host!, false, request)
-    yield* this.#link(task, run, run.host!)
+    yield* this.link(task, run, run.host!)
     return run.to
   }
 
@@ -212,11 +212,16 @@ export class Writer {
     }
   }
 
-  /** Has the L2 entries say where the clusters are, and gives up what they said before. */
-  *#link(task: Task, run: Run, host: number): Steps {
+  /** Has the L2 entries say that the clusters are those at `host`. */
+  *link(task: Task, run: Run, host: number): Steps {
+    const { layer, tables } = this.#parts
+    this.enter(yield* tables.writable(task, Math.floor(run.from / layer.sliceSpan)), run, host)
+  }
+
+  /** Likewise in the slice that they are of, which is writable. Gives up what the entries said before. */
+  enter(slice: Slice, run: Run, host: number): void {
     const { layer, tables } = this.#parts
     const { clusterSize, entrySize, isExtended } = layer.geometry
-    const slice = yield* tables.writable(task, Math.floor(run.from / layer.sliceSpan))
     const first = Math.floor(run.from / clusterSize)
     const last = Math.floor((run.to - 1) / clusterSize)
     for (let cluster = first; cluster <= last; cluster++) {
@@ -263,7 +268,7 @@ export class Writer {
 }
 
 /** Where the cluster is that nobody else refers to, whatever it reads as; null when there is none. */
-function ownHost(view: DataView, at: number): number | null {
+export function ownHost(view: DataView, at: number): number | null {
   const high = view.getUint32(at)
   const low = view.getUint32(at + 4)
   if (isCompressed(high) || (high & ENTRY_COPIED) === 0) return null

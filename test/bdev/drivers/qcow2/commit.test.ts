@@ -8,6 +8,9 @@ import { type CreateOptions, checkImage, createImage } from '../../../../src/bde
 import { Prng } from '../../../../src/core/prng.ts'
 import { Machine, SECTOR } from './simulation.ts'
 
+/** What one slice of an L2 table maps: 64 entries of 8 bytes. The machine's cache has room for 16 slices. */
+const SLICE_SECTORS = 64
+
 let directory: string
 let path: string
 beforeAll(() => {
@@ -34,6 +37,26 @@ class LastFirst extends Prng {
     return limit - 1
   }
 }
+
+describe('tables that changed', () => {
+  /** How many syncs there were after a write to each of so many slices. */
+  const syncsOf = async (slices: number): Promise<number> => {
+    const machine = await newMachine(slices * SLICE_SECTORS)
+    let syncs = 0
+    machine.file.fails = operation => {
+      if (operation === 'sync') syncs++
+      return 0
+    }
+    for (let slice = 0; slice < slices; slice++) {
+      expect(machine.finish(machine.write(slice * SLICE_SECTORS, 1, slice + 1))).toBe(0)
+    }
+    return syncs
+  }
+
+  it('wait for a flush while all fit into the cache', async () => expect(await syncsOf(16)).toBe(0))
+
+  it('are written before it where they do not', async () => expect(await syncsOf(17)).toBeGreaterThan(0))
+})
 
 describe('a refcount table', () => {
   it('is written as it was when the commit began: a block made since may not be in the file', async () => {
