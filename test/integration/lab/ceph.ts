@@ -230,6 +230,8 @@ mgr stats period = 1
 [osd]
 # How long a client that died keeps its lock on an image: 30 s otherwise, which is more than the patience of a test.
 osd client watch timeout = 8
+# One that is marked down more than five times in ten minutes ends: see recountWatches.
+osd max markdown count = 1000
 osd data = ${this.directory}/osd.$id
 osd objectstore = bluestore
 osd crush update on start = false
