@@ -74,8 +74,9 @@ export class Keeper {
   #open = new Set<string>()
   readonly #closing = new Set<string>()
   readonly #released = new Set<string>()
-  /** Owned without a break since settling began. */
-  readonly #taking = new Set<string>()
+  /** Owned without a break since settling began, and which settling that is. */
+  readonly #taking = new Map<string, number>()
+  #settlings = 0
   /**
    * Owned without a break since settling ended: what others had under way is over for good, also when this member has
    * lost its lease meanwhile. So it goes on with the next one, though no monitor answers.
@@ -323,7 +324,7 @@ export class Keeper {
     const toClose = [...leaving].filter(key => !this.#isUnderWay(key))
     if (toClose.length > 0) void this.#close(toClose)
     for (const keys of [this.#taking, this.#settled])
-      for (const key of keys) if (!owned.includes(key)) keys.delete(key)
+      for (const key of keys.keys()) if (!owned.includes(key)) keys.delete(key)
     const toOpen = owned.filter(
       key => !leaving.has(key) && !this.#isUnderWay(key) && !this.#open.has(key) && !this.#taking.has(key),
     )
@@ -342,6 +343,7 @@ export class Keeper {
       this.#closing.add(key)
       this.#open.delete(key)
       // From here on it may be released by a write of which no answer comes, and be somebody else's in between.
+      this.#taking.delete(key)
       this.#settled.delete(key)
     }
     try {
@@ -365,13 +367,15 @@ export class Keeper {
   async #take(keys: readonly string[]): Promise<void> {
     const { serving, store } = this.#options
     const epoch = this.#epoch
-    for (const key of keys) this.#taking.add(key)
+    const settling = ++this.#settlings
+    for (const key of keys) this.#taking.set(key, settling)
     try {
       if (keys.some(key => !this.#settled.has(key))) await store.settle()
       if (epoch !== this.#epoch) return
-      const opened = keys.filter(key => this.#taking.delete(key) && !this.#isUnderWay(key))
+      const opened = keys.filter(key => this.#taking.get(key) === settling)
       if (opened.length === 0) return
       for (const key of opened) {
+        this.#taking.delete(key)
         this.#settled.add(key)
         this.#open.add(key)
       }
@@ -379,7 +383,7 @@ export class Keeper {
       log.notice(`serving ${opened.length} ANA groups: ${opened.join(', ')}`)
     } catch (error) {
       logFailure(error as Error)
-      if (epoch === this.#epoch) for (const key of keys) this.#taking.delete(key)
+      for (const key of keys) if (this.#taking.get(key) === settling) this.#taking.delete(key)
     }
   }
 
