@@ -21,7 +21,7 @@ export function renderPage(results: Results): string {
       row.work,
       row.subject,
       Math.round(row.iops).toLocaleString('en'),
-      row.p99Us.toFixed(0),
+      row.p99Us === null ? '' : row.p99Us.toFixed(0),
       row.p999Us === null ? '' : row.p999Us.toFixed(0),
       row.collectionsPerMillion === null ? '' : row.collectionsPerMillion.toFixed(2),
       typeof row.cpuUsPerIo === 'number' ? row.cpuUsPerIo.toFixed(0) : '',
@@ -64,7 +64,8 @@ ${table.join('\n')}
 - **RBD.** One monitor and one OSD on a sparse file, on the same processors as everything else, so what a client takes of
   them the OSD lacks. Each subject has an image of its own in the same pool, written to the last block, and the same
   \`ceph.conf\` with \`rbd cache = false\`, so that librbd has the same threads and keeps nothing back. *fio* calls librbd
-  from its own process: what no client that uses librbd can do much better. *RBD* is the daemon's workload on its
+  from its own process: what no client that uses librbd can do much better. *rbd bench* is Ceph's own load; it tells its
+  rate alone. *RBD* is the daemon's workload on its
   device, the driver and a reactor without a front end; *RBD, vhost-user-blk* is the way of a guest, with a front end in a
   process of its own, and both sides sleep. The **processor time per I/O** is that of all threads of the process, librbd's
   included, which are most of it; behind vhost-user that of both processes. Each measurement follows a second of the same

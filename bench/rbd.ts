@@ -1,6 +1,6 @@
 /**
  * RBD images of a one-OSD cluster: the daemon's own workload on its device, and a vhost-user front end of a device,
- * beside fio's rbd engine, which calls librbd directly. Each has an image of its own, since two clients of one would take
+ * beside fio's rbd engine and `rbd bench`, which call librbd directly. Each has an image of its own, since two clients of one would take
  * its lock from each other; all images are written to the last block, and no side has a cache.
  */
 import { spawn } from 'node:child_process'
@@ -53,9 +53,10 @@ export async function benchRbd(directory: string, seconds: number, rounds: numbe
         name: 'fio, librbd directly',
         of: (work: Work) => librbdDirectly(conf, work, seconds),
       }
+      const cephs = { name: 'rbd bench', of: (work: Work) => rbdBench(conf, work, seconds) }
       return [
-        ...(await driverRows(daemon, theirs, seconds, rounds)),
-        ...(await guestRows(daemon, directory, theirs, seconds, rounds)),
+        ...(await driverRows(daemon, [theirs, cephs], seconds, rounds)),
+        ...(await guestRows(daemon, directory, [theirs], seconds, rounds)),
       ]
     } finally {
       await daemon.stop()
@@ -80,7 +81,12 @@ function twice(seconds: number, measure: (work: Work, seconds: number) => Promis
 }
 
 /** Without a front end: what the driver and a reactor cost beside librbd. */
-async function driverRows(daemon: Daemon, theirs: Party, seconds: number, rounds: number): Promise<Row[]> {
+async function driverRows(
+  daemon: Daemon,
+  theirs: readonly Party[],
+  seconds: number,
+  rounds: number,
+): Promise<Row[]> {
   await openImage(daemon, 'driver')
   const ours: Party = { name: 'qpair', of: twice(seconds, (work, time) => driver(daemon, work, time)) }
   const works = [true, false].flatMap(isRead =>
@@ -93,7 +99,7 @@ async function driverRows(daemon: Daemon, theirs: Party, seconds: number, rounds
 async function guestRows(
   daemon: Daemon,
   directory: string,
-  theirs: Party,
+  theirs: readonly Party[],
   seconds: number,
   rounds: number,
 ): Promise<Row[]> {
@@ -112,7 +118,7 @@ async function guestRows(
 async function beside(
   title: string,
   ours: Party,
-  theirs: Party,
+  theirs: readonly Party[],
   works: readonly Work[],
   rounds: number,
 ): Promise<Row[]> {
@@ -120,7 +126,7 @@ async function beside(
   for (const work of works) {
     const { isRead, size, depth } = work
     const name = `${title}, ${size >> 10} KiB random ${isRead ? 'read' : 'write'}, depth ${depth}`
-    const subjects = [ours, theirs].map(party => ({ name: party.name, measure: () => party.of(work) }))
+    const subjects = [ours, ...theirs].map(party => ({ name: party.name, measure: () => party.of(work) }))
     rows.push(...(await compare(name, subjects, rounds)))
   }
   return rows
@@ -199,4 +205,32 @@ async function librbdDirectly(conf: string, { isRead, size, depth }: Work, secon
   const side = isRead ? jobs[0].read : jobs[0].write
   const p99Us = side.clat_ns.percentile['99.000000'] / 1000
   return { iops: side.iops, p99Us, cpuUsPerIo: (share * 1e6) / side.iops }
+}
+
+/** `rbd bench` goes on until it is interrupted, and then says what it has done since its image was open. */
+async function rbdBench(conf: string, { isRead, size, depth }: Work, seconds: number): Promise<Sample> {
+  const work = [
+    '--io-type',
+    isRead ? 'read' : 'write',
+    '--io-size',
+    String(size),
+    '--io-threads',
+    String(depth),
+  ]
+  const args = ['bench', ...work, '--io-pattern', 'rand', '--io-total', '1T', 'volumes/theirs']
+  const child = spawn('rbd', args, {
+    stdio: ['ignore', 'pipe', 'ignore'],
+    env: { ...process.env, CEPH_CONF: conf, LC_ALL: 'C' },
+  })
+  let text = ''
+  child.stdout.on('data', chunk => {
+    text += chunk
+  })
+  const closed = once(child, 'close')
+  await delay((RAMP_SECONDS + seconds) * 1000)
+  child.kill('SIGINT')
+  await closed
+  const rate = /elapsed: .*ops\/sec: (\S+)/.exec(text)?.[1]
+  if (rate === undefined) throw new Error(`rbd bench tells no rate:\n${text}`)
+  return { iops: Number(rate) }
 }

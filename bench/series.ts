@@ -2,7 +2,8 @@
 
 export interface Sample {
   readonly iops: number
-  readonly p99Us: number
+  /** Not of a subject that tells its rate alone. */
+  readonly p99Us?: number
   readonly p999Us?: number
   /** Garbage collections for each million I/Os, where the subject is a JavaScript program. */
   readonly collectionsPerMillion?: number
@@ -20,7 +21,7 @@ export interface Row {
   readonly subject: string
   /** Medians over the rounds. */
   readonly iops: number
-  readonly p99Us: number
+  readonly p99Us: number | null
   readonly p999Us: number | null
   readonly collectionsPerMillion: number | null
   readonly cpuUsPerIo?: number | null
@@ -52,7 +53,7 @@ export async function compare(work: string, subjects: readonly Subject[], rounds
       work,
       subject: name,
       iops: median(own.map(({ iops }) => iops)),
-      p99Us: median(own.map(({ p99Us }) => p99Us)),
+      p99Us: optional(({ p99Us }) => p99Us),
       p999Us: optional(({ p999Us }) => p999Us),
       collectionsPerMillion: optional(({ collectionsPerMillion }) => collectionsPerMillion),
       cpuUsPerIo: optional(({ cpuUsPerIo }) => cpuUsPerIo),
@@ -67,8 +68,9 @@ export async function compare(work: string, subjects: readonly Subject[], rounds
 function print(row: Row): void {
   const ratio = row.firstToThis === 1 ? '' : `  first is ${row.firstToThis.toFixed(2)} x this`
   const cpu = typeof row.cpuUsPerIo === 'number' ? `  CPU ${row.cpuUsPerIo.toFixed(0)} us an I/O` : ''
+  const p99 = row.p99Us === null ? '' : `  p99 ${row.p99Us.toFixed(0).padStart(6)} us`
   console.log(
     `${row.work.padEnd(44)} ${row.subject.padEnd(24)} ${Math.round(row.iops).toLocaleString('en').padStart(10)} IOPS` +
-      `  p99 ${row.p99Us.toFixed(0).padStart(6)} us${cpu}${ratio}`,
+      `${p99}${cpu}${ratio}`,
   )
 }
