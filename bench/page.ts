@@ -61,16 +61,17 @@ ${table.join('\n')}
   queue is polled, and each side is woken by an eventfd. Where the limit lies: over memory in copying 4 KiB that no cache
   holds (about half of the processor), over a file in the kernel's read, over null in the cache lines that travel between
   the two processors with each request; when these happen to share a cache, QEMU gains more from it than we do.
-- **RBD.** One monitor and one OSD on a sparse file, on the same processors as everything else, so what a client takes of
-  them the OSD lacks. Each subject has an image of its own in the same pool, written to the last block, and the same
-  \`ceph.conf\` with \`rbd cache = false\`, so that librbd has the same threads and keeps nothing back. *fio* calls librbd
-  from its own process: what no client that uses librbd can do much better. *rbd bench* is Ceph's own load; it tells its
-  rate alone. *RBD* is the daemon's workload on its
-  device, the driver and a reactor without a front end; *RBD, vhost-user-blk* is the way of a guest, with a front end in a
-  process of its own, and both sides sleep. The **processor time per I/O** is that of all threads of the process, librbd's
-  included, which are most of it; behind vhost-user that of both processes. Each measurement follows a second of the same
-  work, in which fio connects and opens its image and JavaScript is compiled. At depth 1 an I/O takes hundreds of
-  microseconds and every thread sleeps in between: the time includes their wake-ups.
+- **RBD.** One monitor and one OSD on a sparse file, on the same processors as everything else, so what a client takes
+  of them the OSD lacks. Each subject has an image of its own in the same pool, written to the last block, and the
+  same \`ceph.conf\` with \`rbd cache = false\`, so that librbd has the same threads and keeps nothing back. *fio*
+  calls librbd from its own process: what no client that uses librbd can do much better. *rbd bench* is Ceph's own
+  load; it tells its rate alone, and writes one buffer again and again, whose checksum Ceph's client remembers. *RBD*
+  is the daemon's workload on its device, the driver and a reactor without a front end; *RBD, vhost-user-blk* is the
+  way of a guest, with a front end in a process of its own, and both sides sleep. The **processor time per I/O** is
+  that of all threads of the process, librbd's included, which are most of it; behind vhost-user that of both
+  processes. Each measurement follows a second of the same work, in which fio connects and opens its image and
+  JavaScript is compiled. At depth 1 an I/O takes hundreds of microseconds and every thread sleeps in between: the
+  time includes their wake-ups.
 - **Collections** are those of all threads of the daemon (\`--trace-gc\`).
 
 ## Failover
