@@ -39,7 +39,8 @@ async function run(question: Extract<Question, { isFollowed: boolean }>): Promis
 
 function failureOf(error: unknown): ProgramFailure {
   if (error instanceof ProgramError) return error.failure
-  throw error
+  // Memory or a disk that is full, a word that no program can be given: others that run here are not to end with it.
+  return { reason: (error as Error).message, exitCode: null, stderr: '', isMissing: false }
 }
 
 process.on('message', (question: Question) => {

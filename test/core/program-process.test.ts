@@ -37,6 +37,16 @@ describe('programs that are started apart', () => {
     })
   })
 
+  it('are not disturbed by one that cannot be started at all', async () => {
+    const first = await starter()
+    const beside = runProgram('cat', [], { input: 'täxt' })
+    // A word with a NUL in it is refused before anything is started.
+    await expect(runProgram('echo', ['a\0b'])).rejects.toMatchObject({ name: 'ProgramError', exitCode: null })
+    await expect(startProgram('echo', ['a\0b'], '/dev/null')).rejects.toMatchObject({ name: 'ProgramError' })
+    expect(await beside).toBe('täxt')
+    expect(await starter()).toBe(first)
+  })
+
   it('are ended when they are cancelled, after their output has come', async () => {
     const controller = new AbortController()
     let output = ''
