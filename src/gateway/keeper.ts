@@ -328,7 +328,11 @@ export class Keeper {
     const toOpen = owned.filter(
       key => !leaving.has(key) && !this.#isUnderWay(key) && !this.#open.has(key) && !this.#taking.has(key),
     )
-    if (toOpen.length > 0) void this.#take(toOpen)
+    // What is settled does not wait for the rest.
+    for (const isSettled of [true, false]) {
+      const keys = toOpen.filter(key => this.#settled.has(key) === isSettled)
+      if (keys.length > 0) void this.#take(keys, isSettled)
+    }
   }
 
   /** On its way out. */
@@ -364,13 +368,13 @@ export class Keeper {
   }
 
   /** Opens what this member owns: what it has come to own, after everybody who was shut out for it. */
-  async #take(keys: readonly string[]): Promise<void> {
+  async #take(keys: readonly string[], isSettled: boolean): Promise<void> {
     const { serving, store } = this.#options
     const epoch = this.#epoch
     const settling = ++this.#settlings
     for (const key of keys) this.#taking.set(key, settling)
     try {
-      if (keys.some(key => !this.#settled.has(key))) await store.settle()
+      if (!isSettled) await store.settle()
       if (epoch !== this.#epoch) return
       const opened = keys.filter(key => this.#taking.get(key) === settling)
       if (opened.length === 0) return

@@ -1,7 +1,8 @@
 /** Groups of gateways under seeds: whatever happens to them, no write of one lands after another took over. */
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { logSettings } from '../../src/core/log.ts'
 import type { GroupState } from '../../src/gateway/group-state.ts'
+import { StoreError } from '../../src/gateway/store.ts'
 import { bringUp, gateways, LEASE_MS, type SimGateway, SimWorld } from './sim.ts'
 
 const SEEDS = Number(process.env['QPAIR_GATEWAY_SEEDS'] ?? 60)
@@ -176,6 +177,110 @@ describe('a group of gateways', () => {
     expect(old.isLost).toBe(true)
     expect(served(world, 'a').length).toBeGreaterThanOrEqual(2)
     expect(world.faults.join('\n')).toBe('')
+  })
+})
+
+describe('a member that settles with Ceph', () => {
+  let world: SimWorld
+  let gateway: SimGateway
+  /** Its calls that have not been answered: by whoever calls them. */
+  let settlings: (() => void)[]
+
+  /** From now on a member has no image of these keys, and hands them over. */
+  const unable = (name: string, keys: readonly string[]): void => {
+    Object.assign(current(world, name), { unable: keys })
+  }
+  const owned = (): string[] => {
+    const { members, owners } = stateOf(world)
+    const { number } = members.find(({ name }) => name === 'a')!
+    return Object.keys(owners).filter(key => owners[key] === number)
+  }
+
+  /** It takes a while until all is written that was under way. */
+  async function until(isSo: () => boolean): Promise<void> {
+    for (let round = 0; !isSo(); round++) {
+      expect(round).toBeLessThan(50)
+      await world.run(LEASE_MS / 10)
+    }
+  }
+
+  beforeEach(async () => {
+    world = await healthy()
+    gateway = current(world, 'a')
+    settlings = []
+    gateway.settle = () => new Promise(resolve => settlings.push(resolve))
+  })
+  afterEach(() => expect(world.faults.join('\n')).toBe(''))
+
+  /** Has it own what another served, and settle for that; answers the keys. */
+  async function takingOver(): Promise<string[]> {
+    current(world, 'c').isDead = true
+    await world.run(4 * LEASE_MS)
+    const taken = owned().filter(key => !gateway.serves(key))
+    expect(taken).not.toEqual([])
+    expect(settlings).toHaveLength(1)
+    return taken
+  }
+
+  it('does not open what it hands over when that ends meanwhile', async () => {
+    const taken = await takingOver()
+    let drained = (): void => {}
+    gateway.drain = () => {
+      settlings[0]!()
+      return new Promise(resolve => {
+        drained = resolve
+      })
+    }
+    unable('a', taken)
+    await world.run(LEASE_MS)
+    expect(owned()).toEqual(expect.arrayContaining(taken))
+    expect(served(world, 'a').filter(key => taken.includes(key))).toEqual([])
+    drained()
+    await world.run(LEASE_MS)
+    expect(served(world, 'b')).toEqual(expect.arrayContaining(taken))
+  })
+
+  it('opens what it has let go of and come to own again by the later settling only', async () => {
+    const taken = await takingOver()
+    unable('a', taken)
+    await until(() => taken.every(key => current(world, 'b').serves(key)))
+    unable('a', [])
+    unable('b', taken)
+    await until(() => taken.every(key => owned().includes(key)))
+    await world.run(LEASE_MS)
+    expect(settlings).toHaveLength(2)
+    settlings[0]!()
+    await world.run(LEASE_MS)
+    expect(served(world, 'a').filter(key => taken.includes(key))).toEqual([])
+    settlings[1]!()
+    await world.run(LEASE_MS)
+    expect(served(world, 'a')).toEqual(expect.arrayContaining(taken))
+  })
+
+  it('settles anew for what others have had without its knowledge, and goes on with the rest', async () => {
+    const [lent, ...kept] = served(world, 'a')
+    const { write, drain } = gateway
+    // What it writes is done, and it never hears of that: its lease ends, and nobody misses it.
+    gateway.drain = async keys => {
+      await drain.call(gateway, keys)
+      gateway.write = async (...given) => {
+        await write.apply(gateway, given)
+        throw new StoreError('no answer')
+      }
+    }
+    unable('a', [lent!])
+    await until(() => !owned().includes(lent!) && gateway.keeper!.leaseLeftMs === 0)
+    expect(served(world, 'a')).toEqual([])
+    unable('a', [])
+    for (const name of ['b', 'c']) unable(name, [lent!])
+    await until(() => owned().includes(lent!))
+    Object.assign(gateway, { write, drain })
+    await world.run(LEASE_MS)
+    expect(owned()).toContain(lent)
+    expect(served(world, 'a')).toEqual(kept)
+    for (const settled of settlings) settled()
+    await world.run(LEASE_MS)
+    expect(served(world, 'a')).toEqual(expect.arrayContaining([lent, ...kept]))
   })
 })
 
