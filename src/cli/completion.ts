@@ -4,7 +4,7 @@
  */
 import { SERVE_OPTIONS } from '../app/options.ts'
 import { LAB_OPTIONS } from '../vm/lab/options.ts'
-import { commandsOfNoun, findCommand, findMethod, nounsOf, singleCommands } from './commands.ts'
+import { commandsOfNoun, findMethod, findTyped, nounsOf, singleCommands } from './commands.ts'
 import { CONFIG_COMMANDS } from './config-commands.ts'
 import { NO_WAIT, OWN_COMMANDS } from './help.ts'
 import { findIn, type MethodLists } from './method-lists.ts'
@@ -89,6 +89,7 @@ async function candidates(methods: MethodLists, before: readonly string[]): Prom
     const own = OWN_COMMANDS.map(([usage]) => usage.split(' ')[0]!)
     return [...new Set([...own, ...singleCommands(table).map(({ words }) => words[0]!), ...nounsOf(table)])]
   }
+  if (first === 'help') return candidates(methods, before.slice(1))
   if (first === 'completion') return Object.keys(SCRIPTS)
   const flags = OWN_FLAGS[first] ?? OWN_FLAGS[`${first} ${second}`]
   if (flags !== undefined) return [...flags]
@@ -101,18 +102,20 @@ async function candidates(methods: MethodLists, before: readonly string[]): Prom
     const method = await findIn(methods, second, table => findMethod(table, second))
     return method === undefined ? [] : flagsAndValues(commandLine(method), before)
   }
-  const command = await findIn(
-    methods,
-    [first, second].join('-'),
-    table => findCommand(table, [first]) ?? findCommand(table, [first, second ?? '']),
-  )
-  if (command !== undefined) {
-    const found = flagsAndValues(commandLine(command.method), before)
-    return command.method.cli.job === undefined ? found : [...found, NO_WAIT]
+  const typed = await findIn(methods, before.join('-'), table => findTyped(table, first, before.slice(1)))
+  if (typed !== undefined) {
+    const { method } = typed.command
+    const found = flagsAndValues(commandLine(method), before)
+    return method.cli.job === undefined ? found : [...found, NO_WAIT]
   }
-  if (second !== undefined) return []
+  const verbs = commandsOfNoun(await methods.all(), first).map(({ words }) => words[1]!)
+  if (second !== undefined) {
+    // `volume snapshot` is the beginning of several, whose next word is missing.
+    const begun = `${before.slice(1).join('-')}-`
+    return verbs.flatMap(verb => (verb.startsWith(begun) ? [verb.slice(begun.length)] : []))
+  }
   const own = OWN_COMMANDS.flatMap(([usage]) => (usage.startsWith(`${first} `) ? [usage.split(' ')[1]!] : []))
-  return [...own, ...commandsOfNoun(await methods.all(), first).map(({ words }) => words[1]!)]
+  return [...own, ...verbs]
 }
 
 /** The values that the flag before takes, if it takes one; else the flags. */

@@ -19,6 +19,7 @@ export const OWN_COMMANDS: readonly (readonly [usage: string, summary: string])[
   ['save_subsystem_config', 'Prints the configuration of one subsystem.'],
   ['load_subsystem_config', 'Applies the configuration of one subsystem.'],
   ['completion SHELL', 'Prints a completion script for bash, zsh or fish.'],
+  ['help COMMAND', 'Says more about a command, as --help behind it does.'],
 ]
 
 export const GLOBAL_OPTIONS: readonly (readonly [flags: string, summary: string])[] = [

@@ -7,7 +7,7 @@ import { text } from 'node:stream/consumers'
 import { RpcError } from '../core/errors.ts'
 import { DEFAULT_SOCKET } from '../rpc/address.ts'
 import { RpcCallError, RpcConnectionError } from '../rpc/client.ts'
-import { didYouMean } from '../rpc/closest.ts'
+import { closest, didYouMean, question } from '../rpc/closest.ts'
 import type { Declarations } from '../rpc/method.ts'
 import { commandsOfNoun, findTyped, nounsOf, singleCommands, type Typed } from './commands.ts'
 import { CONFIG_COMMANDS, runConfigCommand } from './config-commands.ts'
@@ -89,6 +89,8 @@ async function run(terminal: Terminal, methods: MethodLists, invocation: Invocat
     terminal.write(`${packageVersion()}\n`)
     return 0
   }
+  if (first === 'help' && args.length > 0)
+    return run(terminal, methods, { ...invocation, help: true, rest: args })
   if (first === undefined || first === 'help') {
     writeHelp(terminal, overview(await methods.all()))
     return first === undefined && !invocation.help ? 2 : 0
@@ -214,7 +216,7 @@ function unknownCommand(table: Declarations, noun: string, verb: string | undefi
       ...nounsOf(table),
     ]
     const isMethod = table.some(({ name }) => name === noun)
-    const hint = isMethod ? `; a method is called with: qpair rpc ${noun}` : didYouMean(noun, nouns)
+    const hint = isMethod ? `; a method is called with: qpair rpc ${noun}` : meantCommand(table, noun, nouns)
     return new UsageError(`there is no command ${noun}${hint}${see('qpair --help', hint)}`)
   }
   const verbs = commandsOfNoun(table, noun).map(({ words }) => words[1]!)
@@ -227,6 +229,22 @@ function unknownCommand(table: Declarations, noun: string, verb: string | undefi
   }
   const hint = didYouMean(verb, verbs)
   return new UsageError(`there is no command ${noun} ${verb}${hint}${see(`qpair ${noun} --help`, hint)}`)
+}
+
+/** The command that somebody meant who typed `vol`, or `vol-list` as virsh has it; ready to be put behind a message. */
+function meantCommand(table: Declarations, typed: string, names: readonly string[]): string {
+  const [head, ...tail] = typed.split('-')
+  const noun = tail.length > 0 ? meant(head!, nounsOf(table)) : undefined
+  if (noun === undefined) return question(meant(typed, names))
+  const verbs = commandsOfNoun(table, noun).map(({ words }) => words[1]!)
+  const verb = meant(tail.join('-'), verbs)
+  return question(verb && `${noun} ${verb}`)
+}
+
+/** The nearest name, or the only one that begins so. */
+function meant(typed: string, names: readonly string[]): string | undefined {
+  const [begun, ...others] = names.filter(name => name.startsWith(typed))
+  return closest(typed, names) ?? (others.length === 0 ? begun : undefined)
 }
 
 /** Where to read on, behind a hint that may have been a question. */

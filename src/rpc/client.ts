@@ -82,7 +82,7 @@ export async function connect<Methods extends readonly Callable[]>(
       throw new RpcConnectionError(
         code === 'EACCES'
           ? `${address} may not be opened by this user (${message}): be the user of the daemon, as with sudo, or of its socket's group`
-          : `no daemon answers at ${address} (${message}); start it with: qpair serve`,
+          : `no daemon answers at ${address} (${message}); start it with: qpair serve${address === DEFAULT_SOCKET ? '' : ` -r ${address}`}`,
         { cause },
       )
     }

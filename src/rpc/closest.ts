@@ -15,9 +15,11 @@ export function closest(typed: string, names: Iterable<string>): string | undefi
 
 /** Ready to be put behind a message: `; did you mean X?`, or nothing. */
 export function didYouMean(typed: string, names: Iterable<string>): string {
-  const name = closest(typed, names)
-  return name === undefined ? '' : `; did you mean ${name}?`
+  return question(closest(typed, names))
 }
+
+export const question = (name: string | undefined): string =>
+  name === undefined ? '' : `; did you mean ${name}?`
 
 /** How many letters to add, drop, change or swap with their neighbour (optimal string alignment), row by row. */
 function editDistance(a: string, b: string): number {

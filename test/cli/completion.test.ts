@@ -3,6 +3,7 @@ import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { complete, completionScript } from '../../src/cli/completion.ts'
+import { methodLists } from '../../src/cli/method-lists.ts'
 import { shelfMethods, temporaryDirectory } from '../rpc/support.ts'
 import { loaded } from './support.ts'
 
@@ -42,10 +43,24 @@ describe('complete', () => {
     [['--json', 'shelf', 'pu'], ['put']],
     [['-r', '/run/q.sock', 'sh'], ['shelf']],
     [['host', 'val'], ['validate']],
+    [['help', 'sh'], ['shelf']],
+    [['help', 'shelf', 'pu'], ['put']],
     [['host', 'validate', '--j'], ['--json']],
     [['nothing', 'of', 'it'], []],
   ])('%j offers %j', async (words, offers) => {
     expect((await completed(...words)).sort()).toEqual([...offers].sort())
+  })
+
+  it.each([
+    [
+      ['volume', 'snapshot', ''],
+      ['create', 'list', 'revert', 'delete'],
+    ],
+    [['rbd', 'cache', ''], ['explain']],
+    [['rbd', 'cache', 'explain', '--cache-m'], ['--cache-mode']],
+    [['volume', 'snapshot', 'nothing', ''], []],
+  ])('%j offers %j: verbs of several words are typed word by word', async (words, offers) => {
+    expect((await complete(methodLists, words)).sort()).toEqual([...offers].sort())
   })
 
   it('offers everything at the start', async () => {

@@ -71,7 +71,9 @@ describe('qpair NOUN VERB', () => {
   it('exits with 1 when there is no daemon, and says how to start one', async () => {
     const { code, error } = await alone('shelf', 'get')
     expect(code).toBe(1)
-    expect(error).toMatch(/^qpair: no daemon answers at .*none\.sock .*start it with: qpair serve\n$/)
+    expect(error).toMatch(
+      /^qpair: no daemon answers at .*none\.sock .*start it with: qpair serve -r .*none\.sock\n$/,
+    )
   })
 
   it.each([
@@ -79,6 +81,10 @@ describe('qpair NOUN VERB', () => {
     [['shelf', 'gte'], 'there is no command shelf gte; did you mean get? See qpair shelf --help'],
     [['completion'], 'say for which shell: bash, zsh, fish; see qpair completion --help'],
     [['shlf'], 'there is no command shlf; did you mean shelf? See qpair --help'],
+    [['she', 'get'], 'there is no command she; did you mean shelf? See qpair --help'],
+    [['she-gett', 'a'], 'there is no command she-gett; did you mean shelf get? See qpair --help'],
+    [['shelf-nothing'], 'there is no command shelf-nothing; see qpair --help'],
+    [['help', 'shelf', 'gte'], 'there is no command shelf gte; did you mean get?'],
     [['shelf_put'], 'a method is called with: qpair rpc shelf_put'],
     [['--rcp-socket', 'x', 'shelf'], 'there is no option --rcp-socket before the command'],
     [['-r'], '-r needs a value'],
@@ -180,6 +186,7 @@ describe('help', () => {
       ].join('\n'),
     )
     expect((await alone('--help', 'shelf', 'put')).out).toBe(out)
+    expect((await alone('help', 'shelf', 'put')).out).toBe(out)
     expect((await alone('rpc', 'shelf_put', '--help')).out).toContain('Usage: qpair rpc shelf_put [OPTIONS]')
   })
 

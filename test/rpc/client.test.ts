@@ -77,7 +77,7 @@ describe('RpcClient', () => {
   it('says how to start a daemon when none answers', async () => {
     const path = join(temporaryDirectory(), 'none.sock')
     await expect(connect(path)).rejects.toThrow(
-      `no daemon answers at ${path} (connect ENOENT ${path}); start it with: qpair serve`,
+      `no daemon answers at ${path} (connect ENOENT ${path}); start it with: qpair serve -r ${path}`,
     )
   })
 
