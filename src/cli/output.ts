@@ -41,10 +41,10 @@ export function render(
   result: unknown,
   params: Readonly<Record<string, unknown>> = {},
 ): string {
-  const { columns, text } = method.cli
+  const { columns, text, keepsLines } = method.cli
   // The result came from this method, whose declaration the text belongs to.
   if (terminal.isTerminal && text !== undefined)
-    return foldLines(printable(text(result as never, params)), terminal.columns)
+    return foldLines(printable(text(result as never, params)), keepsLines ? undefined : terminal.columns)
   if (result === true) return ''
   if (typeof result === 'string') return `${result}\n`
   if (!terminal.isTerminal || columns === undefined) return toJson(result)

@@ -56,6 +56,8 @@ export interface CliOptions<
   readonly columns?: readonly Column<Row>[]
   /** Where a table would not do: what to show on a terminal, as text, also of a method that only says that it is done. */
   readonly text?: (result: Row, params: Readonly<Record<string, unknown>>) => string
+  /** The text has lines to copy: an end of line that is put into one, where a terminal is narrow, would make two of them. */
+  readonly keepsLines?: true
   /** Shorter commands beside the derived one: `bdev list` for `bdev_get_bdevs`. */
   readonly commands?: readonly string[]
   /** The number of the job that the method starts or tells of: the command line follows it until it ends. */

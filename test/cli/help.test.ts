@@ -50,3 +50,20 @@ it('tells a terminal that it is done where the method has words for that, and a 
   )
   expect(shown).toEqual(['Shelf top is gone\n', ''])
 })
+
+it('breaks a wide line on a narrow terminal, unless it is one to copy', () => {
+  const wide = `  shelf get ${'--name a '.repeat(20)}`.trimEnd()
+  const [folded, kept] = [{}, { keepsLines: true } as const].map(lines => {
+    const get = method({
+      name: 'shelf_get',
+      summary: 'Shows a shelf.',
+      params: z.object({}),
+      result: z.string(),
+      cli: { ...lines, text: line => `${line}\n` },
+      run: () => wide,
+    })
+    return render(new RecordingTerminal({ isTerminal: true, columns: 60 }), get, wide)
+  })
+  expect(folded!.split('\n').length).toBeGreaterThan(2)
+  expect(kept).toBe(`${wide}\n`)
+})

@@ -49,7 +49,12 @@ const volumeExport = method({
   },
   // It calls methods that take their turn.
   concurrent: true,
-  cli: { positional: ['volume'], flags: { read_only: 'r' }, text: ({ next }) => `${next}\n` },
+  cli: {
+    positional: ['volume'],
+    flags: { read_only: 'r' },
+    text: ({ next }) => `${next}\n`,
+    keepsLines: true,
+  },
   async run({ volume, pool, ...rest }, { volumes }: VolumeContext) {
     const kind = kindOf(rest)
     return volumes.exports.export(volumes.find(volume, pool), { ...rest, kind, readOnly: rest.read_only })
