@@ -1,5 +1,6 @@
 /** Snapshots and clones of images that are open. */
 import { z } from 'zod'
+import { formatSize } from '../../core/format-size.ts'
 import { jobStarted, type NeedsJobs } from '../../rpc/job-methods.ts'
 import { method } from '../../rpc/method.ts'
 import { done } from '../../rpc/params.ts'
@@ -83,7 +84,7 @@ export const bdevRbdSnapshotList = method({
   errors: { ENODEV: ERRORS.ENODEV },
   cli: {
     positional: ['name'],
-    columns: ['name', 'id', 'size', 'protected', 'created'],
+    columns: ['name', 'id', { title: 'SIZE', value: row => formatSize(row.size) }, 'protected', 'created'],
     commands: ['rbd snapshot-list'],
   },
   run: async ({ name }, { rbd }: RbdContext) =>

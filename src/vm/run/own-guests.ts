@@ -197,7 +197,7 @@ export class OwnGuests {
       log.warning(error.message)
       const emulated = { ...request, accel: 'tcg' } as const
       const started = await withUndo(undo => this.#start({ request: emulated, paths, undo }))
-      const note = `it is emulated, many times slower than with KVM: ${error.message}`
+      const note = `it is emulated, many times slower than with KVM, which was tried first: ${error.message}`
       return { ...started, notes: [note, ...started.notes] }
     } finally {
       this.#starting.delete(name)
