@@ -93,9 +93,9 @@ export class ImageStore {
     })
   }
 
-  remove(name: string): Promise<void> {
+  remove(name: string, report: Report): Promise<void> {
     return this.#use(async ({ pool, store }) => {
-      this.#check('delete', name, await store.removeImage(pool, name))
+      this.#check('delete', name, await store.removeImage(pool, name, report))
     })
   }
 
@@ -144,9 +144,9 @@ export class ImageStore {
     })
   }
 
-  resize(name: string, sizeBytes: number): Promise<void> {
+  resize(name: string, sizeBytes: number, report: Report): Promise<void> {
     return this.#open(name, false, async image => {
-      this.#check('resize', name, await librbd().resizeImage(image, sizeBytes))
+      this.#check('resize', name, await librbd().resizeImage(image, sizeBytes, report))
     })
   }
 

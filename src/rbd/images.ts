@@ -95,7 +95,7 @@ export class RbdImages {
     }
     // A device in use is not made smaller: said before the image is.
     if (blockCount < info.blockCount) await this.#bdevs.resize(info.name, blockCount)
-    const result = await opened.use(image => librbd().resizeImage(image, sizeBytes))
+    const result = await opened.use(image => librbd().resizeImage(image, sizeBytes, () => {}))
     if (result < 0) {
       throw new RpcError(
         'EINVAL',

@@ -5,8 +5,9 @@
 import koffi, { type LibraryHandle } from 'koffi'
 import { errnoNumber } from '../core/errors.ts'
 import { blocking, PAGE_SIZE, stringAt, u64At, withPage } from './blocking.ts'
+import type { Report } from './librbd-snapshots.ts'
 import { bytesAt, mapAnonymous, unmap, viewAt } from './memory.ts'
-import { machineCode } from './progress.ts'
+import { machineCode, progressCallback, reportingProgress } from './progress.ts'
 import { RadosOperations } from './rados-operations.ts'
 
 export interface ImageName {
@@ -30,7 +31,8 @@ export interface LibrbdPool {
    */
   imageSizes(pool: number, ids: readonly string[]): Promise<ReadonlyMap<string, number | undefined> | number>
   createImage(pool: number, name: string, sizeBytes: number, options: CreateImageOptions): Promise<number>
-  removeImage(pool: number, name: string): Promise<number>
+  /** Object by object, which may take long. */
+  removeImage(pool: number, name: string, report: Report): Promise<number>
   renameImage(pool: number, from: string, to: string): Promise<number>
   /** The id of the image that Ceph opens by this name, whether or not the pool lists it. */
   idOf(pool: number, name: string): Promise<string | number>
@@ -216,6 +218,10 @@ const DATA_POOL = 10
 function imageCalls(rbd: LibraryHandle): Pick<LibrbdPool, 'createImage' | 'removeImage' | 'renameImage'> {
   const create = blocking(rbd.func('int rbd_create4(uintptr_t, const char *, uint64_t, uintptr_t)'))
   const remove = blocking(rbd.func('int rbd_remove(uintptr_t, const char *)'))
+  const removeTelling = blocking(
+    rbd.func('int rbd_remove_with_progress(uintptr_t, const char *, uintptr_t, uintptr_t)'),
+  )
+  const callback = progressCallback()
   const rename = blocking(rbd.func('int rbd_rename(uintptr_t, const char *, const char *)'))
   const createOptions = rbd.func('void rbd_image_options_create(uintptr_t)')
   const destroyOptions = rbd.func('void rbd_image_options_destroy(uintptr_t)')
@@ -234,7 +240,10 @@ function imageCalls(rbd: LibraryHandle): Pick<LibrbdPool, 'createImage' | 'remov
           destroyOptions(options)
         }
       }),
-    removeImage: (pool, name) => remove(pool, name),
+    removeImage: (pool, name, report) =>
+      callback === 0
+        ? remove(pool, name)
+        : reportingProgress(report, cell => removeTelling(pool, name, callback, cell)),
     renameImage: (pool, from, to) => rename(pool, from, to),
   }
 }

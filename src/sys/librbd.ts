@@ -7,8 +7,9 @@
 import koffi, { type LibraryHandle } from 'koffi'
 import { RpcError } from '../core/errors.ts'
 import { type Blocking, blocking, textAt, u64At, withPage } from './blocking.ts'
-import { type Snapshots, snapshotCalls } from './librbd-snapshots.ts'
+import { type Report, type Snapshots, snapshotCalls } from './librbd-snapshots.ts'
 import { mapAnonymous, viewAt } from './memory.ts'
+import { progressCallback, reportingProgress } from './progress.ts'
 
 /** `rbd_set_image_notification`: the completions of an image make an eventfd readable. */
 export const EVENT_TYPE_EVENTFD = 2
@@ -38,7 +39,8 @@ export interface Librbd extends ImageIo, Snapshots {
   imageId(image: number): string
   /** Bytes of an object's part that lies together; what the image is best written in. */
   stripeUnit(image: number): Promise<number>
-  resizeImage(image: number, sizeBytes: number): Promise<number>
+  /** Object by object when it becomes smaller, which may take long. */
+  resizeImage(image: number, sizeBytes: number, report: Report): Promise<number>
   setNotification(image: number, eventfd: number): number
 }
 
@@ -157,6 +159,10 @@ function imageCalls(rbd: LibraryHandle) {
   const getStripeUnit = blocking(rbd.func('int rbd_get_stripe_unit(uintptr_t, uintptr_t)'))
   const getId = rbd.func('int rbd_get_id(uintptr_t, uintptr_t, size_t)')
   const resize = blocking(rbd.func('int rbd_resize(uintptr_t, uint64_t)'))
+  const resizeTelling = blocking(
+    rbd.func('int rbd_resize_with_progress(uintptr_t, uint64_t, uintptr_t, uintptr_t)'),
+  )
+  const callback = progressCallback()
   const notify = rbd.func('int rbd_set_image_notification(uintptr_t, int, int)')
   const version = rbd.func('void rbd_version(uintptr_t, uintptr_t, uintptr_t)')
   const page = mapAnonymous(4096)
@@ -178,7 +184,10 @@ function imageCalls(rbd: LibraryHandle) {
     imageSize: (image: number): Promise<number> => number(getSize, image),
     imageId: (image: number): string => (getId(image, page, 256) < 0 ? '' : textAt(page, 256)),
     stripeUnit: (image: number): Promise<number> => number(getStripeUnit, image),
-    resizeImage: (image: number, sizeBytes: number): Promise<number> => resize(image, sizeBytes),
+    resizeImage: (image: number, sizeBytes: number, report: Report): Promise<number> =>
+      callback === 0
+        ? resize(image, sizeBytes)
+        : reportingProgress(report, cell => resizeTelling(image, sizeBytes, callback, cell)),
     setNotification: (image: number, eventfd: number): number => notify(image, eventfd, EVENT_TYPE_EVENTFD),
   }
 }

@@ -49,6 +49,7 @@ const SECTOR = 512
 const DEFAULT_MODE = 0o600
 
 export class FileVolumes implements VolumeOperations {
+  readonly areChangesLong = true
   readonly directory: string
   readonly require: () => Promise<void>
   readonly snapshots: FileSnapshots
@@ -206,7 +207,7 @@ export class FileVolumes implements VolumeOperations {
         `volume ${volume.name} is ${volume.format}, which has the size that it has`,
       )
     }
-    await resizeRaw(volume.path, capacityBytes, options.allocate)
+    await resizeRaw(volume.path, capacityBytes, options.allocate, options)
     for (const { name, driver } of options.openBy) await this.#call(`bdev_${driver}_rescan`, { name })
   }
 

@@ -2,7 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import type { RpcError } from '../core/errors.ts'
 import { logger } from '../core/log.ts'
-import type { VolumeFacts, VolumeOperations } from './pool.ts'
+import { QUIET, type VolumeFacts, type VolumeOperations } from './pool.ts'
 import type { Pool } from './storage-pool.ts'
 import { isPartial } from './volume-name.ts'
 
@@ -31,7 +31,7 @@ export async function deleteLeftover(
   signal: AbortSignal,
 ): Promise<void> {
   try {
-    await whileBusy(async () => operations.delete?.(volume), signal)
+    await whileBusy(async () => operations.delete?.(volume, { ...QUIET, signal }), signal)
   } catch (error) {
     if ((error as RpcError).code !== 'ENOENT') throw error
   }
@@ -44,7 +44,7 @@ export async function removeLeftovers({ name, backend }: Pool): Promise<void> {
   for (const volume of (await backend.refresh()).volumes) {
     if (!isPartial(volume.name)) continue
     try {
-      await backend.volumes.delete?.(volume)
+      await backend.volumes.delete?.(volume, QUIET)
       log.notice(`pool ${name}: ${volume.name} is removed: it was being made when that was interrupted`)
     } catch (error) {
       log.warning(`pool ${name} keeps a volume that was never whole: ${(error as Error).message}`)

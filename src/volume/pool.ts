@@ -134,7 +134,13 @@ export interface VolumeOperations {
   readonly canHide?: true
   /** What was made with an `identity`, and told as half filled since, is whole. Absent where nothing marks it. */
   markWhole?(volume: VolumeFacts): Promise<void>
-  delete?(volume: VolumeFacts): Promise<void>
+  /**
+   * Deleting or resizing a volume may take long, and others may be changed meanwhile: both are jobs. Absent: they are quick, and
+   * nothing else is done to the pool.
+   */
+  readonly areChangesLong?: true
+  /** What was interrupted is begun again. */
+  delete?(volume: VolumeFacts, progress: Progress): Promise<void>
   /** Facts that take opening it: capacity, allocation, backing. Absent: `refresh` has found all. */
   describe?(volume: VolumeFacts): Promise<VolumeFacts>
   /** Who has it open where only its storage knows: clients of other machines, and this daemon. */
@@ -154,7 +160,7 @@ export interface VolumeOperations {
 
 export type VolumeOperation = Exclude<
   keyof VolumeOperations,
-  'reasons' | 'describe' | 'clients' | 'canHide' | 'markWhole'
+  'reasons' | 'describe' | 'clients' | 'canHide' | 'markWhole' | 'areChangesLong'
 >
 
 export interface CreateVolume {
@@ -177,7 +183,7 @@ export type Preallocation = (typeof PREALLOCATIONS)[number]
 /** The bdevs that have a volume open: what is changed then goes through their methods, or they are told of it. */
 export type OpenBy = readonly Pick<BdevInfo, 'name' | 'driver' | 'readOnly'>[]
 
-export interface ResizeOptions {
+export interface ResizeOptions extends Progress {
   readonly openBy: OpenBy
   /** Reserve what it grows by. */
   readonly allocate: boolean

@@ -104,6 +104,13 @@ export class Volumes {
     )
   }
 
+  /** Whether a pool has no such volume any more. Throws `RpcError` EAGAIN while it is not active. */
+  hasGone(name: string, poolName: string): boolean {
+    this.awaitPool(poolName)
+    const { contents } = this.pools.get(poolName)
+    return contents !== undefined && !contents.volumes.some(volume => volume.name === name)
+  }
+
   /** With the facts that only opening it tells. */
   async describe({ pool, volume }: Found): Promise<VolumeFacts> {
     const { volumes } = pool.backend

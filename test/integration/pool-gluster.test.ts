@@ -5,6 +5,7 @@ import { afterAll, beforeAll, expect, it } from 'vitest'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
 import { GLUSTER_ADDRESS, GLUSTER_PROGRAMS, Gluster } from './lab/gluster.ts'
+import { settled } from './lab/json-rpc.ts'
 import { CAN_MOUNT } from './lab/namespace.ts'
 import { findProgram } from './lab/packages.ts'
 
@@ -90,13 +91,13 @@ await describeWith([...GLUSTER_PROGRAMS, 'fio'], 'a Gluster pool', () => {
         '--verify_fatal=1',
       )
       await rpc('volume_unexport', { volume })
-      await rpc('volume_resize', { volume, capacity: '32M' })
+      await settled(daemon.socket, 'volume_resize', { volume, capacity: '32M' })
     }
     await rpc('volume_snapshot_create', { volume: 'disk.qcow2', snapshot: 'one' })
     const { job_id } = await rpc<{ job_id: number }>('volume_clone', { volume: 'raw.img', name: 'copy.img' })
     expect(await rpc('job_wait', { id: job_id, timeout_ms: 60_000 })).toMatchObject({ state: 'completed' })
     await rpc('volume_rename', { volume: 'copy.img', name: 'other.img' })
-    await rpc('volume_delete', { volume: 'other.img' })
+    await settled(daemon.socket, 'volume_delete', { volume: 'other.img' })
     expect(await rpc('volume_list', { pool: 'far' })).toMatchObject([
       { name: 'disk.qcow2', format: 'qcow2', capacity: 32 * MIB },
       { name: 'raw.img', format: 'raw', capacity: 32 * MIB },

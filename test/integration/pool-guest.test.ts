@@ -10,7 +10,7 @@ import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { describeWith } from './lab/describe-with.ts'
 import { bootGuest, type Guest, type GuestJob } from './lab/guest.ts'
-import { call } from './lab/json-rpc.ts'
+import { call, settled } from './lab/json-rpc.ts'
 import { GUEST_PROGRAMS } from './lab/packages.ts'
 
 const REPOSITORY = fileURLToPath(new URL('../..', import.meta.url))
@@ -209,9 +209,11 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
     await inside('echo after | dd of=/dev/guests/web conv=fsync 2>&1')
     await job('volume_snapshot_revert', { volume: 'web', snapshot: 'one' })
     expect(await inside('head -c 6 /dev/guests/web')).toBe('before')
-    await expect(rpc('volume_resize', { volume: 'web', capacity: '80M' })).rejects.toThrow('It has snapshots')
+    await expect(settled(port, 'volume_resize', { volume: 'web', capacity: '80M' })).rejects.toThrow(
+      'It has snapshots',
+    )
     await rpc('volume_snapshot_delete', { volume: 'web', snapshot: 'one' })
-    await rpc('volume_resize', { volume: 'web', capacity: '80M' })
+    await settled(port, 'volume_resize', { volume: 'web', capacity: '80M' })
     await rpc('volume_rename', { volume: 'web', name: 'www' })
     expect(await volumes('guests')).toMatchObject([{ name: 'www', capacity: 80 * MIB }])
     for (const name of ['-n', '../x', 'a b', 'snapshot1', '']) {
@@ -220,8 +222,8 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
       )
     }
     await rpc('volume_snapshot_create', { volume: 'www', snapshot: 'two' })
-    await expect(rpc('volume_delete', { volume: 'www' })).rejects.toThrow('has 1 snapshot (two)')
-    await rpc('volume_delete', { volume: 'www', delete_snapshots: true })
+    await expect(settled(port, 'volume_delete', { volume: 'www' })).rejects.toThrow('has 1 snapshot (two)')
+    await settled(port, 'volume_delete', { volume: 'www', delete_snapshots: true })
     expect(await inside('lvs --noheadings guests')).toBe('')
   })
 
@@ -245,7 +247,7 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
     const kept = await io('write -P 0x22 100M 8M', 'read -P 0x22 100M 8M', 'read -P 0x11 0 14M')
     expect(kept).not.toMatch(/failed|error/)
     await rpc('volume_unexport', { volume: 'promised' })
-    await rpc('volume_delete', { volume: 'promised' })
+    await settled(port, 'volume_delete', { volume: 'promised' })
     await inside('lvremove --yes guests/small')
   })
 
@@ -264,7 +266,7 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
     expect(await rpc('volume_snapshot_list', { volume: 'thin1' })).toMatchObject([{ name: 'live' }])
     expect(await inside('head -c 1 /dev/guests/thin1 | tr "\\000" 0')).toBe('0')
     await job('volume_clone', { volume: 'thin1', name: 'thin2' })
-    await rpc('volume_delete', { volume: 'thin1', delete_snapshots: true })
+    await settled(port, 'volume_delete', { volume: 'thin1', delete_snapshots: true })
     expect(await volumes('guests')).toMatchObject([{ name: 'thin2' }])
     await rpc('pool_destroy', { pool: 'guests' })
     expect(await inside('ls /dev/guests 2>/dev/null || true')).toBe('')
@@ -440,7 +442,7 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
     const xml = "<pool type='dir'><name>here</name><target><path>/run/here</path></target></pool>"
     await rpc('pool_create', { xml, build: true })
     await rpc('volume_create', { pool: 'here', name: 'near.img', capacity: '1M' })
-    await rpc('volume_delete', { volume: 'near.img' })
+    await settled(port, 'volume_delete', { volume: 'near.img' })
     await expect(rpc('pool_destroy', { pool: 'NFSpool' })).rejects.toThrow('--force')
     await inside(NFS_SERVE)
     await expect.poll(state, { timeout: 120_000 }).toBe('running')

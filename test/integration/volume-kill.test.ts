@@ -8,6 +8,7 @@ import { promisify } from 'node:util'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import { type Daemon, startDaemon } from './lab/daemon.ts'
 import { describeWith } from './lab/describe-with.ts'
+import { settled } from './lab/json-rpc.ts'
 import { CAN_MOUNT, MountNamespace } from './lab/namespace.ts'
 import { findProgram } from './lab/packages.ts'
 
@@ -69,7 +70,7 @@ describe.skipIf(!CAN_MOUNT)('a daemon that is killed (needs root, to mount a fil
 
     afterEach(async () => {
       for (const volume of (await volumes()).keys()) {
-        await daemon.rpc('volume_delete', { volume, delete_snapshots: true })
+        await settled(daemon.socket, 'volume_delete', { volume, delete_snapshots: true })
       }
     })
 
@@ -109,7 +110,7 @@ describe.skipIf(!CAN_MOUNT)('a daemon that is killed (needs root, to mount a fil
         for (let i = 0; i < RUNS; i++) {
           await run(points.next().value!)
           for (const volume of (await volumes()).keys()) {
-            await daemon.rpc('volume_delete', { volume, delete_snapshots: true })
+            await settled(daemon.socket, 'volume_delete', { volume, delete_snapshots: true })
           }
           expect(readdirSync(path())).toEqual([])
         }
@@ -245,7 +246,7 @@ describe.skipIf(!CAN_MOUNT)('a daemon that is killed (needs root, to mount a fil
         await killDuring(points.next().value!, 'volume_rename', { volume: 'a', name: 'b' })
         const [name] = (await volumes()).keys()
         expect(await daemon.rpc('volume_snapshot_list', { volume: name })).toMatchObject([{ name: 'one' }])
-        await daemon.rpc('volume_delete', { volume: name, delete_snapshots: true })
+        await settled(daemon.socket, 'volume_delete', { volume: name, delete_snapshots: true })
         expect(readdirSync(path())).toEqual([])
       }
     })

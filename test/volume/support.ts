@@ -7,6 +7,7 @@ import { drivers } from '../../src/bdev/drivers/index.ts'
 import { bdevMethods } from '../../src/bdev/methods.ts'
 import { ReactorBdevs } from '../../src/bdev/reactor-bdevs.ts'
 import { BdevRegistry } from '../../src/bdev/registry.ts'
+import type { Clock } from '../../src/core/clock.ts'
 import { logSettings } from '../../src/core/log.ts'
 import { RbdImages } from '../../src/rbd/images.ts'
 import { Dispatcher } from '../../src/rpc/dispatcher.ts'
@@ -22,11 +23,18 @@ import { LocalReactorGroup } from '../support/reactor.ts'
 
 const methods = [...bdevMethods, ...storageMethods, ...jobMethods]
 
+interface StorageOptions {
+  readonly types?: readonly PoolBackendType[]
+  readonly isStarting?: boolean
+  /** For jobs, and for those who wait for them. */
+  readonly clock?: Clock
+}
+
 export class Storage {
   readonly directory = mkdtempSync(join(tmpdir(), 'qpair-volume-'))
   readonly reactors = new LocalReactorGroup({ ring: true, time: 'real' })
   readonly bdevs = new BdevRegistry(this.reactors, drivers)
-  readonly jobs = new Jobs()
+  readonly jobs: Jobs
   readonly secrets = new Secrets(join(this.directory, 'secrets'))
   /** What was notified of. */
   readonly notified: string[] = []
@@ -36,7 +44,8 @@ export class Storage {
   readonly volumes: Volumes
   readonly #dispatcher
 
-  constructor(options: { readonly types?: readonly PoolBackendType[]; readonly isStarting?: boolean } = {}) {
+  constructor(options: StorageOptions = {}) {
+    this.jobs = new Jobs(() => {}, options.clock)
     for (const reactor of this.reactors.reactors) {
       new ReactorDisks(reactor, new ReactorBdevs(reactor, drivers))
     }

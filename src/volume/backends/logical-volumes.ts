@@ -20,10 +20,14 @@ type Call = (method: string, params?: unknown) => Promise<unknown>
 /** A device that had a file system before is not asked about: what is new is to be empty. */
 const FRESH = ['--yes', '--wipesignatures', 'y']
 
+/** With issue_discards in lvm.conf they give blocks back to the disk, as long as that takes. */
+const PATIENT = { timeoutMs: Number.POSITIVE_INFINITY } as const
+
 /** How often it is looked whether a merge has ended. */
 const MERGE_LOOK_MS = 500
 
 export class LogicalVolumes implements VolumeOperations {
+  readonly areChangesLong = true
   readonly canHide = true
   readonly wipe = wipeDevice
   readonly snapshots: LogicalSnapshots
@@ -73,7 +77,10 @@ export class LogicalVolumes implements VolumeOperations {
       'lvresize',
       [...force, '--size', `${capacityBytes}b`, '--', this.#path(name)],
       // Extents are larger than bytes, so that a size may be what it has already.
-      { remedy: said => (/matches existing size/.test(said) ? 'It has that size, in extents' : undefined) },
+      {
+        ...PATIENT,
+        remedy: said => (/matches existing size/.test(said) ? 'It has that size, in extents' : undefined),
+      },
     )
     await tellNewSize(this.#call, openBy)
   }
@@ -124,7 +131,8 @@ export class LogicalVolumes implements VolumeOperations {
   }
 
   #remove(name: string): Promise<string> {
-    return this.#group.run(`delete volume ${name}`, 'lvremove', ['--yes', '--force', '--', this.#path(name)])
+    const args = ['--yes', '--force', '--', this.#path(name)]
+    return this.#group.run(`delete volume ${name}`, 'lvremove', args, PATIENT)
   }
 
   #rename(from: string, to: string): Promise<string> {

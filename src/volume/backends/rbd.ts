@@ -7,6 +7,7 @@ import { parseSize } from '../../core/parse-size.ts'
 import type { PoolDocument, PoolUsage } from '../../libvirt/pool-xml.ts'
 import type { NamedCluster } from '../../rbd/clusters.ts'
 import { ImageStore } from '../../rbd/image-store.ts'
+import type { Report } from '../../rbd/snapshots.ts'
 import type { MethodCall } from '../../rpc/config.ts'
 import { deleteLeftover } from '../leftovers.ts'
 import type {
@@ -126,6 +127,7 @@ class RbdVolumes implements VolumeOperations {
     wipe: 'deleting an image gives its objects back, and nobody reads them again',
   }
   readonly canHide = true
+  readonly areChangesLong = true
   readonly snapshots: SnapshotOperations
   readonly #store: ImageStore
   readonly #ceph: string
@@ -191,7 +193,7 @@ class RbdVolumes implements VolumeOperations {
     await this.#store.create(name, capacityBytes, { order, dataPool })
   }
 
-  async delete({ name }: VolumeFacts): Promise<void> {
+  async delete({ name, capacityBytes }: VolumeFacts, progress: Progress): Promise<void> {
     await this.#forgetInterrupted(name)
     const { areThere, names } = await ifThere(this.#store.children(name), NO_CHILDREN)
     if (areThere) {
@@ -205,12 +207,17 @@ class RbdVolumes implements VolumeOperations {
     for (const { name: snapshot } of await ifThere(this.#store.snapshots(name), [])) {
       await this.#store.removeSnapshot(name, snapshot)
     }
-    await this.#store.remove(name)
+    await this.#store.remove(name, inBytes(progress, capacityBytes))
   }
 
-  async resize({ name }: VolumeFacts, capacityBytes: number, { openBy }: ResizeOptions): Promise<void> {
-    const writer = openBy.find(({ driver, readOnly }) => driver === 'rbd' && !readOnly)
-    if (writer === undefined) await this.#store.resize(name, capacityBytes)
+  async resize(
+    { name, ...before }: VolumeFacts,
+    capacityBytes: number,
+    options: ResizeOptions,
+  ): Promise<void> {
+    const writer = options.openBy.find(({ driver, readOnly }) => driver === 'rbd' && !readOnly)
+    const report = inBytes(options, (before.capacityBytes ?? 0) - capacityBytes)
+    if (writer === undefined) await this.#store.resize(name, capacityBytes, report)
     else await this.#services.rbd.resize(writer.name, capacityBytes, { shrink: true })
   }
 
@@ -235,6 +242,13 @@ class RbdVolumes implements VolumeOperations {
     if (whole !== undefined) await this.#store.forgetInterrupted(name, whole)
   }
 }
+
+/** Objects that are done with, as the part that they are of that many bytes; of none that is told of. */
+const inBytes =
+  ({ report }: Progress, bytes = 0): Report =>
+  (done, total) => {
+    if (bytes > 0) report(Math.floor((bytes * done) / Math.max(total, 1)), bytes)
+  }
 
 const NO_CHILDREN = { areThere: false, names: [] } as const
 
@@ -270,10 +284,8 @@ class ImageSnapshots implements SnapshotOperations {
   }
 
   /** Ceph goes back object by object, and a second time ends as the first. */
-  revert({ name, capacityBytes = 0 }: VolumeFacts, snapshot: string, options: RevertOptions): Promise<void> {
-    return this.#store.rollBack(name, snapshot, (done, total) => {
-      options.report(Math.floor((capacityBytes * done) / Math.max(total, 1)), capacityBytes)
-    })
+  revert({ name, capacityBytes }: VolumeFacts, snapshot: string, options: RevertOptions): Promise<void> {
+    return this.#store.rollBack(name, snapshot, inBytes(options, capacityBytes))
   }
 
   delete({ name }: VolumeFacts, snapshot: string): Promise<void> {

@@ -18,7 +18,7 @@ import { errnoName, RpcError } from '../../core/errors.ts'
 import { formatSize } from '../../core/format-size.ts'
 import { fallocate, lseek } from '../../sys/libc.ts'
 import { renameToFree } from '../../sys/rename.ts'
-import { type Preallocation, type Progress, QUIET } from '../pool.ts'
+import type { Preallocation, Progress } from '../pool.ts'
 
 /** What is reserved in one call: small enough that progress is told and a cancel heard. */
 const RESERVE_STEP = 128 << 20
@@ -115,14 +115,19 @@ export async function checkRoom(path: string, sizeBytes: number): Promise<void> 
 }
 
 /** Changes the size of a file, at once and last of all; what grows is a hole, unless `allocate`. */
-export async function resizeRaw(path: string, sizeBytes: number, allocate: boolean): Promise<void> {
+export async function resizeRaw(
+  path: string,
+  sizeBytes: number,
+  allocate: boolean,
+  progress: Progress,
+): Promise<void> {
   const file = await open(path, 'r+')
   try {
     const { size } = await file.stat()
     if (allocate && sizeBytes > size) {
       await checkRoom(path, sizeBytes - size)
       try {
-        await reserve(file, size, sizeBytes, QUIET)
+        await reserve(file, size, sizeBytes, progress)
       } catch (error) {
         // Gives back what was reserved.
         await file.truncate(size)

@@ -108,19 +108,33 @@ const volumeCreate = method({
 
 const volumeDelete = method({
   name: 'volume_delete',
-  summary: 'Deletes a volume and what it holds.',
+  summary: 'Deletes a volume and what it holds. It goes on after an interruption.',
   params: z.object({
     volume: volumeName,
     pool: inPool,
     delete_snapshots: z.boolean().default(false).describe('Its snapshots, too'),
+    resume,
+    identity,
   }),
-  result: done,
+  result: z.union([done, jobStarted.describe('When it takes longer than a few seconds')]),
   errors: { ...NO_VOLUME, ...CANNOT },
+  saves: true,
   concurrent: true,
-  cli: { ...VOLUME, text: (_, { volume }) => `Vol ${volume} deleted\n` },
-  async run({ volume, pool, delete_snapshots }, { volumes }: VolumeContext) {
-    await deleteVolume(volumes, volumes.find(volume, pool), { withSnapshots: delete_snapshots })
-    return true as const
+  cli: {
+    ...VOLUME,
+    job: result => (result === true ? undefined : result.job_id),
+    text: (result, { volume }) =>
+      result === true
+        ? `Vol ${volume} deleted\n`
+        : `Vol ${volume} is being deleted, by job ${result.job_id}\n`,
+  },
+  async run(params, { volumes }: VolumeContext) {
+    const { volume, pool, delete_snapshots: withSnapshots, resume: isResumed, identity: which } = params
+    if (isResumed && pool !== undefined && volumes.hasGone(volume, pool)) return true as const
+    const call = { method: 'volume_delete', params: { ...params, resume: true } }
+    const found = volumes.findAgain(volume, pool, { isResumed, identity: which })
+    const { job_id } = await deleteVolume(volumes, found, { withSnapshots, call, isResumed })
+    return job_id === undefined ? (true as const) : { job_id }
   },
 })
 
@@ -198,19 +212,31 @@ const volumeResize = method({
     allocate: z.boolean().default(false).describe('Reserve what it grows by'),
     follow_link: followLink,
   }),
-  result: z.object({ capacity: z.int().describe('In bytes') }),
+  result: z.object({
+    capacity: z.int().describe('In bytes'),
+    job_id: z
+      .int()
+      .optional()
+      .describe('When it takes longer than a few seconds, and has that size then: see job_get'),
+  }),
   errors: { ...NO_VOLUME, ...CANNOT, ENOSPC: 'the pool has not that much room' },
   concurrent: true,
   cli: {
     positional: ['volume', 'capacity'],
-    text: ({ capacity }, { volume }) => `Vol ${volume} has ${formatSize(capacity)} now\n`,
+    job: ({ job_id }) => job_id,
+    text: ({ capacity, job_id }, { volume }) =>
+      job_id === undefined
+        ? `Vol ${volume} has ${formatSize(capacity)} now\n`
+        : `Vol ${volume} will have ${formatSize(capacity)}, by job ${job_id}\n`,
   },
   async run({ volume, capacity, pool, delta, ...options }, { volumes }: VolumeContext) {
     const { shrink, allocate, follow_link } = options
     const found = volumes.find(volume, pool)
     const given = bytesOf(capacity, 'the capacity')
     const before = delta ? ((await volumes.describe(found)).capacityBytes ?? 0) : 0
-    await resizeVolume(volumes, found, before + given, { shrink, allocate, followLink: follow_link })
+    const wanted = { shrink, allocate, followLink: follow_link }
+    const { job_id } = await resizeVolume(volumes, found, before + given, wanted)
+    if (job_id !== undefined) return { capacity: before + given, job_id }
     // Extents, sectors and blocks are larger than bytes.
     const { capacityBytes } = await volumes.describe(volumes.find(found.volume.name, found.pool.name))
     return { capacity: capacityBytes ?? before + given }

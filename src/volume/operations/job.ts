@@ -24,6 +24,16 @@ export interface JobStarted {
   readonly job_id: number
 }
 
+/** How long the end of work is waited for that is mostly short. */
+const PATIENCE_MS = 5000
+
+/** Of work that is mostly short the job is answered only when it has not ended soon. Throws what it has failed for. */
+export async function unlessSoon(volumes: Volumes, { job_id }: JobStarted): Promise<Partial<JobStarted>> {
+  const { state, error } = await volumes.jobs.wait(job_id, PATIENCE_MS)
+  if (error !== undefined) throw error
+  return state === 'completed' ? {} : { job_id }
+}
+
 /** Long work on a pool's volumes, which has `takes` of them, or names to be, to itself. Throws `RpcError` EBUSY. */
 export async function startJob(
   volumes: Volumes,

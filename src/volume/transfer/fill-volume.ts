@@ -3,7 +3,7 @@ import { RpcError } from '../../core/errors.ts'
 import { DAEMON_STOPS } from '../../rpc/jobs.ts'
 import { deleteLeftover } from '../leftovers.ts'
 import { operationOf } from '../operations/supported.ts'
-import type { Progress, VolumeFacts } from '../pool.ts'
+import { type Progress, QUIET, type VolumeFacts } from '../pool.ts'
 import type { Pool } from '../storage-pool.ts'
 import { partialName } from '../volume-name.ts'
 import { copyAndClose, withContent } from './content.ts'
@@ -49,7 +49,7 @@ export async function fillVolume(
     else await operations.markWhole?.((await find())!)
   } catch (error) {
     const left = progress.signal.reason === DAEMON_STOPS ? undefined : await find()
-    if (left !== undefined && (isMade || isOurs(left))) await operations.delete?.(left)
+    if (left !== undefined && (isMade || isOurs(left))) await operations.delete?.(left, QUIET)
     throw error
   }
 }

@@ -39,6 +39,16 @@ export function call<T>(address: string | number, method: string, params?: unkno
   })
 }
 
+/** The same for a method that becomes a job when it takes long: that has ended, too. Rejects with what it has failed for. */
+export async function settled(address: string | number, method: string, params: object): Promise<void> {
+  const { job_id: id }: { job_id?: number } = Object(await call(address, method, params))
+  if (id === undefined) return
+  const wait = { id, timeout_ms: TIMEOUT_MS / 2 }
+  const { state, error } = await call<{ state: string } & Response>(address, 'job_wait', wait)
+  if (error !== undefined) throw new RpcFailure(method, error)
+  if (state !== 'completed') throw new Error(`${method}: job ${id} is ${state}`)
+}
+
 interface Response {
   readonly result?: unknown
   readonly error?: { readonly code: number; readonly message: string }

@@ -63,9 +63,9 @@ describe('createRaw', () => {
 describe('resizeRaw', () => {
   it('grows by a hole, and by reserved blocks when that is asked for', async () => {
     await createRaw(path, MIB, 'off', QUIET)
-    await resizeRaw(path, 10 * MIB, false)
+    await resizeRaw(path, 10 * MIB, false, QUIET)
     expect([statSync(path).size, taken(path)]).toEqual([10 * MIB, 0])
-    await resizeRaw(path, 30 * MIB, true)
+    await resizeRaw(path, 30 * MIB, true, QUIET)
     expect(statSync(path).size).toBe(30 * MIB)
     expect(taken(path)).toBeGreaterThanOrEqual(20 * MIB)
   })
