@@ -16,8 +16,8 @@ import { mapAnonymous, memset, unmap } from '../../../../src/sys/memory.ts'
 import { Machine, SECTOR } from './simulation.ts'
 
 const SEED = Number(process.env['SEED'] ?? 20261121)
-const SEEDS = Number(process.env['SEEDS'] ?? 2)
-const SECTORS = 512
+const SEEDS = Number(process.env['SEEDS'] ?? 8)
+const SECTORS = 384
 const CONCURRENT = 12
 /** Half of all requests are to so many sectors. */
 const HOT = 64
@@ -155,7 +155,7 @@ it.each(cases)('$name: $what', { timeout: 600_000 }, async ({ mayFail, ...varian
       let failures = mayFail ? prng.pick([1, 1, 5]) : 0
       machine.file.fails = operation =>
         failures > 0 && operation !== 'sync' && prng.oneIn(60) && failures-- > 0 ? -EIO : 0
-      for (let i = prng.between(50, 700); i > 0; i--) {
+      for (let i = prng.between(20, 200); i > 0; i--) {
         if (prng.oneIn(2)) crowd.start()
         machine.step()
       }
