@@ -38,8 +38,12 @@ const ONE_AT = 16
 const EVENTS_AT = 64
 const EVENTS_MAX = 128
 const LOG_PAUSE_US = 10e6
-/** How often compare-and-writes are looked at, each of which takes Ceph longer than that. */
+/** How often compare-and-writes are looked at, each of which takes Ceph longer than that … */
 const LOOK_MS = 0.2
+/** … and how rarely, while Ceph keeps them waiting. */
+const LOOK_MS_MAX = 10
+/** From one look to the next: of an end is heard late by an eighth of what it took, at most. */
+const LOOK_GROWTH = 1.125
 const IOVECS_MIN = 16
 const IOVECS_SIZE = 16384
 
@@ -88,6 +92,7 @@ export class RbdChannel implements DriverChannel {
   /** Whose end no event tells. */
   #unannounced: Slot[] = []
   #isLooking = false
+  #lookMs = LOOK_MS
   readonly #look = (): void => this.#lookAtAll()
 
   constructor(info: BdevInfo, reactor: Reactor, ring: Uring, library: ImageIo) {
@@ -199,6 +204,7 @@ export class RbdChannel implements DriverChannel {
   /** What the slot has begun is looked at until it has ended. */
   watch(slot: Slot): void {
     this.#unannounced.push(slot)
+    this.#lookMs = LOOK_MS
     if (this.#isLooking) return
     this.#isLooking = true
     this.reactor.clock.after(LOOK_MS, this.#look)
@@ -271,11 +277,12 @@ export class RbdChannel implements DriverChannel {
 
   #lookAtAll(): void {
     const watched = this.#unannounced
+    this.#lookMs = Math.min(this.#lookMs * LOOK_GROWTH, LOOK_MS_MAX)
     // One that ends may start another, which is watched in its turn.
     this.#unannounced = []
     for (const slot of watched) if (!slot.endIfComplete()) this.#unannounced.push(slot)
     this.#isLooking = this.#unannounced.length > 0
-    if (this.#isLooking) this.reactor.clock.after(LOOK_MS, this.#look)
+    if (this.#isLooking) this.reactor.clock.after(this.#lookMs, this.#look)
   }
 
   #takeInbox(): void {

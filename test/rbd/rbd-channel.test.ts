@@ -258,6 +258,25 @@ describe('RbdChannel', () => {
     channel.close()
   })
 
+  it('looks ever less often at a compare-and-write that Ceph keeps waiting, and at none when it has ended', async () => {
+    const channel = open()
+    const data = Buffer.concat([filled(1, 0), filled(1, 7)])
+    const swap = new PendingIo(channel, {
+      type: IoType.COMPARE_AND_WRITE,
+      firstBlock: 0,
+      blockCount: 1,
+      data,
+    })
+    for (let ms = 0; ms < 1000; ms++) reactors.advance(1000)
+    expect(image.looks).toBeLessThan(200)
+    expect(await finish(swap)).toEqual([Status.SUCCESS])
+    const { looks } = image
+    reactors.advance(1e6)
+    expect(image.looks).toBe(looks)
+    swap.free()
+    channel.close()
+  })
+
   it('says that it was too much when librbd finds a compare-and-write invalid', async () => {
     const channel = open()
     image.fail = 'compareAndWrite'

@@ -20,6 +20,8 @@ export class FakeImage implements ImageIo {
   readonly data: Buffer
   /** Calls so far, by name. */
   readonly calls: string[] = []
+  /** How often somebody asked whether something has ended. */
+  looks = 0
   /** Calls of these names are refused at once, or end with an error. */
   refuse = ''
   fail = ''
@@ -79,6 +81,7 @@ export class FakeImage implements ImageIo {
   }
 
   isComplete(completion: number): number {
+    this.looks++
     return this.#completions.get(completion)!.isComplete ? 1 : 0
   }
 
