@@ -139,16 +139,19 @@ export class RbdSnapshots {
 }
 
 async function refuseOthers(opened: RbdImage): Promise<void> {
-  const { path } = opened
+  const { path, cluster } = opened
   const clients = await opened.use(image => librbdPool().watchers(image))
   if (typeof clients === 'number') throw new SysError('rbd_watchers_list', -clients, `of ${path}`)
   // One of them is this daemon.
   if (clients.length <= 1) return
+  const remedy = cluster.isManaged
+    ? 'the other members of the gateway group do, as long as the device is there: take its namespace away, and use force once ' +
+      'all have followed (gateway_show)'
+    : 'delete its device on other gateways first, or use force when nobody uses it there'
   throw new RpcError(
     'EBUSY',
     `${path} would change under other clients of Ceph that have it open (${clients.join(', ')}, one of which is this ` +
-      'daemon): delete its device on other gateways first, or use force when nobody uses it there; a client that was ' +
-      'killed counts for half a minute',
+      `daemon): ${remedy}; a client that was killed counts for half a minute`,
   )
 }
 

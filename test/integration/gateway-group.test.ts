@@ -200,6 +200,20 @@ await describeWith(PROGRAMS, 'a gateway group', () => {
       const expected = [{ nqn: NQN, nsid: 9, host: 'nqn.2014-08.org.example:h' }]
       await eventually(() => shown('a')).toEqual(expected)
       expect(await shown('b')).toEqual(expected)
+      await ceph.run('rbd', 'snap', 'create', 'volumes/hidden@then')
+      await a!.rpc('nvmf_subsystem_remove_ns', { nqn: NQN, nsid: 9 })
+      await eventually(async () => (await subsystem('b'))!.namespaces.length).toBe(4)
+      const rollBack = (rest: object): Promise<{ job_id: number }> =>
+        a!.rpc('bdev_rbd_snapshot_rollback', { name: 'hidden', snapshot: 'then', ...rest })
+      await expect(rollBack({})).rejects.toThrow(/the other members of the gateway group do, .*use force/)
+      const { job_id: id } = await rollBack({ force: true })
+      expect(await a!.rpc('job_wait', { id })).toMatchObject({ state: 'completed' })
+      await ceph.run('rbd', 'snap', 'rm', 'volumes/hidden@then')
+      await a!.rpc('nvmf_subsystem_add_ns', {
+        nqn: NQN,
+        namespace: { bdev_name: 'hidden', nsid: 9, anagrpid: 1 },
+      })
+      await eventually(async () => (await subsystem('b'))!.namespaces.length).toBe(5)
       // The device goes with everything on it, everywhere.
       await b!.rpc('bdev_rbd_delete', { name: 'hidden' })
       await eventually(async () => (await subsystem('a'))!.namespaces.length).toBe(4)
