@@ -15,6 +15,7 @@ import { StallWatch } from './stall-watch.ts'
 
 const log = logger('rbd')
 
+const MIB = 2 ** 20
 /** How often an image is asked for its size: what `rbd resize` does elsewhere is seen within this time. */
 const CHECK_MS = 1000
 /** How often it is looked at whether I/O stands still: each look is a message to every reactor. */
@@ -112,7 +113,8 @@ export class RbdImages {
     throw new RpcError(
       'EINVAL',
       `${image.info.name} has ${formatSize(hasBytes)}, and would lose what lies behind ${formatSize(sizeBytes)}: if that ` +
-        `is meant, take it from whoever has it and use "rbd resize --allow-shrink ${image.path}"; the device follows`,
+        `is meant, take it from whoever has it and use "rbd resize --allow-shrink --size ${Math.ceil(sizeBytes / MIB)}M ` +
+        `${image.path}"; the device follows`,
     )
   }
 
