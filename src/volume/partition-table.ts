@@ -58,6 +58,12 @@ export const FILLING: Readonly<Record<string, string>> = {
   gpt: '2aa1115f-e77a-4625-bcff-a93efa81838f',
 }
 
+/** The type of one that is whole, for data of Linux. In full: its letter, L, is for sfdisk's input only before util-linux 2.36. */
+export const WHOLE: typeof FILLING = {
+  dos: '83',
+  gpt: '0fc63daf-8483-4772-8e79-3d69d8477de4',
+}
+
 /** Types of an extended partition of a dos table: it holds others, and is none itself. */
 const EXTENDED = new Set(['5', 'f', '85'])
 

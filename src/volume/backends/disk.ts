@@ -25,6 +25,7 @@ import {
   type Partition,
   type PartitionTable,
   parseTable,
+  WHOLE,
 } from '../partition-table.ts'
 import type {
   BuildMode,
@@ -169,7 +170,9 @@ class Disk {
 
   /** Gives it the type of most: for data of Linux. */
   async markWhole({ volume, number }: Partition): Promise<void> {
-    await this.#sfdisk(`mark volume ${volume} as whole`, ['--part-type', '--', this.path, `${number}`, 'L'])
+    const { label } = await this.table()
+    const args = ['--part-type', '--', this.path, `${number}`, WHOLE[label]!]
+    await this.#sfdisk(`mark volume ${volume} as whole`, args)
   }
 
   async label({ volume, number }: Partition, label: string): Promise<void> {
