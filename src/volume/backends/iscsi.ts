@@ -37,6 +37,16 @@ const DISK_LOOK_MS = 100
 /** Of iscsiadm(8). */
 const SESSION_EXISTS = 15
 
+/** What `interfaceFor` answers. */
+const OF_POOLS = /^qpair(-[0-9a-f]{8})?$/
+
+/** How the interface record of pools is called that log in as this initiator; undefined: as the machine's own. */
+function interfaceFor(initiator: string | undefined): string {
+  if (initiator === undefined) return 'qpair'
+  const digest = createHash('sha256').update(initiator).digest('hex')
+  return `qpair-${digest.slice(0, 8)}`
+}
+
 class IscsiPool implements PoolBackend {
   readonly volumes = new DeviceVolumes('they are made where the target is')
   readonly opening = fileOpening
@@ -50,9 +60,7 @@ class IscsiPool implements PoolBackend {
     this.#document = document
     this.#secrets = secrets
     this.#target = targetOf(document)
-    const { initiator } = this.#target
-    const digest = createHash('sha256').update(`${initiator}`).digest('hex').slice(0, 8)
-    this.#interface = initiator === undefined ? 'qpair' : `qpair-${digest}`
+    this.#interface = interfaceFor(this.#target.initiator)
   }
 
   async isStarted(): Promise<boolean> {
@@ -119,12 +127,15 @@ class IscsiPool implements PoolBackend {
     return fullOf(await unitVolumes(session.host, this.#document.target!.path))
   }
 
+  /** Its own, or else one that an administrator has logged in to. What other pools have is what other initiators see. */
   async #session(): Promise<IscsiSession | undefined> {
-    const sessions = await iscsiSessions()
-    return sessions.find(
-      ({ target, initiator }) =>
-        target === this.#target.name &&
-        (this.#target.initiator === undefined || initiator === this.#target.initiator),
+    const { name, initiator } = this.#target
+    const sessions = (await iscsiSessions()).filter(({ target }) => target === name)
+    return (
+      sessions.find(each => each.interface === this.#interface) ??
+      sessions.find(
+        each => !OF_POOLS.test(each.interface) && (initiator === undefined || each.initiator === initiator),
+      )
     )
   }
 
