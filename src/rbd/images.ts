@@ -89,11 +89,11 @@ export class RbdImages {
   async resize(name: string, sizeBytes: number, { shrink }: { readonly shrink: boolean }): Promise<void> {
     const opened = this.opened(name)
     const { info } = opened
-    if (!shrink) await this.#refuseLess(opened, sizeBytes)
     const blockCount = Math.floor(sizeBytes / info.blockSize)
     if (blockCount < 1) {
       throw new RpcError('EINVAL', `${name} has blocks of ${info.blockSize} bytes, more than ${sizeBytes}`)
     }
+    if (!shrink) await this.#refuseLess(opened, sizeBytes)
     // A device in use is not made smaller: said before the image is.
     if (blockCount < info.blockCount) await this.#bdevs.resize(info.name, blockCount)
     const result = await opened.use(image => librbd().resizeImage(image, sizeBytes, () => {}))

@@ -95,7 +95,7 @@ export class RbdSnapshots {
   /**
    * Makes the image what it was then, which takes the longer the more it holds: the work that is to be done. Nobody may
    * have the device in use until it has ended, nor any other client have the image open, unless `force` says that it may:
-   * what is done with it there cannot be known here. Throws `RpcError`: ENODEV, ENOENT, EBUSY.
+   * what is done with it there cannot be known here. Throws `RpcError`: ENODEV, ENOENT, EROFS, EBUSY.
    */
   async rollBack(
     name: string,
@@ -103,10 +103,12 @@ export class RbdSnapshots {
     { force }: { readonly force: boolean },
   ): Promise<(report: Report) => Promise<void>> {
     const there = await this.list(name)
+    const found = this.#images.opened(name)
     if (!there.some(each => each.name === snapshot)) {
-      check(this.#images.opened(name), 'roll back to', snapshot, -errnoNumber('ENOENT'))
+      check(found, 'roll back to', snapshot, -errnoNumber('ENOENT'))
     }
-    if (!force) await refuseOthers(this.#images.opened(name))
+    if (found.info.readOnly) check(found, 'roll back to', snapshot, -errnoNumber('EROFS'))
+    if (!force) await refuseOthers(found)
     const { image: opened, giveBack } = this.#images.takeUnused(name, `rolling back to ${snapshot}`)
     return async report => {
       try {

@@ -236,6 +236,8 @@ await describeWith(CEPH_PROGRAMS, 'snapshots and names of RBD images', () => {
     // With the address in the name, an empty file does.
     await run('rbd', 'open', `json:${JSON.stringify({ ...node, conf: '/dev/null' })}`, '-b', 'seen')
     await expect(run('rbd', 'snapshot', 'create', 'seen', 'more')).rejects.toThrow('read only')
+    const rollback = { name: 'seen', snapshot: 'seen', force: true }
+    await expect(daemon.rpc('bdev_rbd_snapshot_rollback', rollback)).rejects.toThrow('read only')
     // Its readers would be given what the image holds now.
     await expect(run('rbd', 'snapshot', 'delete', 'r0', 'seen')).rejects.toThrow('is open as seen')
   })

@@ -135,6 +135,9 @@ await describeWith([...CEPH_PROGRAMS, 'qemu-io'], 'RBD images', () => {
     await expect(daemon.rpc('bdev_rbd_resize', { name: 'grows', new_size: 16 })).rejects.toThrow(
       /grows has 24 MiB, and would lose what lies behind 16 MiB.* --size 16M volumes\/grows"/,
     )
+    await expect(daemon.rpc('bdev_rbd_resize', { name: 'grows', new_size: 0 })).rejects.toThrow(
+      /grows has blocks of \d+ bytes, more than 0/,
+    )
     expect((await bdev('grows')).num_blocks).toBe((24 << 20) / 4096)
     expect(JSON.parse(await ceph.run('rbd', 'info', 'volumes/grows', '--format', 'json'))).toMatchObject({
       size: 24 << 20,
