@@ -245,9 +245,12 @@ function checkRequired(line: CommandLine, given: ReadonlyMap<CliOption, unknown>
   const computedParams = new Set(
     missing.flatMap(({ computed }) => (computed === undefined ? [] : [computed.param])),
   )
-  const names = missing.filter(({ path }) => !computedParams.has(path)).map(option => nameOf(line, option))
-  if (names.length > 0)
-    throw new UsageError(`${names.join(', ')} ${names.length === 1 ? 'is' : 'are'} required`)
+  const [first, ...others] = missing.filter(({ path }) => !computedParams.has(path))
+  if (first === undefined) return
+  const names = [first, ...others].map(option => nameOf(line, option)).join(', ')
+  if (others.length > 0) throw new UsageError(`${names} are required`)
+  const choices = first.choices.length > 0 ? `: one of ${first.choices.join(', ')}` : ''
+  throw new UsageError(`${names} is required${choices}`)
 }
 
 /** How an option is called in messages: the word's place, or the long flag. */

@@ -110,6 +110,12 @@ describe('qpair NOUN VERB', () => {
     )
   })
 
+  it('names the choices there are for what is missing', async () => {
+    const terminal = new RecordingTerminal()
+    expect(await main(['stop'], terminal)).toBe(2)
+    expect(terminal.error).toMatch(/^qpair: SIG_NAME is required: one of SIGINT, SIGTERM, .*SIGUSR1\n$/)
+  })
+
   it('finds the daemon by -r, --rpc-socket and QPAIR_SOCKET', async () => {
     const { address } = await serveShelf(openShelf())
     for (const args of [
