@@ -80,6 +80,7 @@ const volumeCreate = method({
     ENOENT: 'there is no pool of that name, or no backing volume',
     EINVAL: 'the name, the size or a feature is none, or the pool is not active',
     EEXIST: NEW_NAME.EEXIST,
+    EBUSY: 'the backing volume is being deleted or overwritten',
     ENOSPC: 'the pool has not that much room',
     ENOTSUP: 'the pool cannot make volumes, or none of that format',
   },
@@ -92,6 +93,7 @@ const volumeCreate = method({
   },
   async run({ pool, name, format, preallocation, features, ...rest }, { volumes }: VolumeContext) {
     const backing = rest.backing === undefined ? undefined : volumes.find(rest.backing)
+    if (backing !== undefined) volumes.claims.refuseBusy(backing.pool, backing.volume.name, 'read')
     const capacity = rest.capacity ?? backing?.volume.capacityBytes
     if (capacity === undefined) {
       throw new RpcError('EINVAL', `volume ${name} needs a capacity: say how big it is, such as 10G`)

@@ -110,13 +110,14 @@ describe('a change that takes long', () => {
       ...{ kind: 'volume_delete', name: 'far/a', state: 'running', percent: 25, cancellable: false },
     })
     for (const [method, params] of [
-      ['volume_delete', {}],
-      ['volume_rename', { name: 'c' }],
-      ['volume_resize', { capacity: '8G' }],
-      ['volume_clone', { name: 'c' }],
-      ['volume_export', { nbd: true }],
+      ['volume_delete', { volume: 'a' }],
+      ['volume_rename', { volume: 'a', name: 'c' }],
+      ['volume_resize', { volume: 'a', capacity: '8G' }],
+      ['volume_clone', { volume: 'a', name: 'c' }],
+      ['volume_export', { volume: 'a', nbd: true }],
+      ['volume_create', { pool: 'far', name: 'c', backing: 'a' }],
     ] as const) {
-      await expect(storage.call(method, { volume: 'a', ...params }), method).rejects.toThrow(
+      await expect(storage.call(method, params), method).rejects.toThrow(
         'volume far/a is used by volume_delete of a, a job that qpair job list shows: wait for its end',
       )
     }
