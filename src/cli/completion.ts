@@ -125,7 +125,7 @@ function flagsAndValues(line: CommandLine, before: readonly string[]): string[] 
     ? line.options.find(({ on, kind }) => kind !== 'switch' && on.includes(last))
     : undefined
   if (flag !== undefined) return [...flag.choices]
-  const shown = line.options.filter(({ dropped }) => !dropped)
+  const shown = line.options.filter(({ unlisted }) => !unlisted)
   return shown.flatMap(({ on, off }) =>
     [...on, ...off].filter(name => name.length > 1).map(name => `--${name}`),
   )

@@ -32,6 +32,7 @@ const option = (
   off: [],
   computed: undefined,
   dropped: false,
+  unlisted: false,
 })
 
 const INDENT = option('indent', 'number', 'i', 'Spaces of each level; negative: all on one line (default 2)')

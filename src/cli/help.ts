@@ -80,7 +80,7 @@ export function commandHelp({ words, method }: Command): string {
   const line = commandLine(method)
   // A word is listed once, among the arguments, unless it has a letter too.
   const options = line.options.filter(
-    option => !option.dropped && (!line.positional.includes(option) || option.on.length > 1),
+    option => !option.unlisted && (!line.positional.includes(option) || option.on.length > 1),
   )
   const others = commandsOf(method).filter(command => command.words.join(' ') !== words.join(' '))
   return [

@@ -28,6 +28,8 @@ export interface CliOption {
   readonly computed: ComputedWord<string> | undefined
   /** Accepted for the sake of old command lines, and not sent. */
   readonly dropped: boolean
+  /** Accepted, but not named: dropped, or only for the daemon itself. */
+  readonly unlisted: boolean
 }
 
 export interface CommandLine {
@@ -54,7 +56,7 @@ export function commandLine(method: Declared): CommandLine {
   }
   for (const name of method.ignored) {
     const type = isSwitch(method.cli.flags?.[name]) ? 'boolean' : 'string'
-    options.push({ ...makeOption(method, name, { type }, false), dropped: true })
+    options.push({ ...makeOption(method, name, { type }, false), dropped: true, unlisted: true })
   }
   const distinct = withoutTwins(options)
   const positional = (method.cli.positional ?? []).map(path => {
@@ -96,6 +98,7 @@ function makeOption({ cli }: Declared, path: string, given: JsonSchema, required
     off: kind === 'switch' ? [...offNames, `no-${own}`] : offNames,
     computed: undefined,
     dropped: false,
+    unlisted: schema.internal === true || given.internal === true,
   }
 }
 

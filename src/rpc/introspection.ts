@@ -87,6 +87,8 @@ export interface JsonSchema {
   readonly required?: readonly string[]
   readonly additionalProperties?: boolean | JsonSchema
   readonly anyOf?: readonly JsonSchema[]
+  /** The daemon itself gives it, when it repeats a call: no help or completion names it. */
+  readonly internal?: boolean
 }
 
 /** What a method takes, each parameter by its name. */

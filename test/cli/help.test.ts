@@ -14,13 +14,14 @@ const list = method({
     labels: z.array(z.string()).default([]).describe('Those with a label'),
     order: z.string().default('name').describe('What they are sorted by'),
     label_file: z.string().default('').describe('A file with labels'),
+    again: z.boolean().default(false).describe('After an interruption').meta({ internal: true }),
   }),
   result: z.array(row),
   cli: { columns: ['name', 'disks'] },
   run: () => [],
 })
 
-it('says nothing of defaults that go without saying, and others as they are typed', () => {
+it('says nothing of defaults that go without saying, nor of what only the daemon gives', () => {
   const help = commandHelp({ words: ['shelf', 'list'], method: list })
   expect(/Options\n([\s\S]*?)\n\n/.exec(help)![1]!.split('\n')).toEqual([
     '  --all              Empty ones too',

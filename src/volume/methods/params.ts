@@ -32,12 +32,14 @@ export const resume = z
   .boolean()
   .default(false)
   .describe('It was interrupted, and what it left may be there. The daemon says so itself when it comes back')
+  .meta({ internal: true })
 
 /** Beside it. */
 export const identity = z
   .string()
   .optional()
   .describe('Which volume it was: another that has its name by then is left alone. The daemon says so itself')
+  .meta({ internal: true })
 
 /** Beside both, of work that fills a file. */
 export const mount = z
@@ -46,6 +48,7 @@ export const mount = z
   .describe(
     'Where the file system is mounted that it was begun on: it waits for that. The daemon says so itself',
   )
+  .meta({ internal: true })
 
 /** Bytes as a number, or as people write them. */
 export const size = z.union([z.int().min(1), z.string()])
