@@ -320,10 +320,15 @@ await describeWith(PROGRAMS, 'pools in a guest', () => {
       const found = (await volumes(pool)).map(({ name, capacity }) => [name, capacity / GIB])
       expect(found).toEqual(units.map(lun => [`unit:0:0:${lun}`, 20 * (lun + 1)]))
     }
+    // What asking that server has found besides, where the usual is to log in to everything when the machine starts.
+    const found = 'iscsiadm -m node -T iqn.2026-01.org.example:found -p 127.0.0.1:3260,1 -I qpair'
+    await inside(`iscsiadm -m iface -I qpair -o new && ${found} -o new`)
+    await inside(`${found} -o update -n node.startup -v automatic`)
     // The machine itself, which is not to see what the sessions of other pools show.
     const named = /<initiator>.*<\/initiator>/
     await rpc('pool_create', { xml: iscsiXml('iscsi', 'plain', '').replace(named, '') })
     expect((await volumes('plain')).map(({ name }) => name)).toEqual(['unit:0:0:0'])
+    expect(await inside(`${found} | grep ^node.startup`)).toBe('node.startup = manual\n')
     await rpc('pool_destroy', { pool: 'plain' })
     expect(await inside("grep -hc '^qpair-' /sys/class/iscsi_session/*/ifacename")).toBe('1\n1\n1\n')
     await rpc('volume_export', { volume: 'store1/unit:0:0:1', nbd: true, listen: ['127.0.0.1:0'] })

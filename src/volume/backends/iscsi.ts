@@ -73,7 +73,7 @@ class IscsiPool implements PoolBackend {
     await this.#makeInterface()
     const discovered = ['-m', 'discovery', '-t', 'sendtargets', '-p', portal, ...this.#ofInterface()]
     await this.#run('ask for its targets', [...discovered, '-o', 'new'])
-    await this.#set('node.startup', 'manual')
+    await this.#keepFromBoot()
     await this.#authenticate()
     try {
       await this.#run('log in', [...this.#node(), '--login'], { timeoutMs: LOGIN_TIMEOUT_MS })
@@ -150,6 +150,12 @@ class IscsiPool implements PoolBackend {
     if (initiator === undefined) return
     const set = [...record, '-o', 'update', '-n', 'iface.initiatorname', '-v', initiator]
     await this.#run('set its initiator', set)
+  }
+
+  /** Of what has been found, other targets of that server too: where the usual is to log in, the machine would at its start. */
+  async #keepFromBoot(): Promise<void> {
+    const update = ['-o', 'update', '-n', 'node.startup', '-v', 'manual']
+    await this.#run('set node.startup', ['-m', 'node', ...this.#ofInterface(), ...update])
   }
 
   async #authenticate(): Promise<void> {
