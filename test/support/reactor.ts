@@ -44,6 +44,7 @@ export class LocalReactorGroup implements ReactorGroup {
   readonly reactors: readonly Reactor[]
   readonly #ports: readonly Port[]
   #nowUs = 0
+  #isClosed = false
 
   constructor(options: LocalReactorOptions = {}) {
     const { count = 1, ring = false, time = 'manual', arenaBytes = 64 << 20 } = options
@@ -108,6 +109,8 @@ export class LocalReactorGroup implements ReactorGroup {
   /** Polls, and lets the event loop turn, until `condition` holds. The test's own time limit ends a wait in vain. */
   async until(condition: () => boolean): Promise<void> {
     while (!condition()) {
+      // Their memory is gone: who still waits belongs to a test that has failed.
+      if (this.#isClosed) throw new Error('the reactors were closed while something was waited for')
       if (this.poll() === 0) for (const { ring } of this.reactors) ring?.wait(200)
       await new Promise(setImmediate)
     }
@@ -119,6 +122,7 @@ export class LocalReactorGroup implements ReactorGroup {
   }
 
   close(): void {
+    this.#isClosed = true
     for (const { ring, arena } of this.reactors) {
       ring?.close()
       arena.close()
