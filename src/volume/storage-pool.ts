@@ -119,7 +119,7 @@ export class StoragePool implements Pool {
       await this.#look()
     } catch (error) {
       this.isActive = false
-      await this.backend.stop()
+      await this.backend.stop().catch((failed: Error) => log.warning(`pool ${this.name}: ${failed.message}`))
       throw error
     }
     log.notice(`pool ${this.name} is started: ${this.contents?.volumes.length} volumes`)

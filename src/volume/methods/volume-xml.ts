@@ -26,6 +26,7 @@ export const volumeCreateXml = method({
     ENOENT: 'there is no pool of that name',
     EINVAL: 'the document is not one of a volume, or the pool is not active',
     EEXIST: 'there is a volume of that name',
+    EBUSY: 'the backing volume is being deleted or overwritten',
     ENOSPC: 'the pool has not that much room',
     ENOTSUP: 'the pool cannot make volumes, or none of that format',
   },

@@ -93,7 +93,6 @@ const volumeCreate = method({
   },
   async run({ pool, name, format, preallocation, features, ...rest }, { volumes }: VolumeContext) {
     const backing = rest.backing === undefined ? undefined : volumes.find(rest.backing)
-    if (backing !== undefined) volumes.claims.refuseBusy(backing.pool, backing.volume.name, 'read')
     const capacity = rest.capacity ?? backing?.volume.capacityBytes
     if (capacity === undefined) {
       throw new RpcError('EINVAL', `volume ${name} needs a capacity: say how big it is, such as 10G`)

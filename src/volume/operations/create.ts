@@ -1,5 +1,6 @@
 /** New volumes that hold nothing yet. */
 import { wholeBlocks } from '../../core/parse-size.ts'
+import { fullName } from '../found.ts'
 import { type CreateVolume, QUIET } from '../pool.ts'
 import type { Volumes } from '../volumes.ts'
 import { type JobStarted, startJob } from './job.ts'
@@ -17,16 +18,26 @@ export async function createVolume(
   const request = { ...asked, capacityBytes: total }
   const pool = pools.active(poolName)
   const create = operationOf(pool, 'create')
+  const holds = request.backing === undefined ? [] : namesOf(volumes, request.backing.path)
   claims.refuseName(pool, name)
   if (request.preallocation !== 'off') {
-    return startJob(volumes, pool, { kind: 'volume_create', name, takes: [name], total }, progress =>
-      create(request, progress),
-    )
+    const job = { kind: 'volume_create', name, takes: [name], holds, total }
+    return startJob(volumes, pool, job, progress => create(request, progress))
   }
-  await pool.change(async () => {
+  const letGo = claims.take(pool, [], holds, `is going to be beneath ${name}`)
+  const making = pool.change(async () => {
     claims.refuseName(pool, name)
     const free = claims.take(pool, [name], [], 'is being made')
     await create(request, QUIET).finally(free)
   })
+  await making.finally(letGo)
   return {}
+}
+
+/** The volumes that are a file or device. */
+function namesOf({ pools }: Volumes, path: string): string[] {
+  return pools.list().flatMap(pool => {
+    const volumes = pool.contents?.volumes.filter(volume => volume.path === path) ?? []
+    return volumes.map(volume => fullName({ pool, volume }))
+  })
 }

@@ -5,6 +5,8 @@ import type { PoolBackend, PoolBackendType, Progress, VolumeFacts } from '../../
 import { directoryXml, Storage } from '../support.ts'
 
 const GIB = 2 ** 30
+const OVER_A = `<volume><name>over</name><capacity>${GIB}</capacity><target><format type='qcow2'/></target>
+  <backingStore><path>/slow/a</path><format type='raw'/></backingStore></volume>`
 
 /** Storage that changes a volume when a test lets it, and tells how far it is. */
 class Slow {
@@ -22,7 +24,7 @@ class Slow {
     })
   }
 
-  async #change({ name }: VolumeFacts, progress: Progress): Promise<void> {
+  async #change({ name }: { readonly name: string }, progress: Progress): Promise<void> {
     await new Promise<void>((resolve, reject) => {
       progress.signal.addEventListener('abort', () => reject(progress.signal.reason))
       const end = (error?: Error): void => (error === undefined ? resolve() : reject(error))
@@ -41,6 +43,10 @@ class Slow {
       opening: () => ({ method: 'bdev_null_create' }),
       volumes: {
         areChangesLong: true,
+        create: async (volume, progress) => {
+          await this.#change(volume, progress)
+          this.put(volume.name, undefined)
+        },
         delete: async (volume, progress) => {
           await this.#change(volume, progress)
           this.volumes.delete(volume.name)
@@ -116,6 +122,7 @@ describe('a change that takes long', () => {
       ['volume_clone', { volume: 'a', name: 'c' }],
       ['volume_export', { volume: 'a', nbd: true }],
       ['volume_create', { pool: 'far', name: 'c', backing: 'a' }],
+      ['volume_create_xml', { pool: 'far', xml: OVER_A }],
     ] as const) {
       await expect(storage.call(method, params), method).rejects.toThrow(
         'volume far/a is used by volume_delete of a, a job that qpair job list shows: wait for its end',
@@ -127,6 +134,19 @@ describe('a change that takes long', () => {
     slow.underWay.get('a')!.end()
     expect(await end(job_id)).toMatchObject({ state: 'completed' })
     expect(await storage.names({ refresh: false })).toEqual(['c'])
+  })
+
+  it('is refused while something is made over the volume', async () => {
+    const { job_id } = await storage.call<{ job_id: number }>('volume_create', {
+      ...{ pool: 'far', name: 'over', backing: 'a', format: 'qcow2', preallocation: 'metadata' },
+    })
+    await isUnderWay('over')
+    await expect(storage.call('volume_delete', { volume: 'a' })).rejects.toThrow(
+      'volume far/a is used by volume_create of over, a job that qpair job list shows: wait for its end',
+    )
+    slow.underWay.get('over')!.end()
+    await end(job_id)
+    expect(await storage.names()).toEqual(['a', 'b', 'over'])
   })
 
   it('goes on with the same volume after an interruption, and with no other', async () => {
