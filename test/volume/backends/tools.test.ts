@@ -285,13 +285,12 @@ describe('an iscsi pool', () => {
     await expect(storage.call('pool_start', { pool: 'p' })).rejects.toThrow(
       'pool p cannot log in (iqn.2026-01.org.example:a at 192.0.2.7:3260)',
     )
-    const node = '-m node -T iqn.2026-01.org.example:a -p 192.0.2.7:3260 -I qpair'
     expect(words('iscsiadm')).toEqual([
       '-m iface',
       '-m iface -I qpair -o new',
       '-m discovery -t sendtargets -p 192.0.2.7:3260 -I qpair -o new',
-      `${node} -o update -n node.startup -v manual`,
-      `${node} --login`,
+      '-m node -I qpair -o update -n node.startup -v manual',
+      '-m node -T iqn.2026-01.org.example:a -p 192.0.2.7:3260 -I qpair --login',
     ])
   })
 
