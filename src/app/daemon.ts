@@ -167,10 +167,14 @@ function buildContext(
       isSlow(call) ? replay(call) : dispatch.exclusive(() => bdevs.replaying(() => replay(call))),
     save: () => dispatch.exclusive(save),
   })
-  const volumes = new Volumes({ pools, bdevs, jobs, reactors, ...dispatch })
+  const images = new ServerImages()
+  const volumes = new Volumes({
+    ...{ pools, bdevs, jobs, reactors, ...dispatch },
+    guestsOf: volume => images.writersOf(volume),
+  })
   const guestParts = {
     ...{ bdevs, volumes, vhost, nbd, call: dispatch.call, turns: new Turns() },
-    images: new ServerImages(),
+    images,
     socketDirectory: vhostSettings.directory,
   }
   const ownGuests = new OwnGuests({ ...guestParts, directory: guestDirectory })

@@ -99,7 +99,11 @@ export class VolumeExports {
       : this.#volumes.claims.take(pool, [volume.name], [], doing)
     try {
       const use = await this.#volumes.useOf(found)
-      if (!options.shared) refuseSecondWriter(found, use, options.readOnly || volume.format === 'iso')
+      if (!options.shared) {
+        // Other clients of its server may be gateways, which serve it as well; of these guests it is known that they write.
+        const others = [...use.others, ...this.#volumes.guestsOf(volume)]
+        refuseSecondWriter(found, { ...use, others }, options.readOnly || volume.format === 'iso')
+      }
       return await this.#open(found, use, options)
     } finally {
       free()

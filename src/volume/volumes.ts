@@ -24,6 +24,8 @@ export interface VolumesOptions {
   /** The same at once, saving nothing. */
   readonly replay: Call
   readonly reactors: ReactorGroup
+  /** Guests that write to an image on a server by themselves, whom nothing but this daemon knows. */
+  readonly guestsOf?: (volume: VolumeFacts) => readonly string[]
 }
 
 /** What operations on volumes have in common: where volumes are, who uses them, and who has them to himself. */
@@ -37,16 +39,19 @@ export class Volumes {
   readonly scratch: ScratchBdevs
   /** A method of the daemon at once, saving nothing. */
   readonly replay: Call
+  /** See `VolumesOptions`. */
+  readonly guestsOf: (volume: VolumeFacts) => readonly string[]
   readonly #call: Call
   /** Identities of volumes that an interrupted import has filled in part, under the name that they are to have. */
   readonly halfFilled = new Set<string>()
 
-  constructor({ pools, bdevs, jobs, call, replay, reactors }: VolumesOptions) {
+  constructor({ pools, bdevs, jobs, call, replay, reactors, guestsOf = () => [] }: VolumesOptions) {
     this.pools = pools
     this.bdevs = bdevs
     this.jobs = jobs
     this.#call = call
     this.replay = replay
+    this.guestsOf = guestsOf
     this.exports = new VolumeExports(this, call)
     this.imports = new LibvirtImport(pools, call)
     this.scratch = new ScratchBdevs({ bdevs, reactors, replay })

@@ -237,6 +237,7 @@ describe('a disk that a guest writes to', () => {
     const refused = 'ceph/image is in use by guest web, disk vda, and two writers would destroy it'
     await expect(take('db')).rejects.toThrow(refused)
     await expect(take('db', { means: 'nbd' })).rejects.toThrow(refused)
+    expect(all.images.writersOf({ type: 'network', path: 'ceph/image' })).toEqual(['guest web, disk vda'])
     const domain = new LibvirtGuests(all)
     const asked = request({ volume: 'ceph/image', means: 'direct' })
     await expect(domain.attach(undefined, asked)).rejects.toThrow(refused)

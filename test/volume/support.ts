@@ -18,7 +18,7 @@ import type { PoolBackendType } from '../../src/volume/pool.ts'
 import { StoragePools } from '../../src/volume/pools.ts'
 import { Secrets } from '../../src/volume/secrets.ts'
 import { ReactorDisks } from '../../src/volume/transfer/reactor-disk.ts'
-import { Volumes } from '../../src/volume/volumes.ts'
+import { Volumes, type VolumesOptions } from '../../src/volume/volumes.ts'
 import { LocalReactorGroup } from '../support/reactor.ts'
 
 const methods = [...bdevMethods, ...storageMethods, ...jobMethods]
@@ -28,6 +28,7 @@ interface StorageOptions {
   readonly isStarting?: boolean
   /** For jobs, and for those who wait for them. */
   readonly clock?: Clock
+  readonly guestsOf?: VolumesOptions['guestsOf']
 }
 
 export class Storage {
@@ -60,7 +61,10 @@ export class Storage {
     })
     if (options.isStarting !== true) this.pools.daemonIsUp()
     const { bdevs, jobs, pools, reactors, secrets } = this
-    this.volumes = new Volumes({ bdevs, jobs, pools, reactors, call, replay })
+    this.volumes = new Volumes({
+      ...{ bdevs, jobs, pools, reactors, call, replay },
+      ...(options.guestsOf === undefined ? {} : { guestsOf: options.guestsOf }),
+    })
     this.#dispatcher = new Dispatcher({
       methods,
       context: {

@@ -5,6 +5,7 @@
  */
 import type { DiskSource } from '../../libvirt/disk-xml.ts'
 import { nameOf } from '../../libvirt/domain-xml.ts'
+import type { VolumeFacts } from '../../volume/pool.ts'
 
 export class ServerImages {
   /** The images by the disk that has them. */
@@ -17,6 +18,11 @@ export class ServerImages {
 
   letGo(disk: string): void {
     this.#held.delete(disk)
+  }
+
+  /** The disks that write to a volume; QEMU opens none on a server but Ceph's, by the name that the pool has for it. */
+  writersOf({ type, path }: Pick<VolumeFacts, 'type' | 'path'>): string[] {
+    return type === 'network' ? this.holdersOf({ kind: 'rbd', name: path, hosts: [] }) : []
   }
 
   /** The disks that write to it. */
