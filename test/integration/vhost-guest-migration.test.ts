@@ -17,6 +17,12 @@ const MIB = 1 << 20
 const SIZE = 64 * MIB
 const MIGRATIONS = 4
 const READ_MIB = 16
+/**
+ * QEMU before 9.0 misses now and then, where it emulates, what a processor writes while it is read which pages are dirty: the
+ * kernel of a guest that has moved then finds its own lists broken. Pages that the daemon writes to have data, which is compared.
+ */
+const KERNEL_BROKEN = /the guest has reset itself[\s\S]*(kernel BUG|BUG:|Oops|general protection)/
+const ATTEMPTS = 3
 
 /**
  * Reads new data into the page cache and looks at it a little later. Nobody but the daemon writes to those pages, so where
@@ -69,7 +75,7 @@ await describeWith(GUEST_PROGRAMS, 'live migration', () => {
   })
   afterAll(() => target?.stop())
 
-  it('goes to and fro while the guest writes and reads back', async () => {
+  async function toAndFro(): Promise<void> {
     let guest = await Guest.start(options.here)
     try {
       await guest.booted()
@@ -124,6 +130,16 @@ await describeWith(GUEST_PROGRAMS, 'live migration', () => {
       expect(await host.ioErrors()).toBe('')
     } finally {
       await guest.stop()
+    }
+  }
+
+  it('goes to and fro while the guest writes and reads back', async () => {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await toAndFro()
+      } catch (error) {
+        if (attempt === ATTEMPTS || !KERNEL_BROKEN.test((error as Error).message)) throw error
+      }
     }
   })
 })
